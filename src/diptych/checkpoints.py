@@ -1,0 +1,193 @@
+"""Checkpoints that survive: written aside, flushed, hashed, renamed; loaded only when every hash agrees.
+
+A checkpoint is a folder `step_0000120/` with tensors (safetensors, never pickle), `state.json` (numbers and strings) and
+`manifest.json` (sha256 of every other file). A folder of that name is always whole: it appears by one rename.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from diptych.errors import CheckpointError, OutputError
+
+KEEP = 2  # the newest, and one to fall back to
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `path` so that it is the old file or the new one, never half: temporary name, flush to disk, rename."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise disk_error(path, len(data), error) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable (a rename alone may be lost with the power)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_error(path: Path, needed: int, error: OSError) -> OutputError:
+    """One line with what a full or read-only disk lacks."""
+    try:
+        free = f", {shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free"
+    except OSError:
+        free = ""
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(f"cannot write {path} ({reason}): it needs {needed / 1e6:.1f} MB{free}; make room and run again with --resume")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OutputError at the start of a run rather than at its first checkpoint."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(f"{folder} needs about {needed / 1e6:,.0f} MB for checkpoints, {free / 1e6:,.0f} MB are free")
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int = KEEP) -> Path:
+    """Save one checkpoint atomically and delete all but the `keep` newest.
+
+    `tensors` maps a file's stem to its named tensors, `state` is any JSON. Raises OutputError when the disk refuses: the
+    checkpoints before it are then untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, aside = folder / f"step_{step:07d}", folder / f".step_{step:07d}.tmp-{os.getpid()}"
+    files = {f"{name}.safetensors": safetensors.torch.save(plain(group)) for name, group in tensors.items()}
+    files["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files["manifest.json"] = json.dumps({"format": 1, "sha256": hashes}, indent=1).encode()
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        for name, data in files.items():
+            write_file(aside / name, data)
+        shutil.rmtree(whole, ignore_errors=True)  # a broken one of the same step, else there is nothing to save
+        os.replace(aside, whole)
+        flush_folder(folder)
+    except OSError as error:
+        raise disk_error(whole, sum(map(len, files.values())), error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    write_file(folder / "last", whole.name.encode())
+    if fault(whole) is None:
+        for old in steps(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    return whole
+
+
+def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous and in storage of their own, as safetensors asks (channels_last weights are not)."""
+    return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoint folders, oldest first: ordered by step, not by any clock."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None when every file has the hash it was written with."""
+    try:
+        hashes = json.loads((checkpoint / "manifest.json").read_bytes())["sha256"]
+        for name, expected in hashes.items():
+            if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
+                return f"{name} is damaged (its hash has changed)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "manifest.json is damaged"
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, None when there is none at all. Warns of each broken one that it passes over.
+
+    Raises CheckpointError when there are checkpoints and all are broken: starting over silently would lose a run.
+    """
+    for stray in folder.glob(".step_*.tmp-*"):
+        shutil.rmtree(stray, ignore_errors=True)  # left by a process that was killed while it wrote
+    found = steps(folder)
+    for checkpoint in reversed(found):
+        reason = fault(checkpoint)
+        if reason is None:
+            return checkpoint
+        warnings.warn(f"{checkpoint}: {reason}; looking for an older checkpoint", stacklevel=2)
+    if found:
+        raise CheckpointError(f"no checkpoint in {folder} is whole; restore one, or start over with --overwrite")
+    return None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file. Raises CheckpointError naming the file."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def read_state(checkpoint: Path) -> dict:
+    """The JSON state of a checkpoint that `newest` has verified."""
+    return json.loads((checkpoint / "state.json").read_bytes())
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
+    """An optimizer's memory as named tensors and a JSON remainder, both without pickle."""
+    state = optimizer.state_dict()
+    tensors, values = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            (tensors if isinstance(value, Tensor) else values)[f"{index}.{name}"] = value
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    return tensors, {"values": values, "groups": groups}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], remainder: dict) -> None:
+    """Give a fresh optimizer the memory that `pack_optimizer` took from its twin."""
+    current = optimizer.state_dict()
+    state: dict[int, dict] = {}
+    for key, value in {**tensors, **remainder["values"]}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    groups = [merge(old, new) for old, new in zip(current["param_groups"], remainder["groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def merge(old: dict, new: dict) -> dict:
+    """A parameter group with the saved numbers; JSON has made lists of its tuples (Adam's betas)."""
+    return {**old, **{k: tuple(v) if isinstance(old.get(k), tuple) else v for k, v in new.items()}}
+
+
+def load_exactly(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path | str, missing: Iterable[str] = ()) -> None:
+    """Load named tensors into a module; every difference that is not in `missing` is an error that names the keys."""
+    own = module.state_dict()
+    absent = sorted(set(own) - set(tensors) - set(missing))
+    extra = sorted(set(tensors) - set(own))
+    wrong = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    if absent or extra or wrong:
+        told = [f"{word} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)})"
+                for word, keys in (("missing", absent), ("unexpected", extra), ("of another shape", wrong)) if keys]
+        raise CheckpointError(f"{source} does not fit this network: {'; '.join(told)}")
+    module.load_state_dict(tensors, strict=False)

@@ -1,0 +1,37 @@
+"""Errors a user can cause. Each is one line that names the thing and the fix; the command line turns it into its exit code."""
+
+
+class DiptychError(Exception):
+    """Base of all errors a user can cause. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class RecipeError(DiptychError):
+    """A recipe, an argument or an option is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(DiptychError):
+    """Images or labels are missing, broken or do not fit (exit code 3)."""
+
+    exit_code = 3
+
+
+class CheckpointError(DiptychError):
+    """A checkpoint or a file of weights cannot be used (exit code 4)."""
+
+    exit_code = 4
+
+
+class DivergedError(DiptychError):
+    """Training left the finite numbers (exit code 5)."""
+
+    exit_code = 5
+
+
+class OutputError(DiptychError):
+    """The output folder or the disk refuses (exit code 6)."""
+
+    exit_code = 6

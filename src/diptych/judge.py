@@ -1,0 +1,203 @@
+"""A trained encoder at work: what it is worth on labelled images, and the vectors it makes of any."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diptych import pictures
+from diptych.diagnose import diagnose
+from diptych.embed import embeddings, raw_pixels, save_embeddings
+from diptych.errors import DataError, RecipeError
+from diptych.evaluate import chance, check_classes, knn_accuracy, linear_probe, nearest
+from diptych.images import RESIDENT_BYTES, Images
+from diptych.job import bytes_of, choose_device
+from diptych.progress import Progress
+from diptych.random_at import random_at
+from diptych.run import Run, is_run
+from diptych.views import View
+from diptych.weights import Preprocessing, load
+
+PROTOCOLS = ("knn", "linear")
+MAPPED, QUERIES, NEIGHBOURS = 600, 10, 6  # test images on the report's map; rows and columns of its neighbours
+THUMBNAIL = 48  # pixels
+BATCH = 512
+
+
+def evaluate(
+    run: Run | str | Path,
+    train: Images,
+    test: Images,
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+    protocols: Sequence[str] = PROTOCOLS,
+    baselines: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    encoder: nn.Module | None = None,
+    show: bool = True,
+) -> list[dict]:
+    """Judge the encoder of a run (or of an encoder folder) on labelled images; a run keeps the result for its report.
+
+    Returns the lines of evaluations.jsonl: one a protocol and subject ("chance", "raw pixels", "untrained", "trained"),
+    with accuracy, 95 % interval and sizes, and one with the diagnosis of the test images' embeddings. The probe's
+    regularisation is chosen on a held-out part of `train`; `test` is looked at once. `encoder` is needed where the trained
+    network was the user's own module.
+
+    Raises DataError when labels are missing or `test` has classes that `train` lacks, CheckpointError when there is no
+    encoder, RecipeError for an unknown protocol.
+    """
+    if unknown := [name for name in protocols if name not in PROTOCOLS]:
+        raise RecipeError(f"there is no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
+    folder, where = run.folder if isinstance(run, Run) else Path(run), choose_device(device)
+    lines: list[dict] = []
+    with Progress("evaluate", show=show) as progress:
+        vectors = dict(subjects(folder, train, test, baselines, where, encoder, progress))
+        bank_labels, labels = names(train, "training"), names(test, "test")
+        check_classes(bank_labels, labels)
+        for protocol in protocols:
+            lines.append(chance(labels).row("chance") | {"protocol": protocol})
+            for subject, (bank, queries) in vectors.items():
+                progress.say(f"{protocol} accuracy of {subject} ...")
+                data = (bank, bank_labels, queries, labels)
+                score = knn_accuracy(*data, k, temperature) if protocol == "knn" else linear_probe(*data, seed=seed)
+                lines.append(score.row(subject))
+    bank, queries = vectors["trained"]
+    found = diagnose(queries, untrained=vectors["untrained"][1] if "untrained" in vectors else None)
+    lines.append({"diagnosis": vars(found)})
+    if is_run(folder):
+        Run(folder).append("evaluations.jsonl", lines)
+        keep_pictures(Run(folder), bank, queries, train, test, seed)
+    return lines
+
+
+def subjects(
+    folder: Path, train: Images, test: Images, baselines: bool, device: torch.device, encoder: nn.Module | None,
+    progress: Progress,
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:  # fmt: skip
+    """(name, (training vectors, test vectors)) of the trained encoder and, when asked, of what it is compared with."""
+    trained = load(folder, encoder)
+    expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
+    if baselines:
+        pixels = [torch.cat(list(stream(each))) for each in (train, test)]
+        flat = [raw_pixels(each, expected.mean, expected.std) for each in pixels]
+        yield "raw pixels", (flat[0], flat[1])
+        if (folder / "untrained" / "config.json").is_file():
+            weights = {name: value.clone() for name, value in trained.state_dict().items()}
+            untrained = load(folder / "untrained", encoder)
+            yield "untrained", embed_both(untrained, train, test, expected, device, progress, "untrained")
+            trained.load_state_dict(weights)  # of the user's own module there is only one: the two took turns in it
+    yield "trained", embed_both(trained, train, test, expected, device, progress, "trained")
+
+
+def embed_both(encoder: nn.Module, train: Images, test: Images, expected: Preprocessing, device: torch.device,
+               progress: Progress, name: str) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Embeddings of both sets, the progress over the two."""
+    total = len(train) + len(test)
+    vectors, offset = [], 0
+    for images in (train, test):
+        made = embeddings(encoder, stream(images), expected.mean, expected.std, expected.size, device=device,
+                          progress=lambda done, offset=offset: progress(offset + done, f"{name} encoder of {total:,} images"))  # fmt: skip
+        vectors.append(made)
+        offset += len(images)
+    return vectors[0], vectors[1]
+
+
+def stream(images: Images) -> Iterator[Tensor]:
+    """All images as (n, 3, S, S) uint8 batches: from memory where they are few, else decoded again each time."""
+    if images.bytes_in_memory < RESIDENT_BYTES:
+        yield from images.pixels().split(BATCH)
+    else:
+        yield from (pixels for _, pixels in images.batches(range(len(images)), BATCH))
+
+
+def names(images: Images, what: str) -> list[str]:
+    """The class name of each image, so that two sets with other numbers for their classes are never mixed up."""
+    if images.labels is None or images.classes is None:
+        raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source that has some")
+    return [images.classes[label] for label in images.labels]
+
+
+def keep_pictures(run: Run, bank: Tensor, queries: Tensor, train: Images, test: Images, seed: int) -> None:
+    """Arrays for the report: a map of some test images, and the nearest training images of a few."""
+    order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
+    xy, made_by = pictures.map_2d(queries[order].numpy(), seed)
+    classes = test.classes or []
+    run.picture("map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
+                thumbnails=thumbnails(test, order), classes=np.array(classes), made_by=np.array(made_by))  # fmt: skip
+    few = order[:QUERIES]
+    similarity, index = nearest(queries[few], bank, NEIGHBOURS)
+    shown = thumbnails(train, index.flatten())
+    known = {name: i for i, name in enumerate(classes)}
+    labels = [known.get(name, -1) for name in names(train, "training")]
+    run.picture("neighbours", query=thumbnails(test, few), similarity=similarity.numpy(),
+                neighbours=shown.reshape(*index.shape, *shown.shape[1:]),
+                query_labels=np.array([(test.labels or [])[int(i)] for i in few]),
+                neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
+                query_keys=np.array([test.keys[int(i)] for i in few]), classes=np.array(classes))  # fmt: skip
+
+
+def thumbnails(images: Images, rows: Tensor) -> np.ndarray:
+    """Some images as (n, t, t, 3) uint8, t at most THUMBNAIL."""
+    some = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
+    return pictures.thumbnails(some, THUMBNAIL)
+
+
+def embed(run: Run | str | Path, images: Images, *, out: str | Path | None = None, device: str = "auto",
+          encoder: nn.Module | None = None, show: bool = True) -> Tensor:  # fmt: skip
+    """The embeddings of images, (M, E) float32, in their order; with `out`, also as a folder of vectors.npy, index.jsonl
+    (key, label, status: a bad image keeps its row there and has no vector) and meta.json.
+
+    Raises CheckpointError when there is no encoder, DataError for images that cannot be read, OutputError for a folder
+    that is already there.
+    """
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    trained = load(folder, encoder)
+    expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
+    keys = list(images.keys)
+    labels = None if images.labels is None or images.classes is None else [images.classes[i] for i in images.labels]
+    with Progress("embed", len(images), show) as progress:
+        vectors = embeddings(trained, stream(images), expected.mean, expected.std, expected.size,
+                             device=choose_device(device), progress=progress)  # fmt: skip
+    if out is not None:
+        reasons = {row["key"]: row["reason"] for row in images.failed}
+        meta = {"encoder": str(folder), "preprocessing": vars(expected)}
+        save_embeddings(out, vectors, keys, labels, [reasons.get(key) for key in keys], meta)
+    return vectors
+
+
+def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> Image.Image:
+    """The contact sheet of `diptych views`: each image beside its two views."""
+    chosen = torch.randperm(len(images), generator=random_at(seed, "sheet"))[:count]
+    originals = torch.stack([images.load(int(i)) for i in chosen])
+    made = [view.display(view(originals, random_at(seed, "views", 0, i))) for i, view in enumerate(views[:2])]
+    return pictures.contact_sheet(bytes_of(originals / 255), bytes_of(made[0]), bytes_of(made[1]))
+
+
+def table(lines: list[dict]) -> str:
+    """The lines of `evaluate` for a terminal: a row a subject, a column a protocol, then the verdict."""
+    scores = [line for line in lines if "accuracy" in line]
+    columns = list(dict.fromkeys(line["protocol"] for line in scores))
+    rows = list(dict.fromkeys(line["subject"] for line in scores))
+    found = {(line["subject"], line["protocol"]): line for line in scores}
+    text = [f"{'accuracy, %':<14}" + "".join(f"{name:>20}" for name in columns)]
+    for row in rows:
+        cells = [found.get((row, column)) for column in columns]
+        text.append(f"{row:<14}" + "".join(f"{cell_of(cell):>20}" for cell in cells))
+    one = scores[-1]
+    text.append(f"{one['test_images']:,} test and {one['train_images']:,} training images of {one['classes']} classes; "
+                "[95 % interval over the test images]")  # fmt: skip
+    for line in lines:
+        if "diagnosis" in line:
+            told = line["diagnosis"]
+            text.append("; ".join([f"verdict: {told['verdict']}", *told["reasons"]]))
+            text += [f"  try: {advice}" for advice in told["advice"]]
+    return "\n".join(text)
+
+
+def cell_of(line: dict | None) -> str:
+    return "" if line is None else f"{100 * line['accuracy']:.1f} [{100 * line['interval'][0]:.1f}-{100 * line['interval'][1]:.1f}]"

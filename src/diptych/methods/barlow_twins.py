@@ -1,0 +1,56 @@
+"""Barlow Twins: Zbontar, Jing, Misra, LeCun and Deny, ICML 2021 (arXiv:2103.03230).
+
+Two views of an image should have the same projection, and no two columns of the projection should say the
+same thing. With z1, z2 standardised over a batch of N images:
+
+    C_ij = 1/N sum_b z1_bi z2_bj                                  (eq. 2)
+    L    = sum_i (1 - C_ii)^2  +  lambda sum_i sum_j!=i C_ij^2    (eq. 1)
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from diptych.heads import mlp
+from diptych.losses import barlow_twins
+from diptych.methods.method import Method, Parts, Projections, embedding_width, two_views
+
+
+class BarlowTwins(Method):
+    """An encoder and a projector whose two projections are made to correlate column by column.
+
+    encoder: images (N, 3, s, s) -> embedding (N, E).
+    projector: output widths of its Linear layers, with BN and ReLU between. Wide is good (fig. 4).
+    bias: biases in the projector's Linear layers; solo-learn and Keras have them, the authors do not.
+    off_diagonal_weight: lambda of eq. 1.
+    eps: added to the variances by which projections are standardised.
+    scale: multiplies the loss. LARS hides it from the weights, but biases and BN feel it.
+    keras: Keras' batch normalisation and starting weights in the projector.
+    width: E, needed for an encoder without `num_features`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: Sequence[int] = (8192, 8192, 8192),
+        bias: bool = False,
+        off_diagonal_weight: float = 0.0051,
+        eps: float = 1e-5,
+        scale: float = 1.0,
+        keras: bool = False,
+        width: int | None = None,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = mlp((embedding_width(encoder, width), *projector), bias=bias, keras=keras)
+        self.off_diagonal_weight, self.eps, self.scale = off_diagonal_weight, eps, scale
+
+    def project(self, views: Sequence[Tensor]) -> Projections:
+        view1, view2 = two_views(views)  #           (N, 3, s, s)
+        z1 = self.projector(self.encoder(view1))  #  (N, 3, s, s) -> (N, E) -> (N, D)
+        z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
+        return {"z1": z1, "z2": z2}
+
+    def compare(self, projections: Projections) -> tuple[Tensor, Parts]:
+        z1, z2 = projections["z1"], projections["z2"]  # (N, D)
+        return barlow_twins(z1, z2, self.off_diagonal_weight, self.eps, self.scale)

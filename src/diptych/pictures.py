@@ -1,0 +1,138 @@
+"""Pictures made of arrays: thumbnails, the contact sheet of view pairs, maps in two dimensions.
+
+Pure functions of numpy arrays. Images are (n, H, W, 3) uint8, the order that image files want.
+"""
+
+import base64
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diptych.errors import DataError
+
+PAPER, SOFT = (252, 251, 248), (95, 91, 84)
+SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels of one image on a contact sheet
+
+
+def thumbnails(images: np.ndarray, size: int) -> np.ndarray:
+    """Shrinks (n, H, W, 3) uint8 images to fit `size` x `size` pixels, on paper where they are not square.
+
+    Images that are small enough come back as they are: a 32-pixel image gains nothing by being enlarged here.
+    """
+    images = _checked(images)
+    if max(images.shape[1:3]) <= size:
+        return images
+    return np.array([np.asarray(_tile(image, size)) for image in images]).reshape(-1, size, size, 3)
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An (H, W, 3) or (H, W, 4) uint8 image as a PNG in text, for the `src` of a page without other files."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=9)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def contact_sheet(
+    originals: np.ndarray,
+    firsts: np.ndarray,
+    seconds: np.ndarray,
+    labels: tuple[str, str, str] = ("image", "view 1", "view 2"),
+) -> Image.Image:
+    """One picture of n rows "image, view 1, view 2", each (n, H, W, 3) uint8; many rows stand in blocks.
+
+    Small images are enlarged by whole pixels, or nobody could judge them. Raises `DataError` when the three
+    do not have the same number of images, or none.
+    """
+    columns = [_checked(images) for images in (originals, firsts, seconds)]
+    counts = {len(images) for images in columns}
+    if len(counts) != 1 or 0 in counts:
+        raise DataError(
+            f"a contact sheet needs as many images as views, got {[len(images) for images in columns]}"
+        )
+    n = counts.pop()
+    side = max(columns[1].shape[1:3])
+    tile = min(side * math.ceil(SMALLEST_TILE / side), LARGEST_TILE)
+    blocks = 1 if n <= 6 else 2 if n <= 16 else 3
+    rows = math.ceil(n / blocks)
+    # Pixels; the two views stand closer to each other than to their image.
+    margin, hinge, apart, heading = 24, 3, 14, 26
+    offsets = (0, tile + apart, 2 * tile + apart + hinge)
+    block = 3 * tile + apart + hinge + 2 * margin
+    sheet = Image.new("RGB", (blocks * block, 2 * margin + heading + rows * (tile + apart) - apart), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    for index in range(n):
+        left, row = margin + index // rows * block, index % rows
+        for label, offset, images in zip(labels, offsets, columns, strict=True):
+            if row == 0:
+                draw.text((left + offset, margin - 2), label, fill=SOFT, font=font)
+            sheet.paste(_tile(images[index], tile), (left + offset, margin + heading + row * (tile + apart)))
+    return sheet
+
+
+def principal_map(vectors: np.ndarray) -> np.ndarray:
+    """The first two principal components of (m, E) vectors, as (m, 2) float32.
+
+    The sign of a component is free; here its largest loading is positive, so equal vectors give equal maps.
+    Raises `DataError` when a vector is not finite.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise DataError(
+            f"a map needs finite vectors (m, E), got {vectors.shape} with values that are not finite numbers"
+        )
+    centred = vectors - vectors.mean(axis=0, keepdims=True) if len(vectors) else vectors
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:2]
+    largest = np.abs(directions).argmax(axis=1)
+    directions = (
+        directions * np.where(directions[np.arange(len(directions)), largest] < 0, -1.0, 1.0)[:, None]
+    )
+    xy = np.zeros((len(vectors), 2), dtype=np.float32)
+    xy[:, : len(directions)] = centred @ directions.T
+    return xy
+
+
+def map_2d(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
+    """Lays (m, E) embeddings out on a plane: `(xy (m, 2) float32, how it was made)`.
+
+    t-SNE (van der Maaten and Hinton 2008) of the vectors' directions where scikit-learn is installed and they
+    are ten or more, otherwise principal components. The same vectors and seed give the same map. Its
+    distances are not to be read.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    directions = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    start = principal_map(directions)
+    if len(directions) < 10 or not start.std():
+        return start, "principal components"
+    try:
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return start, "principal components"
+    # One thread: with several, the order of a sum, and with it the map, changes from call to call.
+    with threadpool_limits(1):
+        begin, perplexity = start / start[:, 0].std() * 1e-4, min(30, (len(start) - 1) / 3)
+        tsne = TSNE(init=begin, perplexity=perplexity, random_state=seed)
+        return tsne.fit_transform(directions).astype(np.float32), "t-SNE"
+
+
+def _checked(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
+        raise DataError(f"pictures are made of images (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    return images
+
+
+def _tile(image: np.ndarray, size: int) -> Image.Image:
+    """One image with its longer side `size`, in the middle of a square of paper."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    # Enlarged pixels stay visible as pixels; a shrunk image is filtered, or it would alias.
+    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    square = Image.new("RGB", (size, size), PAPER)
+    square.paste(Image.fromarray(image).resize(shape, way), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return square

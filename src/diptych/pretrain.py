@@ -1,0 +1,162 @@
+"""The loop: it owns time. Order, draws and rates are functions of the step, so any step can be made again.
+
+    (seed, epoch) -> order of images        (seed, step, view) -> draws        progress in [0, 1] -> learning rates
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diptych.distributed import agree, mean_over_ranks, rank, start, with_global_statistics, world_size, wrap
+from diptych.images import RESIDENT_BYTES, Images
+from diptych.job import Job, State, Watch, begin, check, choose_device, describe_arguments, finish, start_run
+from diptych.methods import Method
+from diptych.optimizers import set_rates
+from diptych.progress import Progress
+from diptych.random_at import random_at, seed_at
+from diptych.run import Run
+from diptych.schedules import warmup_cosine
+from diptych.signals import Preempted, StopRequest
+from diptych.views import View, draw_slice
+
+
+def pretrain(
+    method: Method,
+    images: Images,
+    views: Sequence[View],
+    optimizer: torch.optim.Optimizer,
+    *,
+    out: str | Path,
+    epochs: int,
+    batch_size: int,
+    schedule: Callable[[float], float] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "float32",
+    clip_norm: float | None = None,
+    watch: Sequence[Watch] = (),
+    watch_epochs: int = 1,
+    stop_on: str | None = None,
+    patience: int = 5,
+    log_steps: int = 10,
+    checkpoint_minutes: float = 5.0,
+    resume: bool = False,
+    overwrite: bool = False,
+    record: dict | None = None,
+    show: bool = True,
+) -> Run:
+    """Train `method` on two views of each image and leave a run folder with an encoder in it.
+
+    batch_size is the global number of images a step, over all processes; a short last batch is dropped. precision is
+    "float32", "bfloat16" (autocast; losses stay float32) or "float64". stop_on names what early stopping looks at: "loss"
+    (the epoch's mean) or a number that a watch returns, with a minus where larger is better ("-knn_accuracy"); after
+    `patience` epochs without a better one the run ends, and the best weights are restored. `record` is what recipe.yaml
+    will hold, by default a description of the arguments.
+
+    Raises RecipeError for impossible arguments, OutputError for a folder that may not be written, CheckpointError when
+    `resume` meets another recipe or other images, DivergedError at the first loss or gradient that is not finite, and
+    Preempted (exit code 75), after saving, when the process is asked to stop.
+    """
+    where = choose_device(device)
+    start(where)
+    if images.bytes_in_memory <= RESIDENT_BYTES:
+        images.pixels()  # decodes once; bad images are left out before anything is counted
+    steps_per_epoch = check(images, views, epochs, batch_size, precision)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    method = with_global_statistics(method).to(where, dtype)
+    method = method.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "precision": precision, "clip_norm": clip_norm}
+    record = record or describe_arguments(method, images, views, optimizer, settings)
+    run, state = start_run(out, record, resume, overwrite, method, optimizer, images)
+    job = Job(run, state, method, images, views, optimizer, schedule or warmup_cosine(), epochs, batch_size, steps_per_epoch,
+              seed, where, dtype, precision == "bfloat16", clip_norm, tuple(watch), watch_epochs, stop_on, patience,
+              log_steps, checkpoint_minutes)  # fmt: skip
+    try:
+        if not state.finished:
+            begin(job)
+            title = f"pretrain {type(method).__name__}"
+            with (
+                torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+                StopRequest() as stop,
+                Progress(title, job.total, show and rank() == 0) as progress,
+            ):
+                loop(job, stop, progress)
+            finish(job)
+    finally:
+        run.release()
+    return run
+
+
+def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
+    """Rates, views, loss, gradient, update, log; then what happens between steps. Waits for the device once a step."""
+    state, method, optimizer, model = job.state, job.method, job.optimizer, wrap(job.method)
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    for step, batch in feed(job):
+        set_rates(optimizer, job.schedule(step / job.total))
+        torch.manual_seed(seed_at(job.seed, "network", step, rank()))  # for networks with dropout: no state to save
+        pair = make_views(job, batch, step)
+        method.train()
+        job.remember_buffers()
+        with torch.autocast(job.device.type, torch.bfloat16, enabled=job.autocast):
+            loss, parts = model(pair)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not math.isfinite(float(loss.detach() + norm)):  # waits for the device; the mean gradient tells every rank
+            job.diverged(step, loss, parts, norm)
+        if job.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, job.clip_norm, norm)
+        optimizer.step()
+        method.after_step((step + 1) / job.total)
+
+        value = float(mean_over_ranks(loss.detach()))
+        line = job.count(step, value, parts, norm)
+        progress(state.step, line)
+        if state.step % job.steps_per_epoch == 0 and job.end_epoch():
+            progress.say(f"stopped early: no better {job.stop_on} for {job.patience} epochs")
+            return
+        if agree(bool(stop.asked)):
+            job.save()
+            raise Preempted(f"{stop.asked or 'a signal'}: saved at step {state.step} of {job.total}; --resume continues")
+        if agree(time.monotonic() - job.saved_at > 60 * job.checkpoint_minutes):
+            job.save()
+
+
+def feed(job: Job) -> Iterator[tuple[int, Tensor]]:
+    """(step, this process' rows of the global batch as (n, 3, S, S) uint8 on the device), from the state's step on."""
+    share = job.batch_size // world_size()
+    rows = slice(rank() * share, (rank() + 1) * share)
+    first, done = divmod(job.state.step, job.steps_per_epoch)
+    for epoch in range(first, job.epochs):
+        order = torch.randperm(len(job.images), generator=random_at(job.seed, "order", epoch))
+        order = order[: job.steps_per_epoch * job.batch_size].view(-1, job.batch_size)[done:, rows]
+        start_step = epoch * job.steps_per_epoch + done
+        yield from enumerate(epoch_batches(job, order, epoch), start_step)
+        done = 0
+
+
+def epoch_batches(job: Job, order: Tensor, epoch: int) -> Iterator[Tensor]:
+    """Batches of the images named by the rows of `order` (batches, n): from memory, or decoded as they are needed."""
+    if job.images.bytes_in_memory <= RESIDENT_BYTES:
+        pixels = job.images.pixels()
+        if job.device.type == "cuda":
+            pixels = job.resident = job.resident if job.resident is not None else pixels.to(job.device)
+        for rows in order:
+            yield pixels[rows.to(pixels.device)]
+    else:
+        for _, batch in job.images.batches(order.flatten(), order.shape[1], replace=(job.seed, epoch)):
+            yield batch.to(job.device, non_blocking=True)
+
+
+def make_views(job: Job, batch: Tensor, step: int) -> list[Tensor]:
+    """One (n, 3, s, s) tensor a view. Draws are made for the global batch and sliced: processes do not change what is seen."""
+    rows = slice(rank() * len(batch), (rank() + 1) * len(batch))
+    made = []
+    for index, view in enumerate(job.views):
+        draws = view.sample(job.batch_size, random_at(job.seed, "views", step, index))
+        made.append(view.apply(batch, draw_slice(draws, rows)).to(job.dtype, memory_format=torch.channels_last))
+    return made

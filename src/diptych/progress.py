@@ -1,0 +1,77 @@
+"""What is going on, told to people: a bar with the time left on a terminal, a plain line now and then elsewhere.
+
+Everything here goes to standard error; standard output belongs to results.
+"""
+
+import sys
+import time
+from types import TracebackType
+
+QUIET_SECONDS = 10.0  # between two lines where there is no terminal
+
+
+class Progress:
+    """`with Progress("pretrain", total) as progress: progress(done, "loss 3.2")`; a silent twin when `show` is False."""
+
+    def __init__(self, title: str, total: int | None = None, show: bool = True):
+        self.title, self.total, self.show = title, total, show
+        self._begin = self._told = time.monotonic()
+        self._first: int | None = None  # where this process began: a resumed run's rate counts only its own steps
+        self._bar, self._task = None, None
+
+    def __enter__(self) -> "Progress":
+        if self.show and sys.stderr.isatty():
+            from rich import progress  # 60 ms, only where there is a terminal to draw on
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=30),
+                progress.TaskProgressColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[text]}"),
+                console=_stderr(), refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, text="")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, text: str | int = "") -> None:
+        """Tell that `done` of the total is done. An integer in place of the text is a total that became known."""
+        if isinstance(text, int):
+            self.total, text = text, ""
+        if self._first is None:
+            self._first = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=self.total, text=text)
+        elif self.show and (time.monotonic() - self._told > QUIET_SECONDS or (done == self.total and done > 0)):
+            self._told = time.monotonic()
+            print(f"{self.title} {done}/{self.total or '?'} {self.left(done)} {text}".rstrip(), file=sys.stderr, flush=True)
+
+    def left(self, done: int) -> str:
+        """The time left, from this process' own rate."""
+        made = done - (self._first or 0)
+        if not self.total or made <= 0 or done >= self.total:
+            return ""
+        seconds = (time.monotonic() - self._begin) * (self.total - done) / made
+        return f"({clock(seconds)} left)"
+
+    def say(self, text: str) -> None:
+        """One line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self.show:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _stderr():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def clock(seconds: float) -> str:
+    """`75` as `1:15`, `4000` as `1:06:40`."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

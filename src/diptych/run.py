@@ -1,0 +1,185 @@
+"""The run folder is the database: what was asked, what happened, what came out, readable without this program.
+
+    recipe.yaml         what was asked, every default written out        log.jsonl           what happened, a line each
+    environment.json    versions, device, threads, commit                checkpoints/        to continue from
+    encoder/            what remains: weights and preprocessing          untrained/          the same encoder before step 0
+    pictures/           arrays that the report draws                     evaluations.jsonl   what it is worth
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diptych. import strict_yaml
+from diptych.checkpoints import write_file
+from diptych.errors import CheckpointError, DataError, OutputError
+
+PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+
+
+class Run:
+    """A run's folder. `Run(folder)` opens one that exists; `Run.start(...)` makes or continues one."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not is_run(self.folder):
+            raise DataError(f"{folder} is not a run folder (it has no log.jsonl); `diptych pretrain SOURCE --out {folder}` makes one")
+
+    @classmethod
+    def start(cls, folder: str | Path, record: dict, resume: bool = False, overwrite: bool = False) -> "Run":
+        """Make the folder, or continue the one that is there; lock it against a second writer.
+
+        Raises OutputError when the folder holds something and neither `resume` nor `overwrite` was said, or when another
+        process is writing to it; CheckpointError when the run there was asked for something else than `record`.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {folder} ({error.strerror}); choose another --out") from None
+        held = [path for path in folder.iterdir() if path.name != ".lock"]
+        if held and not is_run(folder):
+            raise OutputError(f"{folder} is not empty and not a run; choose another --out")
+        if held and not (resume or overwrite):
+            raise OutputError(f"{folder} already holds a run: add --resume to continue it, --overwrite to replace it, or choose another --out")
+        lock = take_lock(folder)
+        if held and overwrite and not resume:
+            for path in held:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if (folder / "recipe.yaml").exists():
+            compare_records(folder, record)
+        write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
+        write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
+        (folder / "log.jsonl").touch()
+        run = cls(folder)
+        run._lock = lock
+        return run
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        lock = self.__dict__.pop("_lock", None)
+        if lock is not None:
+            lock.close()
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to log.jsonl, on disk at once."""
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps({"event": event, **fields}) + "\n")
+
+    def lines(self, event: str | None = None) -> list[dict]:
+        """The lines of log.jsonl (of one kind); a last line cut short by a kill is left out."""
+        return [line for line in read_lines(self.folder / "log.jsonl") if event in (None, line.get("event"))]
+
+    def rewind(self, step: int) -> None:
+        """Forget the lines after `step`: the steps they tell of are about to be made again, identically."""
+        kept = [line for line in self.lines() if line.get("step", 0) <= step and line.get("event") != "end"]
+        write_file(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def append(self, name: str, lines: list[dict]) -> None:
+        """Append lines to another of the folder's JSON-lines files."""
+        with open(self.folder / name, "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def picture(self, name: str, **arrays: np.ndarray) -> None:
+        """Keep arrays for the report in pictures/NAME.npz."""
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        aside = self.folder / "pictures" / f".{name}.tmp.npz"
+        np.savez_compressed(aside, allow_pickle=False, **arrays)
+        os.replace(aside, self.folder / "pictures" / f"{name}.npz")
+
+    @property
+    def recipe(self) -> dict:
+        """What was asked."""
+        return strict_yaml.read(self.folder / "recipe.yaml")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return bool(self.lines("end"))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / "log.jsonl").is_file() or (folder / "recipe.yaml").is_file()
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a JSON-lines file, [] when it is absent; only its last line may be broken (a kill while writing)."""
+    if not path.exists():
+        return []
+    texts = path.read_text().splitlines()
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            if number < len(texts):
+                raise DataError(f"{path}, line {number}: not JSON; remove the line") from None
+    return lines
+
+
+def take_lock(folder: Path):
+    """The open, locked file; the system frees it when the process ends, however it ends."""
+    file = open(folder / ".lock", "a+")  # noqa: SIM115  (it must stay open)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise OutputError(f"another run is writing to {folder} ({file.read().strip() or 'unknown process'}); wait for it or choose another --out") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def compare_records(folder: Path, record: dict) -> None:
+    """Raise CheckpointError naming the first keys in which a run and the request to continue it differ."""
+    old, new = flatten(strict_yaml.read(folder / "recipe.yaml")), flatten(json.loads(json.dumps(record)))
+    changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed:
+        raise CheckpointError(f"{folder} was made with another recipe ({'; '.join(changed[:3])}); ask for the same, or choose another --out")
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{name}.{key}" if name else str(key)).items()}
+    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
+        return {k: v for i, inner in enumerate(value) for k, v in flatten(inner, f"{name}.{i}").items()}
+    return {name: value}
+
+
+def environment() -> dict:
+    """Versions, device, threads and commit: what one needs to run it again."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"python": platform.python_version(), "system": platform.platform(), "versions": versions, "device": device,
+            "threads": torch.get_num_threads(), "cores": os.cpu_count(), "commit": commit(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package runs from, marked when the checkout was changed; None outside one."""
+    here = Path(__file__).resolve().parent
+    if not (here.parents[1] / "pyproject.toml").is_file():
+        return None  # installed: the repository around it, if any, is somebody else's
+    try:
+        asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None

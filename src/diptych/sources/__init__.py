@@ -1,0 +1,87 @@
+"""Where images come from: `open_source` makes a Source of a path (folder, archive, file) or of a name."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from diptych.decode import EXTENSIONS
+from diptych.errors import DataError
+from diptych.sources.archives import TAR_ENDINGS, tar_archive, zip_archive
+from diptych.sources.arrays import array_file
+from diptych.sources.cifar import batches, cifar
+from diptych.sources.folder import OUTSIDE, folder, nearest_with_images
+from diptych.sources.labels import check_labels
+from diptych.sources.parquet import parquet
+from diptych.sources.source import Source, is_image_name
+
+NAMED: dict[str, Callable[[], Source]] = {}  # sources with a name in place of a path, such as "demo"
+KINDS = "a folder, .zip, .tar, .tar.gz, .tgz, .parquet, .npz, .npy or a CIFAR batch"
+
+
+def open_source(
+    path_or_name: str | os.PathLike, labels: str = "auto", follow_symlinks: bool = False
+) -> Source:
+    """The images at a path, or of a name in NAMED; nothing is decoded and nothing is written.
+
+    labels: "auto" (what the source has: a label column, or first-level folders when every image lies in one
+    of two or more), "folder" (first-level folders, required), "none". follow_symlinks: of a folder, follow
+    links that lead out of it. Raises DataError (missing, empty, damaged) and RecipeError (labels).
+    """
+    check_labels(labels)
+    if path_or_name in NAMED:
+        return NAMED[path_or_name]()
+    path = Path(path_or_name).expanduser()
+    name = path.name.lower()
+    if name.endswith(".parquet") and (path.exists() or any(path.parent.glob(path.name))):
+        return parquet(path, labels)
+    if not path.exists():
+        raise DataError(_missing(path))
+    if batches(path):
+        return cifar(path, labels)
+    if path.is_dir():
+        return _folder(path, labels, follow_symlinks)
+    if name.endswith((".npz", ".npy")):
+        return array_file(path, labels)
+    if name.endswith(".zip") or name.endswith(TAR_ENDINGS):
+        source = zip_archive(path, labels) if name.endswith(".zip") else tar_archive(path, labels)
+        if not len(source):
+            raise DataError(
+                f"{path} holds no images ({_searched()}); {len(source.skipped)} members were refused"
+            )
+        return source
+    if is_image_name(os.fsencode(name)):
+        raise DataError(f"{path} is one image: name the folder it lies in")
+    raise DataError(f"{path} is no source of images: it must be {KINDS}")
+
+
+def _folder(path: Path, labels: str, follow_symlinks: bool) -> Source:
+    found = folder(path, labels, follow_symlinks)
+    if len(found):
+        return found
+    if any(path.rglob("*.parquet")):
+        return parquet(path, labels)
+    message = f"{path} holds no images ({_searched()})"
+    if outside := sum(entry["reason"] == OUTSIDE for entry in found.skipped):
+        raise DataError(f"{message}, but {outside} links out of it: follow_symlinks=True reads them")
+    near = nearest_with_images(path)
+    raise DataError(f"{message}; the nearest folder with images is {near}" if near else message)
+
+
+def _searched() -> str:
+    return f"searched for {' '.join(EXTENSIONS)}"
+
+
+def _missing(path: Path) -> str:
+    """The message for a path that is not there: what exists of it, and what is spelt alike."""
+    parent = next(
+        above for above in path.parents if above.exists() or above == above.parent or above == Path(".")
+    )
+    wrong = path.relative_to(parent).parts[0]
+    beside = sorted(os.listdir(parent)) if parent.is_dir() else []
+    near = difflib.get_close_matches(wrong, [*beside, *NAMED], n=3, cutoff=0.5)
+    if near:
+        return f"{path} does not exist; in {parent} there is {' or '.join(near)}"
+    return f"{path} does not exist; {parent} has no {wrong}" + (
+        f" (names: {', '.join(NAMED)})" if NAMED else ""
+    )

@@ -1,0 +1,92 @@
+"use strict";
+// Comfort only: the page says the same without it. Read-outs on curves, pictures on the map, enlarging.
+(() => {
+  const SVG = document.documentElement.querySelector("svg").namespaceURI;
+  const hover = JSON.parse(document.getElementById("hover").textContent);
+
+  function add(parent, tag, attributes) {
+    const element = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    parent.append(element);
+  }
+
+  // Curves: the point nearest to the pointer, or to where the arrow keys went; its values replace the title's.
+  for (const figure of document.querySelectorAll("[data-chart]")) {
+    const lines = hover[figure.dataset.chart];
+    if (!lines) continue;
+    const svg = figure.querySelector("svg"), cursor = svg.querySelector(".cursor"), output = figure.querySelector("output");
+    const last = output.textContent, places = lines[0].map((point) => point[0]);
+    let at = places.length - 1;
+    const nearest = (line, x) => line.reduce((best, point) => Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best);
+
+    function show(x) {
+      const points = lines.map((line) => nearest(line, x));
+      cursor.replaceChildren();
+      add(cursor, "path", { d: `M${points[0][0]} 12V166` });
+      for (const [px, py] of points) add(cursor, "circle", { cx: px, cy: py, r: 3.5 });
+      output.textContent = `step ${points[0][2].toLocaleString("en")}: ${points.map((point) => point[3]).join(", ")}`;
+    }
+    function clear() { cursor.replaceChildren(); output.textContent = last; }
+
+    svg.setAttribute("tabindex", "0");
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect();
+      show((event.clientX - box.left) / box.width * 340);
+    });
+    svg.addEventListener("pointerleave", clear);
+    svg.addEventListener("blur", clear);
+    svg.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      at = Math.min(Math.max(at + move, 0), places.length - 1);
+      show(places[at]);
+    });
+  }
+
+  // Map: the image under the pointer, large.
+  const plane = document.querySelector(".plane");
+  if (plane) {
+    const tip = document.createElement("div"), image = new Image(), text = document.createElement("div");
+    tip.className = "tip";
+    tip.hidden = true;
+    image.className = "px";
+    image.alt = "";
+    tip.append(image, text);
+    plane.append(tip);
+    for (const point of plane.querySelectorAll(".p")) {  // our own read-out instead of the browser's
+      const title = point.querySelector("title");
+      point.dataset.name = title.textContent;
+      title.remove();
+    }
+    plane.addEventListener("pointermove", (event) => {
+      const point = event.target.closest(".p"), box = plane.getBoundingClientRect();
+      tip.hidden = !point;
+      if (!point) return;
+      const picture = point.querySelector("image");
+      image.hidden = !picture;
+      if (picture) image.src = picture.getAttribute("href");
+      text.textContent = point.dataset.name;
+      tip.style.left = `${Math.min(Math.max(event.clientX - box.left, 60), box.width - 60)}px`;
+      tip.style.top = `${event.clientY - box.top - (event.clientY - box.top > box.height - 150 ? 165 : 0)}px`;
+    });
+    plane.addEventListener("pointerleave", () => { tip.hidden = true; });
+  }
+
+  // Pictures: click or Enter enlarges.
+  const big = document.getElementById("big");
+  function enlarge(picture) {
+    const shown = big.querySelector("img");
+    shown.src = picture.src;
+    shown.alt = picture.alt;
+    big.querySelector("p").textContent = picture.alt;
+    big.showModal();
+  }
+  big.addEventListener("click", () => big.close());
+  for (const picture of document.querySelectorAll("img.zoom")) {
+    picture.tabIndex = 0;
+    picture.setAttribute("role", "button");
+    picture.addEventListener("click", () => enlarge(picture));
+    picture.addEventListener("keydown", (event) => { if (event.key === "Enter") enlarge(picture); });
+  }
+})();

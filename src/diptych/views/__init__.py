@@ -1,0 +1,26 @@
+"""Views: what a network sees of an image. Operations by name, the View that runs them, and the published pairs."""
+
+from diptych.views.blur import GaussianBlur
+from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize
+from diptych.views.geometry import HorizontalFlip, RandomCrop, RandomResizedCrop, Resize, VerticalFlip
+from diptych.views.operation import Operation
+from diptych.views.presets import CIFAR10, IMAGENET, barlow_twins, simsiam
+from diptych.views.view import View, draw_slice
+
+OPERATIONS = {
+    "random_resized_crop": RandomResizedCrop,
+    "random_crop": RandomCrop,
+    "resize": Resize,
+    "horizontal_flip": HorizontalFlip,
+    "vertical_flip": VerticalFlip,
+    "color_jitter": ColorJitter,
+    "grayscale": Grayscale,
+    "gaussian_blur": GaussianBlur,
+    "solarize": Solarize,
+    "normalize": Normalize,
+}
+
+__all__ = [
+    "CIFAR10", "IMAGENET", "OPERATIONS", "ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "Normalize", "Operation",
+    "RandomCrop", "RandomResizedCrop", "Resize", "Solarize", "VerticalFlip", "View", "barlow_twins", "draw_slice", "simsiam",
+]  # fmt: skip

@@ -1,0 +1,29 @@
+"""For every test: one thread and no network. Warnings are errors (pyproject.toml)."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+OFFLINE = Path(__file__).parent / "offline"
+sys.path.insert(0, str(OFFLINE))
+import offline  # noqa: E402
+
+attempts: list[str] = []
+offline.forbid(attempts)
+# The processes that tests start keep the same rule: their Python finds offline/sitecustomize.py.
+paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *paths])
+
+# A gradient summed by two threads differs in its last bits from one summed by one: tests need one way.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network():
+    """A test that asked for the network fails, even where the program under test swallowed the refusal."""
+    attempts.clear()
+    yield
+    assert not attempts, f"this test asked for {attempts}"

@@ -1,0 +1,161 @@
+"""A run as training and evaluation leave it, made of formulas. `python tests/fake_run.py FOLDER` renders its report."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+CLASSES = ("disc", "square", "stripes", "cross", "ring")
+STEPS = 60
+RECIPE = """\
+recipe: barlow-twins-small
+source: shapes/
+method: {name: barlow_twins, projector: [1024, 1024, 1024], off_diagonal_weight: 0.0078125}
+encoder: {name: resnet18, stem: small}
+views:
+  both:
+  - random_resized_crop: {size: 32, scale: [0.2, 1.0]}
+  - grayscale: {p: 0.2}
+optimizer: {name: adamw, lr: 0.002, weight_decay: 0.0001}
+pretrain:
+  epochs: 60
+  batch_size: 256
+  seed: 0
+"""
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "versions": {"diptych": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
+    "device": "NVIDIA H200",
+    "threads": 16,
+    "commit": None,
+    "command": ["diptych", "pretrain", "shapes/", "--out", "runs/first"],
+}
+DIAGNOSIS = {
+    "verdict": "OK",
+    "readings": {"rank": 171.4, "rank_share": 0.335, "spread": 0.84},
+    "reasons": ["The embeddings use 171 of 512 dimensions.", "Different images lie far apart."],
+    "advice": ["Accuracy was still rising at the last reading: longer training would help."],
+}
+
+
+def shapes(labels: np.ndarray, size: int = 32, seed: int = 0) -> np.ndarray:
+    """(n, size, size, 3) uint8: one coloured shape of the label's class on a coloured, grainy ground."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
+    images = []
+    for label in labels:
+        cx, cy, radius = rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(0.4, 0.6)
+        u, v = (x - cx) / radius, (y - cy) / radius
+        distance = np.hypot(u, v)
+        masks = (
+            distance < 1,
+            np.maximum(abs(u), abs(v)) < 0.85,
+            (np.sin(7 * u) > 0) & (distance < 1.2),
+            (np.minimum(abs(u), abs(v)) < 0.3) & (distance < 1.1),
+            (distance < 1) & (distance > 0.55),
+        )
+        ground, ink = rng.uniform(30, 225, 3), rng.uniform(0, 255, 3)
+        image = np.where(masks[label % len(masks)][..., None], ink, ground)
+        images.append(np.clip(image + rng.normal(0, 7, image.shape), 0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def log_lines() -> list[dict]:
+    """60 steps, 13 watches, an end."""
+    rng = np.random.default_rng(1)
+    lines: list[dict] = [{"event": "watch", "step": 0, "epoch": 0, **readings(0.0)}]
+    for epoch in range(1, STEPS + 1):
+        progress, step = epoch / STEPS, 20 * epoch
+        on = 240 * math.exp(-5 * progress) + 9 + rng.normal(0, 1)
+        off = 900 * math.exp(-2 * progress) + rng.normal(0, 12)
+        rate = min(progress / 0.1, 0.5 * (1 + math.cos(math.pi * max(progress - 0.1, 0) / 0.9)) + 1e-3)
+        line = {"event": "step", "step": step, "epoch": epoch, "progress": progress}
+        line |= {"loss": on + 0.0051 * off, "parts": {"on_diagonal": on, "off_diagonal": off}}
+        line |= {"gradient_norm": 12 * math.exp(-progress) + rng.normal(0, 0.4)}
+        line |= {"lr": [0.2 * rate, 0.048 * rate, 0.048 * rate], "elapsed_seconds": 1.93 * step}
+        line |= {"images_per_second": 0.0 if epoch == 1 else 2650 + rng.normal(0, 60)}
+        lines.append(line)
+        if epoch % 5 == 0:
+            lines.append({"event": "watch", "step": step, "epoch": epoch, **readings(progress)})
+    end = {"event": "end", "step": 1200, "epochs": 60, "elapsed_seconds": 2319.4, "images_per_second": 2648.3}
+    return [*lines, end]
+
+
+def readings(progress: float) -> dict[str, float]:
+    learned = 1 - math.exp(-3 * progress)
+    return {
+        "knn_accuracy": 0.38 + 0.45 * learned,
+        "spread": 0.35 + 0.5 * learned,
+        "rank": 20 + 160 * learned,
+        "on_diagonal_mean": 0.1 + 0.85 * learned,
+        "off_diagonal_mean": 0.3 * math.exp(-4 * progress) + 0.02,
+    }
+
+
+def evaluation_lines() -> list[dict]:
+    sizes = {"train_images": 50000, "test_images": 10000, "classes": len(CLASSES), "seed": 0}
+    details = {"knn": {"k": 200, "temperature": 0.1}, "linear": {"regularisation": 1e-4, "converged": True}}
+    numbers = {"raw pixels": (0.352, 0.394), "untrained": (0.421, 0.468), "trained": (0.831, 0.868)}
+    rows = [("chance", "chance", 0.2)]
+    rows += [(p, s, a) for s, pair in numbers.items() for p, a in zip(details, pair, strict=True)]
+    lines: list[dict] = []
+    for protocol, subject, accuracy in rows:
+        line = {"protocol": protocol, "subject": subject, "accuracy": accuracy, **sizes}
+        line |= {"interval": [accuracy - 0.0085, accuracy + 0.0082], "details": details.get(protocol, {})}
+        lines.append(line)
+    return [*lines, {"diagnosis": DIAGNOSIS}]
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...], keys: tuple[str, ...], mapped: int) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    originals = shapes(np.arange(12) % 5)
+    tint = rng.uniform(0.6, 1.3, (12, 1, 1, 3))
+    first = np.clip(originals[:, :, ::-1] * tint, 0, 255).astype(np.uint8)
+    second = originals[:, 8:24, 8:24].repeat(2, axis=1).repeat(2, axis=2)
+    second[::3] = second[::3].mean(axis=-1, keepdims=True).astype(np.uint8)
+    np.savez_compressed(folder / "views.npz", originals=originals, first=first, second=second)
+    noise = rng.normal(0, 0.05, (128, 128))
+    matrix = (0.92 * np.eye(128) + noise + noise.T).clip(-1, 1).astype(np.float32)
+    np.savez_compressed(folder / "correlation.npz", matrix=matrix)
+    labels = rng.integers(0, len(classes), mapped)
+    angle = 2 * np.pi * labels / len(classes)
+    xy = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 6 + rng.normal(0, 1.9, (mapped, 2))
+    places = {"xy": xy.astype(np.float32), "labels": labels, "classes": np.array(classes)}
+    np.savez_compressed(folder / "map.npz", thumbnails=shapes(labels, seed=3), **places)
+    queries = np.arange(len(keys)) % len(classes)
+    right = rng.random((len(keys), 6)) < 0.8
+    found = np.where(right, queries[:, None], (queries[:, None] + 1) % len(classes))
+    near = {
+        "query": shapes(queries, seed=4),
+        "neighbours": shapes(found.reshape(-1), seed=5).reshape(len(keys), 6, 32, 32, 3),
+        "similarity": -np.sort(-rng.uniform(0.6, 0.99, found.shape), axis=1).astype(np.float32),
+    }
+    near |= {"query_labels": queries, "neighbour_labels": found, "query_keys": np.array(keys)}
+    np.savez_compressed(folder / "neighbours.npz", **near)
+
+
+def fake_run(
+    folder: Path, classes: tuple[str, ...] = CLASSES, keys: tuple[str, ...] = (), mapped: int = 60
+) -> Path:
+    """Makes a finished, evaluated run in the new folder `folder`."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    write_lines(folder / "log.jsonl", log_lines())
+    write_lines(folder / "evaluations.jsonl", evaluation_lines())
+    keys = keys or tuple(f"test/{classes[i % len(classes)]}/{i:04d}.png" for i in range(8))
+    write_pictures(folder / "pictures", classes, keys, mapped)
+    return folder
+
+
+if __name__ == "__main__":
+    from diptych.report import report
+
+    print(report(fake_run(Path(sys.argv[1]), mapped=400)))

@@ -1,0 +1,188 @@
+"""What the documents show is true: programs run, links lead somewhere, the README's tree is the disk."""
+
+import os
+import re
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "LOG.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
+DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+SHOWING = [
+    name
+    for name in NAMES
+    if (ROOT / name).is_file() and "```python" in (ROOT / name).read_text(encoding="utf-8")
+]
+
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+LANGUAGES = {
+    "python",
+    "bash",
+    "text",
+    "yaml",
+    "json",
+    "toml",
+}  # only `python` is run; another name would be skipped unseen
+
+
+def blocks(document: str) -> list[tuple[str, str, int]]:
+    """(language, text, line number) of every fenced block."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        found.append(
+            (
+                match["language"].strip(),
+                textwrap.dedent(match["body"]),
+                text.count("\n", 0, match.start("body")) + 1,
+            )
+        )
+    return found
+
+
+def slug(heading: str) -> str:
+    """The anchor that a page makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """Where a reader stands: a folder with `photos/cat/*.jpg` and `photos/dog/*.jpg`."""
+    rng = np.random.default_rng(0)
+    for kind, colour in (("cat", (200, 120, 60)), ("dog", (60, 120, 200))):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(48):
+            pixels = np.clip(rng.normal(colour, 60, (8, 8, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC).save(
+                tmp_path / "photos" / kind / f"{i:02d}.jpg"
+            )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_documents_exist():
+    missing = [name for name in (*NAMES, "docs/journey.md", "docs/words.md") if not (ROOT / name).is_file()]
+    assert not missing
+    assert any(language == "python" for language, _, _ in blocks("README.md")), "README shows no program"
+
+
+@pytest.mark.parametrize("document", NAMES)
+def test_fences_are_known(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = blocks(document)
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(found), "a fence is not closed"
+    unknown = {language for language, _, _ in found} - LANGUAGES
+    assert not unknown, f"name the block's language, one of {sorted(LANGUAGES)}: {unknown}"
+
+
+@pytest.mark.parametrize("document", SHOWING)
+def test_programs_run(document, reader):
+    """Every `python` block, from top to bottom, as one program."""
+    program = {"__name__": "document"}
+    for language, text, line in blocks(document):
+        if language == "python":
+            code = compile("\n" * (line - 1) + text, str(ROOT / document), "exec")
+            exec(code, program)
+
+
+@pytest.mark.parametrize("document", NAMES)
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    broken = []
+    for link in LINK.findall(text):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists() or not target.is_relative_to(ROOT):
+            broken.append(link)
+        elif anchor and target.suffix == ".md":
+            headings = re.findall(
+                r"^#+ +(.*)$", FENCE.sub("", target.read_text(encoding="utf-8")), re.MULTILINE
+            )
+            if anchor not in {slug(heading) for heading in headings}:
+                broken.append(link)
+    assert not broken
+
+
+def tree(text: str) -> list[tuple[str, str]]:
+    """(path, description) of each file of a drawn tree: two spaces between them, folders end in `/`."""
+    found, folders = [], []
+    for line in text.splitlines()[1:]:
+        indent = len(line) - len(line.lstrip())
+        name, _, description = line.strip().partition("  ")
+        folders = [(depth, folder) for depth, folder in folders if depth < indent]
+        if name.endswith("/"):
+            folders.append((indent, name))
+        elif name:
+            found.append(("".join(folder for _, folder in folders) + name, description.strip()))
+    return found
+
+
+def test_the_readme_tree_is_the_disk():
+    """One block of README opens with the line `src/diptych/` and has one line for each file of the package.
+
+    `recipes/*.yaml` may share one.
+    """
+    trees = [text for _, text, _ in blocks("README.md") if text.split(maxsplit=1)[:1] == ["src/diptych/"]]
+    assert len(trees) == 1, "README draws the tree of src/diptych/ once"
+    package = ROOT / "src" / "diptych"
+    drawn = Counter()
+    for name, description in tree(trees[0]):
+        paths = [str(path.relative_to(package)) for path in package.glob(name)]
+        assert paths, f"README's tree shows {name}, which does not exist"
+        assert description, f"README's tree says nothing of {name}"
+        drawn.update(paths)
+    files = {
+        str(path.relative_to(package))
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert drawn == Counter(files), "README's tree is not the disk"
+
+
+def test_the_readme_installs_as_ci_does():
+    command = 'python -m pip install -e ".[dev]" -c constraints.txt'
+    for name in ("README.md", ".ci/run", "CONTRIBUTING.md", "Makefile"):
+        assert command.removeprefix("python") in (ROOT / name).read_text(encoding="utf-8"), (
+            f"{name} does not say: {command}"
+        )
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_decisions_keep_their_form():
+    assert [path.name[:4] for path in DECISIONS] == [
+        f"{number:04d}" for number in range(1, len(DECISIONS) + 1)
+    ]
+    for path in DECISIONS:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        assert len(lines) <= 30, f"{path.name} has {len(lines)} lines; a decision has at most 30"
+        assert lines[0].startswith(f"# {int(path.name[:4])}. "), path.name
+        parts = re.findall(r"^\n\*\*(.+?)\*\*", text, re.MULTILINE)
+        assert parts == ["Situation.", "Choice.", "Given up.", "Evidence.", "Revisit when"], (
+            f"{path.name}: {parts}"
+        )
+
+
+def test_the_change_log_tells_of_numbers():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert releases
+    assert all("### Numbers that changed" in release for release in releases)

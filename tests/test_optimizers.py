@@ -1,0 +1,244 @@
+"""Optimizers against published trajectories and formulas; who is decayed and adapted can be read."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from shared import shared, wave
+from torch import nn
+
+from diptych.errors import RecipeError
+from diptych.optimizers import OPTIMIZERS, adamw, describe, lamb, lars, set_rates, sgd
+
+
+class Problem(nn.Module):
+    """0.5 * sum((A w + b - T)^2), the problem of the golden files."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.w = nn.Parameter(torch.from_numpy(wave((6, 4), 50)).to(dtype))
+        self.b = nn.Parameter(torch.zeros(4, dtype=dtype))
+        self.a, self.t = (
+            torch.from_numpy(wave(shape, k)).to(dtype) for shape, k in [((10, 6), 51), ((10, 4), 52)]
+        )
+
+    def forward(self):
+        return 0.5 * (self.a @ self.w + self.b - self.t).square().sum()
+
+
+def trajectory(problem, optimizer, steps=20):
+    losses = []
+    for _ in range(steps):
+        loss = problem()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        self.predictor = nn.Linear(3, 2)
+        self.predictor2 = nn.Linear(2, 2, bias=False)
+        self.encoder[0].bias.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "file", "entry"),
+    [
+        (lambda net: lamb(net, 1e-2), "keras.json", "lamb_lr1e-2_eps1e-06"),
+        (lambda net: lamb(net, 1e-2, eps=1e-7), "keras.json", "lamb_lr1e-2_eps1e-07"),
+        (
+            lambda net: lars(net, 1.6, bias_lr=0.0384),
+            "barlowtwins_pytorch.json",
+            "lars_lr1.6_biaslr0.0384_wd1e-6",
+        ),
+    ],
+)
+def test_trajectories_are_the_published_programs(make, file, entry):
+    golden = json.loads(shared(f"golden/{file}").read_text())[entry]
+    problem = Problem()
+    assert trajectory(problem, make(problem)) == pytest.approx(golden["loss_per_step"], rel=1e-5)
+    assert problem.w.flatten().tolist() == pytest.approx(golden["w_final"], rel=1e-5, abs=1e-6)
+    assert problem.b.tolist() == pytest.approx(golden["b_final"], rel=1e-5, abs=1e-6)
+
+
+def test_clipped_lars_is_solo_learns_formula():
+    """local = min(eta |p| / (|g| + wd |p| + 1e-8) / lr, 1); d = local (g + wd p); m = .9 m + d; p -= lr m."""
+    lr, trust, decay = 0.4, 0.9, 1e-2
+    problem, slow = Problem(torch.float64), Problem(torch.float64)
+    optimizer = lars(problem, lr, weight_decay=decay, trust=trust, clip=True)
+    clipped, momentum = [], {}
+    for step in range(12):
+        rate = lr * (step + 1) / 12
+        set_rates(optimizer, (step + 1) / 12)
+        trajectory(problem, optimizer, steps=1)
+        slow.zero_grad()
+        slow().backward()
+        with torch.no_grad():
+            for name, p in slow.named_parameters():
+                d = p.grad
+                if p.ndim > 1:
+                    size = math.sqrt(sum(x * x for x in p.flatten().tolist()))
+                    slope = math.sqrt(sum(x * x for x in d.flatten().tolist()))
+                    local = trust * size / (slope + decay * size + 1e-8) / rate
+                    clipped.append(local > 1)
+                    d = (d + decay * p) * min(local, 1)
+                momentum[name] = 0.9 * momentum[name] + d if name in momentum else d.clone()
+                p -= rate * momentum[name]
+        for p, q in zip(problem.parameters(), slow.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
+    assert any(clipped) and not all(clipped)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_lars_stays_finite_at_rate_zero_and_without_a_gradient(clip):
+    """The first step of a warm-up has rate 0; a weight or its gradient may be 0."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    nn.init.zeros_(net[1].weight)  # so the first layer gets no gradient
+    optimizer = lars(net, 1.0, clip=clip, weight_decay=0.0)
+    before = [p.detach().clone() for p in net.parameters()]
+    for factor in (0.0, 1.0):
+        set_rates(optimizer, factor)
+        net(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+        assert all(p.isfinite().all() for p in net.parameters())
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)) == (factor == 0)
+
+
+def test_who_is_decayed_and_adapted_can_be_read():
+    assert describe(lars(Net(), 1.6, bias_lr=0.0384)) == [
+        {
+            "name": "rest",
+            "lr": 1.6,
+            "weight_decay": 1e-6,
+            "adapted": True,
+            "schedule": "follow",
+            "tensors": 3,
+            "parameters": 12 + 6 + 4,
+        },
+        {
+            "name": "1d",
+            "lr": 0.0384,
+            "weight_decay": 0.0,
+            "adapted": False,
+            "schedule": "follow",
+            "tensors": 3,
+            "parameters": 3 + 3 + 2,
+        },
+    ]
+    everything = {"name": "rest", "schedule": "follow", "tensors": 6, "parameters": 30}
+    assert describe(sgd(Net(), 0.1, weight_decay=1e-4)) == [
+        {**everything, "lr": 0.1, "weight_decay": 1e-4, "adapted": False}
+    ]
+    assert describe(lamb(Net(), 0.001)) == [{**everything, "lr": 0.001, "weight_decay": 0.0, "adapted": True}]
+    assert describe(adamw(Net(), 0.001)) == [
+        {**everything, "lr": 0.001, "weight_decay": 0.01, "adapted": False}
+    ]
+    described = describe(torch.optim.SGD(Net().parameters(), 0.5))  # made elsewhere; its frozen bias counts
+    assert (
+        described[0]["name"] == "group 0" and described[0]["lr"] == 0.5 and described[0]["parameters"] == 33
+    )
+
+
+def test_what_is_described_is_what_happens():
+    """With gradients of zero only decay moves a weight."""
+    rules = [{"match": "1d", "weight_decay": 0.0, "adapt": False}]
+    for make in (
+        lambda net: lars(net, 0.1, weight_decay=0.5),
+        lambda net: lamb(net, 0.1, weight_decay=0.5, groups=rules),
+    ):
+        net, moved = Net(), {}
+        optimizer = make(net)
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == {"encoder.0.weight", "predictor.weight", "predictor2.weight"}
+
+
+def test_each_setting_comes_from_the_first_rule_that_names_it():
+    net = Net()
+    optimizer = lars(
+        net,
+        1.0,
+        weight_decay=1e-4,
+        bias_lr=0.1,
+        groups=[
+            {"match": "predictor", "schedule": "constant"},
+            {"match": "encoder.1.bias", "lr": 7, "adapt": True},
+        ],
+    )
+    by_name = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: group["parameters"] for name, group in by_name.items()} == {
+        "rest": ["encoder.0.weight", "predictor2.weight"],
+        "1d": ["encoder.1.weight"],
+        "encoder.1.bias & 1d": ["encoder.1.bias"],
+        "predictor": ["predictor.weight"],
+        "predictor & 1d": ["predictor.bias"],
+    }
+    bias = by_name["predictor & 1d"]  # the predictor's schedule, and still the treatment of a bias
+    assert (bias["schedule"], bias["peak_lr"], bias["weight_decay"], bias["always_adapt"]) == (
+        "constant",
+        0.1,
+        0,
+        False,
+    )
+    own = by_name["encoder.1.bias & 1d"]
+    assert (own["peak_lr"], own["weight_decay"], own["always_adapt"]) == (7, 0.0, True)
+    named = dict(net.named_parameters())
+    for group in optimizer.param_groups:
+        assert all(p is named[name] for p, name in zip(group["params"], group["parameters"], strict=True))
+
+
+def test_rates_follow_unless_constant():
+    optimizer = sgd(Net(), 0.1, groups=[{"match": "predictor", "schedule": "constant"}])
+    for factor in (0.0, 0.5, 1.0, 0.25):
+        set_rates(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.1 * factor, 0.1]
+    foreign = torch.optim.SGD(Net().parameters(), 0.5)
+    for factor in (0.5, 0.1):
+        set_rates(foreign, factor)
+        assert foreign.param_groups[0]["lr"] == 0.5 * factor
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_survives_a_round_trip(name):
+    """Continue after 3 steps, or load those 3 steps into a fresh optimizer: bitwise the same."""
+    problem, twin = Problem(), Problem()
+    optimizer = OPTIMIZERS[name](problem, lr=0.01)
+    trajectory(problem, optimizer, 3)
+    twin.load_state_dict(problem.state_dict())
+    fresh = OPTIMIZERS[name](twin, lr=0.5)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert describe(fresh) == describe(optimizer)
+    assert trajectory(problem, optimizer, 3) == trajectory(twin, fresh, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "rule", "message"),
+    [
+        (
+            sgd,
+            {"match": "predictr", "lr": 1.0},
+            "names no trained parameter; try '1d' or one of .*'predictor'",
+        ),
+        (sgd, {"lr": 1.0}, "names no trained parameter"),
+        (sgd, {"match": "encoder.0.bias"}, "names no trained parameter"),
+        (sgd, {"match": "1d", "wd": 0.0}, r"has \['wd'\]; this optimizer's rules take"),
+        (sgd, {"match": "1d", "adapt": False}, r"has \['adapt'\]"),
+        (lamb, {"match": "1d", "schedule": "linear"}, "'follow' or 'constant'"),
+        (lamb, {"match": "1d", "lr": "1e-3"}, "lr is a number"),
+        (lamb, {"match": "1d", "weight_decay": -1}, "weight_decay is a number"),
+        (lars, {"match": "predictor", "adapt": False}, "its weight_decay must be 0.0"),
+    ],
+)
+def test_rules_that_would_be_misread_are_refused(make, rule, message):
+    with pytest.raises(RecipeError, match=message):
+        make(Net(), 0.1, groups=[rule])
