@@ -1,4 +1,4 @@
-"""A run as training and evaluation leave it, made of formulas. `python tests/fake_run.py FOLDER` renders its report."""
+"""A run as training and evaluation leave it, made of formulas. As a program it also renders its report."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Bytes -> upright RGB: every fault of an image file ends in a picture or in BadImage with a reason, never in anything else."""
+"""Bytes -> upright RGB: whatever is wrong with a file, the end is a picture or BadImage with a reason."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -72,11 +72,11 @@ def test_gif_gray_and_1_bit():
     np.testing.assert_array_equal(decode(bits)[..., 1], np.where(gray > 100, 255, 0))
 
 
-@pytest.mark.parametrize("cut", [0.5, -2])
-def test_truncated_jpeg_is_bad(cut):
-    data = encoded(PHOTO, "JPEG")
-    data = data[: int(len(data) * cut)] if cut > 0 else data[:cut]
-    assert "truncated" in reason(data)
+def test_truncated_jpeg_is_bad():
+    data = encoded(PHOTO, "JPEG", quality=95)
+    scan = data.index(b"\xff\xda")
+    assert "truncated" in reason(data[: (scan + len(data)) // 2])
+    assert "truncated" in reason(data[:-2])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM"])
@@ -88,7 +88,7 @@ def test_half_a_file_of_any_format_is_bad(kind):
 FLIPPED = encoded(PHOTO, "PNG")
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, len(FLIPPED) - 1), st.integers(1, 255))
 def test_flipped_byte_of_a_png_never_escapes(position, flip):
     """torchvision's decoder dies with SIGSEGV here."""
@@ -284,7 +284,9 @@ def test_crop_agrees_with_resize_then_crop():
 
 def test_a_large_jpeg_is_decoded_smaller_but_not_too_small():
     y, x = np.mgrid[:600, :800]
-    photo = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.sin(y / 30), (x + y) / 6], -1).astype(np.uint8)
+    photo = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.sin(y / 30), (x + y) / 6], -1).astype(
+        np.uint8
+    )
     data = encoded(photo, "JPEG", quality=90)
     small = open_image(data, enough=2 * 64)
     assert small.size == (200, 150)

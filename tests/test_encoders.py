@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from diptych.encoders import encoder
@@ -126,6 +127,16 @@ def test_pretrained_without_a_network_is_one_clear_line(monkeypatch, tmp_path):
         RecipeError, match="cannot fetch the pretrained weights of resnet10t .* pretrained false"
     ):
         encoder("resnet10t", pretrained=True, cache_dir=tmp_path)
+
+
+def test_pretrained_weights_keep_their_stem(tmp_path):
+    """Also for small images, where "auto" would otherwise replace it."""
+    theirs = encoder("resnet18", "standard", **TINY)
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    here = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.safetensors")}}
+    ours = encoder("resnet18", size=32, pretrained=True, **here, **TINY)
+    assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
+    assert isinstance(ours.maxpool, nn.MaxPool2d)
 
 
 def test_pretrained_weights_that_do_not_exist():

@@ -138,7 +138,7 @@ def test_negative_cosine_agrees_with_the_slow_witness():
 
 @pytest.mark.parametrize("shape", [(40, 12), (10, 36)])
 def test_units_and_origins_of_the_dimensions_do_not_matter(shape):
-    a, b = random_pair(*shape)
+    a, b = (z.detach() for z in random_pair(*shape))
     rng = torch.Generator().manual_seed(1)
     units, origins = 0.1 + 5 * torch.rand(shape[1], generator=rng), 10 * torch.randn(shape[1], generator=rng)
     loss, _ = barlow_twins(a, b, eps=0.0)

@@ -146,6 +146,21 @@ def test_who_is_decayed_and_adapted_can_be_read():
     )
 
 
+@pytest.mark.parametrize(
+    "make", [lambda net: lars(net, 0.5, weight_decay=0.0), lambda net: lamb(net, 0.5, eps=0.0)]
+)
+def test_an_adapted_step_does_not_depend_on_the_gradients_scale(make):
+    """The published LARS has no epsilon: a loss of any scale trains the weights alike."""
+    moved = []
+    for scale in (1.0, 1e-9):
+        problem = Problem(torch.float64)
+        optimizer = make(problem)
+        (scale * problem()).backward()
+        optimizer.step()
+        moved.append(problem.w.detach())
+    assert torch.allclose(*moved, rtol=1e-12, atol=0)
+
+
 def test_what_is_described_is_what_happens():
     """With gradients of zero only decay moves a weight."""
     rules = [{"match": "1d", "weight_decay": 0.0, "adapt": False}]

@@ -158,7 +158,7 @@ def number(value: float, percent: bool = False) -> str:
 def heat_map(matrix: np.ndarray) -> np.ndarray:
     """(d, d, 4) uint8: hue is the sign, opacity the square root of the size: small ones can be seen."""
     strength = np.sqrt(np.clip(np.abs(matrix), 0, 1))
-    colour = np.where(matrix[..., None] >= 0, np.uint8(POSITIVE), np.uint8(NEGATIVE))
+    colour = np.where(matrix[..., None] >= 0, np.array(POSITIVE), np.array(NEGATIVE))
     # 52 levels: the eye sees no more, and the file is smaller.
     opacity = (np.round(strength * 51) * 5).astype(np.uint8)
     return np.concatenate([colour, opacity[..., None]], axis=-1).astype(np.uint8)

@@ -152,10 +152,20 @@ def doctor(source: Annotated[str | None, typer.Argument(help="Also scan these im
 
 def open_images(source: str, options: dict, size: int | None):
     """The images of SOURCE at the recipe's size, or at the size that the views ask for."""
-    from diptych.images import images
+    from diptych.images import NAMED, RESIDENT_BYTES, images
+    from diptych.progress import Progress
 
+    if source in ("demo", "demo-test"):
+        from diptych.demo import demo_source
+
+        NAMED[source] = lambda: demo_source("test" if source == "demo-test" else "train")
     wanted = options | {"size": options.get("size") or size}
-    return images(source, **{key: value for key, value in wanted.items() if value is not None})
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    with Progress("read images") as progress:
+        photos = images(source, **wanted, progress=progress)
+        if photos.bytes_in_memory <= RESIDENT_BYTES:
+            photos.pixels()
+    return photos
 
 
 def image_options(run: Path, recipe: dict) -> tuple[int, dict]:

@@ -15,11 +15,12 @@ from diptych import recipe as recipes
 from diptych.build import build, build_watches
 from diptych.decode import decode
 from diptych.errors import DataError
-from diptych.images import Images, images
+from diptych.images import images
 from diptych.judge import evaluate, table
 from diptych.pretrain import pretrain
 from diptych.random_at import random_at
 from diptych.report import report
+from diptych.sources.arrays import Pixels
 
 SKIMAGE = ("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
            "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg",
@@ -46,7 +47,7 @@ def photographs() -> dict[str, np.ndarray]:
     return found
 
 
-def demo_images(split: str = "train", seed: int = 0, size: int = 32) -> Images:
+def demo_source(split: str = "train", seed: int = 0, size: int = 32) -> Pixels:
     """Squares of `size` pixels, of random position and scale, labelled by their photograph; "train" or "test"."""
     count = TRAIN if split == "train" else TEST
     squares, labels = [], []
@@ -56,7 +57,7 @@ def demo_images(split: str = "train", seed: int = 0, size: int = 32) -> Images:
         for draw in torch.rand(count, 4, generator=rng).tolist():
             squares.append(square(pieces, draw, size))
             labels.append(name)
-    return images(np.stack(squares), labels=labels)
+    return Pixels(np.stack(squares), labels)
 
 
 def bands(photo: np.ndarray) -> list[np.ndarray]:
@@ -80,7 +81,7 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     """Train, judge, report; print one table and the report's path."""
     asked = recipes.read("demo", [f"pretrain.seed={seed}"])
     built = build(asked)
-    train, test = demo_images("train", seed), demo_images("test", seed)
+    train, test = images(demo_source("train", seed)), images(demo_source("test", seed))
     watch = build_watches(asked, built, train)
     record = {"recipe": "demo", "source": "demo", **asked}
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,

@@ -40,7 +40,15 @@ def encoder(
     if stem not in STEMS:
         raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
     if name in KERAS_NETWORKS:
-        return _keras_network(name, stem, pretrained, options)
+        network = _keras_network(name, stem, pretrained, options)
+    else:
+        network = _timm_network(name, stem, size, pretrained, options)
+    # What to call again for the same network, without its weights: `load` does, from an encoder folder.
+    network.built_with = {"name": name, "stem": stem, "size": size, **options}
+    return network
+
+
+def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(name):
         near = _near(name, [*timm.list_models(), *KERAS_NETWORKS])
         raise RecipeError(f"no encoder is named {name!r}{near}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diptych. import checkpoints
+from diptych import checkpoints
 from diptych.distributed import agree, mean_over_ranks, rank, world_size
 from diptych.errors import CheckpointError, DivergedError, RecipeError
 from diptych.images import Images
@@ -142,7 +142,7 @@ class Job:
         torch._foreach_copy_(self.buffers, self.kept_buffers)
         self.save()
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        told = {"step": step, "rank": rank(), "loss": str(float(loss)), "gradient_norm": str(float(norm)), "lr": rates,
+        told = {"step": step, "rank": rank(), "loss": str(float(loss.detach())), "gradient_norm": str(float(norm)), "lr": rates,
                 "parts": {name: str(float(value)) for name, value in parts.items()}}  # fmt: skip
         folder = self.run.folder / "crash"
         folder.mkdir(exist_ok=True)
@@ -219,10 +219,14 @@ def start_run(out: str | Path, record: dict, resume: bool, overwrite: bool, meth
     agree(False)  # wait: the others may open the folder when the first has made it
     if rank() != 0:
         run = Run(out)
-    found = checkpoints.newest(run.folder / "checkpoints")
-    state = State() if found is None else restore(found, method, optimizer, images)
-    if rank() == 0 and not state.finished:
-        run.rewind(state.step if found else -1)
+    try:
+        found = checkpoints.newest(run.folder / "checkpoints")
+        state = State() if found is None else restore(found, method, optimizer, images)
+        if rank() == 0 and not state.finished:
+            run.rewind(state.step if found else -1)
+    except BaseException:
+        run.release()
+        raise
     return run, state
 
 

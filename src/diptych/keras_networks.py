@@ -32,10 +32,9 @@ def _keras_batch_norm(self: Any, x: Tensor) -> Tensor:
 class KerasBatchNorm1d(nn.BatchNorm1d):
     """Keras' `BatchNormalization` of (N, C): epsilon 1e-3, momentum 0.99 (0.01 in PyTorch's count)."""
 
-    population_variance = True  # running_var is of the population; who averages it over processes must know
-
     def __init__(self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True):
         super().__init__(width, eps=eps, momentum=momentum, affine=affine)
+        self.population_variance = True  # in running_var: told to whoever counts over several processes
 
     forward = _keras_batch_norm
 
@@ -43,10 +42,9 @@ class KerasBatchNorm1d(nn.BatchNorm1d):
 class KerasBatchNorm2d(nn.BatchNorm2d):
     """Keras' `BatchNormalization` of (N, C, H, W); as `KerasBatchNorm1d`."""
 
-    population_variance = True
-
     def __init__(self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True):
         super().__init__(width, eps=eps, momentum=momentum, affine=affine)
+        self.population_variance = True
 
     forward = _keras_batch_norm
 

@@ -105,7 +105,9 @@ def map_2d(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
     vectors = np.asarray(vectors, dtype=np.float64)
     directions = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     start = principal_map(directions)
-    if len(directions) < 10 or not start.std():
+    if start.size and start.std() < 1e-6:  # all directions equal but for rounding, which is nothing to draw
+        return np.zeros_like(start), "principal components"
+    if len(start) < 10:
         return start, "principal components"
     try:
         from sklearn.manifold import TSNE

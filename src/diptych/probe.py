@@ -16,7 +16,7 @@ from torch import Tensor
 from diptych.errors import RecipeError
 from diptych.random_at import random_at
 
-PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2  # share of each class of the training set on which the penalty is chosen
 DOUBLE = (
     2**22
@@ -131,7 +131,7 @@ def softmax_regression(
 
     def objective() -> Tensor:
         loss, slope_EK, slope_K = value_and_gradient(x_NE, y_N, *weights(), penalty)
-        v_EK.grad = torch.linalg.solve_triangular(root_EE, slope_EK, upper=False)
+        v_EK.grad = torch.linalg.solve_triangular(root_EE, slope_EK, upper=False).contiguous()
         c_K.grad = slope_K * classes**0.5
         return loss
 

@@ -12,7 +12,7 @@ from diptych.charts import MAP_HEIGHT, MAP_WIDTH, number
 from diptych.checkpoints import write_file
 from diptych.errors import OutputError
 from diptych.report_data import Record, clip, read_run, real
-from diptych.report_numbers import accuracy_table, cost, environment_rows, facts, summary, texts
+from diptych.report_numbers import accuracy_table, cost, environment_rows, facts, judged, summary, texts
 from diptych.run import flatten
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -20,7 +20,7 @@ VERDICTS = {
     "OK": ("Healthy", "Different images have different embeddings: there is no sign of collapse."),
     "WARNING": ("Needs a look", "Some readings are not what a healthy run shows."),
     "COLLAPSED": (
-        "Collapsed",
+        "The encoder has collapsed",
         "Different images look nearly alike to the encoder: its embeddings carry little.",
     ),
 }
@@ -118,7 +118,7 @@ def status(run: Record) -> dict:
         return {"word": "finished", "text": f"Finished after {done}."}
     if not run.steps:
         return {"word": "empty", "text": "Nothing is logged yet: training has not made its first steps."}
-    return {"word": "unfinished", "text": f"Unfinished: {done} logged{share}."}
+    return {"word": "unfinished", "text": f"Training is unfinished: {done} logged{share}."}
 
 
 def verdict(run: Record) -> dict:
@@ -147,22 +147,19 @@ def verdict(run: Record) -> dict:
 def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     """At most three steps: (sentence, command or "")."""
     word, state, make = verdict(run)["word"], status(run)["word"], commands(run)
+    trained = judged(accuracy)[1] or {"better": None}
     steps = []
     if state == "diverged":
-        steps.append(
-            ("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm, and start anew.", "")
-        )
+        steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; start anew.", ""))
     elif state != "finished":
-        steps.append(("Training is not at its end. Continue it; nothing is lost.", make["resume"]))
-    if accuracy is None or word is None:
+        steps.append(("Let training go on to its end. What is done is kept.", make["resume"]))
+    if word is None or trained["better"] is None:
         text = "Measure what the encoder is worth, beside chance, raw pixels and an untrained encoder."
         steps.append((text, make["evaluate"]))
     if word in ("WARNING", "COLLAPSED"):
-        steps.append(("Follow the advice in the verdict before training longer: time mends no collapse.", ""))
-    elif word == "OK" and "not clearly more" in summary(accuracy):
-        steps.append(
-            ("Train longer, or on more images: the encoder is healthy, but has not learned much yet.", "")
-        )
+        steps.append(("Follow the advice above before training longer: time alone mends no collapse.", ""))
+    elif word == "OK" and trained["better"] is False:
+        steps.append(("Train longer, or on more images: the encoder is healthy, but has learned little.", ""))
     elif word == "OK" and state == "finished":
         steps.append(("Turn images into embeddings.", make["embed"]))
         steps.append(("Use the encoder in Python.", make["load"]))

@@ -52,12 +52,13 @@ def cell(line: dict | None, untrained: dict | None) -> dict | None:
     if line is None:
         return None
     accuracy, ends = line["accuracy"], line["interval"]
-    found = {"value": accuracy, "ends": ends, "gain": None, "apart": None}
+    gain = apart = better = None
     if line["subject"] == "trained" and untrained:
-        found["gain"] = 100 * (accuracy - untrained["accuracy"])
+        gain = 100 * (accuracy - untrained["accuracy"])
         if ends and untrained["interval"]:
-            found["apart"] = ends[0] > untrained["interval"][1] or ends[1] < untrained["interval"][0]
-    return found
+            apart = ends[0] > untrained["interval"][1] or ends[1] < untrained["interval"][0]
+        better = gain > 0 and apart is not False
+    return {"value": accuracy, "ends": ends, "gain": gain, "apart": apart, "better": better}
 
 
 def protocol_note(name: str, results: list[dict]) -> dict:
@@ -86,21 +87,25 @@ def setting(key: object, value: object) -> str:
 
 
 def summary(accuracy: dict | None) -> str:
-    """The result in one sentence, of the last protocol that judged the trained encoder."""
-    if accuracy is None:
+    """The result in one sentence."""
+    title, trained = judged(accuracy)
+    if trained is None:
         return ""
-    cells = next(row["cells"] for row in accuracy["rows"] if row["subject"] == "trained")
-    for trained, protocol in reversed(list(zip(cells, accuracy["protocols"], strict=True))):
-        if trained is None:
-            continue
-        reached = number(trained["value"], percent=True)
-        said = f"The trained encoder reaches {reached} ({protocol['title']} accuracy)"
-        if trained["gain"] is None:
-            return f"{said}."
-        if trained["gain"] <= 0 or trained["apart"] is False:
-            return f"{said}, not clearly more than the same encoder untrained: training has not paid yet."
-        return f"{said}, {trained['gain']:.1f} points more than the same encoder untrained."
-    return ""
+    said = f"The trained encoder reaches {number(trained['value'], percent=True)} ({title} accuracy)"
+    if trained["gain"] is None:
+        return f"{said}."
+    if trained["apart"] is False:
+        return f"{said}, which cannot be told from the same encoder untrained: training has not paid yet."
+    more = "more" if trained["gain"] > 0 else "less"
+    return f"{said}, {abs(trained['gain']):.1f} points {more} than the same encoder untrained."
+
+
+def judged(accuracy: dict | None) -> tuple[str, dict | None]:
+    """The last protocol that judged the trained encoder (linear, where it did), and what it found."""
+    rows = {row["subject"]: row["cells"] for row in accuracy["rows"]} if accuracy else {}
+    titles = [protocol["title"] for protocol in accuracy["protocols"]] if accuracy else []
+    found = [pair for pair in zip(titles, rows.get("trained", []), strict=True) if pair[1] is not None]
+    return found[-1] if found else ("", None)
 
 
 def facts(run: Record) -> list[str]:

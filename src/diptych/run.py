@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from diptych. import strict_yaml
+from diptych import strict_yaml
 from diptych.checkpoints import write_file
 from diptych.errors import CheckpointError, DataError, OutputError
 
+# What may change between a run and its continuation: none of it changes what is computed.
+FREE = ("source", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
 PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -54,11 +56,15 @@ class Run:
         if held and not (resume or overwrite):
             raise OutputError(f"{folder} already holds a run: add --resume to continue it, --overwrite to replace it, or choose another --out")
         lock = take_lock(folder)
-        if held and overwrite and not resume:
-            for path in held:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if (folder / "recipe.yaml").exists():
-            compare_records(folder, record)
+        try:
+            if held and overwrite and not resume:
+                for path in held:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if (folder / "recipe.yaml").exists():
+                compare_records(folder, record)
+        except BaseException:
+            lock.close()
+            raise
         write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
         write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
         (folder / "log.jsonl").touch()
@@ -136,7 +142,11 @@ def take_lock(folder: Path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
-        raise OutputError(f"another run is writing to {folder} ({file.read().strip() or 'unknown process'}); wait for it or choose another --out") from None
+        holder = file.read().strip() or "unknown process"
+        file.close()
+        raise OutputError(
+            f"another run is writing to {folder} ({holder}); wait for it, or choose another --out"
+        ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -146,9 +156,18 @@ def take_lock(folder: Path):
 def compare_records(folder: Path, record: dict) -> None:
     """Raise CheckpointError naming the first keys in which a run and the request to continue it differ."""
     old, new = flatten(strict_yaml.read(folder / "recipe.yaml")), flatten(json.loads(json.dumps(record)))
-    changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changed = [
+        f"{key}: {short(old.get(key))} -> {short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
     if changed:
-        raise CheckpointError(f"{folder} was made with another recipe ({'; '.join(changed[:3])}); ask for the same, or choose another --out")
+        told = "; ".join(changed[:3])
+        raise CheckpointError(f"{folder} was made with another recipe ({told}); ask for the same, or choose another --out")
+
+
+def short(value: Any) -> str:
+    return text if len(text := str(value)) <= 40 else text[:37] + "..."
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

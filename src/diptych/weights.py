@@ -65,7 +65,8 @@ def load(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
     if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != config["sha256"]:
         raise CheckpointError(f"{weights} is damaged: its hash is not the one in config.json; restore or train it again")
     load_exactly(encoder, read_tensors(weights), weights)
-    encoder.preprocessing = Preprocessing(**own["preprocessing"])  # pyrefly: ignore
+    expected = own["preprocessing"]
+    encoder.preprocessing = Preprocessing(expected["size"], tuple(expected["mean"]), tuple(expected["std"]))  # pyrefly: ignore
     return encoder.eval()
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from diptych.decode import EXTENSIONS
 from diptych.errors import DataError
-from diptych.sources.archives import TAR_ENDINGS, tar_archive, zip_archive
-from diptych.sources.arrays import array_file
-from diptych.sources.cifar import batches, cifar
-from diptych.sources.folder import OUTSIDE, folder, nearest_with_images
+from diptych.sources.archives import TAR_ENDINGS, open_tar, open_zip
+from diptych.sources.arrays import open_arrays
+from diptych.sources.cifar import batches, open_cifar
+from diptych.sources.folder import OUTSIDE, nearest_with_images, open_folder
 from diptych.sources.labels import check_labels
-from diptych.sources.parquet import parquet
+from diptych.sources.parquet import open_parquet
 from diptych.sources.source import Source, is_image_name
 
 NAMED: dict[str, Callable[[], Source]] = {}  # sources with a name in place of a path, such as "demo"
@@ -34,17 +34,17 @@ def open_source(
     path = Path(path_or_name).expanduser()
     name = path.name.lower()
     if name.endswith(".parquet") and (path.exists() or any(path.parent.glob(path.name))):
-        return parquet(path, labels)
+        return open_parquet(path, labels)
     if not path.exists():
         raise DataError(_missing(path))
     if batches(path):
-        return cifar(path, labels)
+        return open_cifar(path, labels)
     if path.is_dir():
         return _folder(path, labels, follow_symlinks)
     if name.endswith((".npz", ".npy")):
-        return array_file(path, labels)
+        return open_arrays(path, labels)
     if name.endswith(".zip") or name.endswith(TAR_ENDINGS):
-        source = zip_archive(path, labels) if name.endswith(".zip") else tar_archive(path, labels)
+        source = open_zip(path, labels) if name.endswith(".zip") else open_tar(path, labels)
         if not len(source):
             raise DataError(
                 f"{path} holds no images ({_searched()}); {len(source.skipped)} members were refused"
@@ -56,11 +56,11 @@ def open_source(
 
 
 def _folder(path: Path, labels: str, follow_symlinks: bool) -> Source:
-    found = folder(path, labels, follow_symlinks)
+    found = open_folder(path, labels, follow_symlinks)
     if len(found):
         return found
     if any(path.rglob("*.parquet")):
-        return parquet(path, labels)
+        return open_parquet(path, labels)
     message = f"{path} holds no images ({_searched()})"
     if outside := sum(entry["reason"] == OUTSIDE for entry in found.skipped):
         raise DataError(f"{message}, but {outside} links out of it: follow_symlinks=True reads them")

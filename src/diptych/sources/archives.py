@@ -30,7 +30,7 @@ ZIP_FLAG_ENCRYPTED, ZIP_FLAG_UTF8 = 0x1, 0x800
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
-def zip_archive(path: str | Path, labels: str = "auto") -> Files:
+def open_zip(path: str | Path, labels: str = "auto") -> Files:
     """The images of a zip archive, in order of their names' bytes. Raises DataError when it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -86,7 +86,7 @@ def _zip_fault(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def tar_archive(path: str | Path, labels: str = "auto") -> Files:
+def open_tar(path: str | Path, labels: str = "auto") -> Files:
     """The images of a .tar, .tar.gz or .tgz archive, in order of their names' bytes. DataError: damage.
 
     gzip allows no positioned reads, so a .tar.gz is first decompressed into an unnamed temporary file (disk
@@ -160,15 +160,14 @@ class _Index:
 
     def add(self, name: bytes, fault: str | None, size: int, place: Any) -> None:
         parts = [part for part in name.split(b"/") if part != b"."] or [b""]
-        if any(part.startswith(b".") and part != b".." for part in parts) or not is_image_name(parts[-1]):
-            return
         plain = b"/".join(parts)
-        if (
-            b".." in name.replace(b"\\", b"/").split(b"/")
-            or name.startswith((b"/", b"\\"))
-            or name[1:2] == b":"
-        ):
+        if not is_image_name(parts[-1].lstrip(b".")):
+            return
+        slashed = name.replace(b"\\", b"/")
+        if b".." in slashed.split(b"/") or slashed.startswith(b"/") or slashed[1:3] == b":/":
             fault = "a name that leaves the archive"
+        elif any(part.startswith(b".") for part in parts):
+            return
         elif b"" in parts or b"\0" in name or len(name) > 4096:
             fault = "a name that is no path"
         elif size > MAX_BYTES:

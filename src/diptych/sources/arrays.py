@@ -82,7 +82,7 @@ def _with_channels(pixels: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
     )
 
 
-def array_file(path: str | Path, labels: str = "auto") -> Pixels:
+def open_arrays(path: str | Path, labels: str = "auto") -> Pixels:
     """The uint8 images of a .npy file (memory-mapped) or a .npz file (read into memory).
 
     In a .npz images are called images, x, x_train ... (or are its only array of 3 or 4 dimensions) and the

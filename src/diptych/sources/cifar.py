@@ -50,7 +50,7 @@ def batches(path: Path) -> list[Path]:
     )
 
 
-def cifar(path: str | Path, labels: str = "auto") -> Pixels:
+def open_cifar(path: str | Path, labels: str = "auto") -> Pixels:
     """The training images (32 x 32) of a folder of batches, or the images of one batch (`.../test_batch`).
 
     CIFAR-100 comes with its 100 fine classes. Raises DataError when a batch is damaged.

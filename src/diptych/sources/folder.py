@@ -17,7 +17,7 @@ from diptych.sources.source import MAX_BYTES, Files, Keys, is_image_name, key_of
 OUTSIDE = "a link out of the folder (follow_symlinks=True reads it)"
 
 
-def folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = False) -> Files:
+def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = False) -> Files:
     """The images below `path`, in order of their names' bytes; empty when there are none.
 
     Hidden files and folders are ignored. Every file counts once: a link to what is listed here anyway is not

@@ -22,7 +22,7 @@ BLOCK_BYTES = 128 << 20  # a row group of more (uncompressed) is read in pieces 
 BLOCKS = 2  # kept at once; two, so that threads on both sides of a border do not chase each other
 
 
-def parquet(path: str | Path, labels: str = "auto") -> "Parquet":
+def open_parquet(path: str | Path, labels: str = "auto") -> "Parquet":
     """The images of a Parquet file, a folder of them, or a pattern (`data/train-*.parquet`), by file name.
 
     Raises DataError when pyarrow is missing, a file is damaged, the columns are not there, or a folder mixes

@@ -1,4 +1,4 @@
-"""Views: what a network sees of an image. Operations by name, the View that runs them, and the published pairs."""
+"""What a network sees of an image: operations by name, the View that runs them, the published pairs."""
 
 from diptych.views.blur import GaussianBlur
 from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize
@@ -20,7 +20,5 @@ OPERATIONS = {
     "normalize": Normalize,
 }
 
-__all__ = [
-    "CIFAR10", "IMAGENET", "OPERATIONS", "ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "Normalize", "Operation",
-    "RandomCrop", "RandomResizedCrop", "Resize", "Solarize", "VerticalFlip", "View", "barlow_twins", "draw_slice", "simsiam",
-]  # fmt: skip
+__all__ = ["CIFAR10", "IMAGENET", "OPERATIONS", "Operation", "View", "barlow_twins", "draw_slice", "simsiam"]
+__all__ += [operation.__name__ for operation in OPERATIONS.values()]

@@ -1,39 +1,54 @@
-"""What colours a view has: jitter, grayscale, solarization, normalization. N images of shape (3, H, W) in [0, 1], P = H * W."""
+"""What colours a view has: jitter, gray, solarize, normalize. N images in [0, 1] of P = H * W pixels."""
 
 import itertools
 from dataclasses import dataclass
-from numbers import Real
+from typing import Literal
 
 import torch
 
-from diptych.views.operation import Draw, Operation, check_probability, chosen, coins, require, uniform
+from diptych.views.operation import (
+    Draw,
+    Operation,
+    check_probability,
+    chosen,
+    coins,
+    is_number,
+    require,
+    uniform,
+)
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbering, and its fixed order
-ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4)
+FACTORS = ("brightness", "contrast", "saturation", "hue")  # torchvision's numbering, which is its fixed order
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4); the first is the fixed order
 
 
 def gray(images: torch.Tensor) -> torch.Tensor:
-    """Luma by ITU-R 601-2 with torchvision's weights: (N, 3, ...) -> (N, ...)."""
+    """The luma of ITU-R 601-2, rounded as torchvision does: (N, 3, ...) -> (N, ...)."""
     red, green, blue = images.unbind(1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def blend_(images_N3P: torch.Tensor, factor_N: torch.Tensor, to_mean_N: torch.Tensor, to_gray_N: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast and saturation are one formula, x <- clamp(g + factor (x - g)): g is black, or the image's mean gray
-    (to_mean = 1), or the pixel's own gray (to_gray = 1). In place.
+def blend_(
+    images_N3P: torch.Tensor, factor_N: torch.Tensor, to_mean_N: torch.Tensor, to_gray_N: torch.Tensor
+) -> torch.Tensor:
+    """Brightness, contrast and saturation in one: x <- clamp(g + factor (x - g)), in place.
+
+    g is black for brightness, the image's mean gray for contrast (to_mean = 1), the pixel's own gray for
+    saturation (to_gray = 1). So images at different operations of their orders need no groups of their own.
     """
     gray_NP = gray(images_N3P)
     mean_N1 = gray_NP.mean(1, keepdim=True).mul_(to_mean_N[:, None])
-    target_N1P = gray_NP.mul_(to_gray_N[:, None]).add_(mean_N1)[:, None]
-    return torch.lerp(target_N1P, images_N3P, factor_N[:, None, None], out=images_N3P).clamp_(0, 1)
+    goal_NP = gray_NP.mul_(to_gray_N[:, None]).add_(mean_N1)
+    return torch.lerp(goal_NP[:, None], images_N3P, factor_N[:, None, None], out=images_N3P).clamp_(0, 1)
 
 
 def turn_hue_(images_N3P: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
-    """Turns the hue of HSV by `hue` of a full circle, keeping V = max and V S = max - min. In place.
+    """Turns HSV's hue by `hue` of a full circle; V = max and V S = max - min stay. In place.
 
-    On the hexagon of hues, in turns counted from red, 6 |h| = 1 + (g + b - r - min) / (max - min), with the sign of g - b:
-    no question which channel is the largest, no gather. And back: green is max up to 1/6 from its own hue 1/3 and falls
-    to min at 1/3 from it, so max - min times 2 - clamp(6 |h - 1/3|, 1, 2) above min; blue around 2/3; red away from 1/2.
+    On the hexagon of hues, in turns counted from red, 6 |h| = 1 + (g + b - r - min) / (max - min), with the
+    sign of g - b: no need to know which channel is largest. Back: green is max up to 1/6 away from its hue
+    1/3 and falls to min at 1/3 away, that is min + (max - min) (2 - clamp(6 |h - 1/3|, 1, 2)); blue alike
+    around 2/3; red rises with the distance from 1/2.
     """
     red, green, blue = images_N3P.unbind(1)
     low = torch.minimum(red, green)
@@ -41,10 +56,10 @@ def turn_hue_(images_N3P: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
     spread = torch.maximum(red, green)
     torch.maximum(spread, blue, out=spread).sub_(low)
     h = torch.add(green, blue).sub_(red)
-    # from here on the three channels are working memory too: fresh memory costs a CPU more than the arithmetic
+    # From here the channels serve as working memory: on a CPU fresh memory costs more than the arithmetic.
     bottom = torch.sub(low, spread, out=red)
     side = torch.sub(green, blue, out=green)
-    spread.mul_(6).clamp_min_(1e-12)  # a gray pixel has none: any h will do
+    spread.mul_(6).clamp_min_(1e-12)  # a gray pixel has no hue: any will do
     h.sub_(bottom).div_(spread).copysign_(side)
     h.add_(hue_N[:, None] + 1).frac_()
     top = low.add_(spread, alpha=1 / 3)
@@ -57,9 +72,10 @@ def turn_hue_(images_N3P: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
 
 @dataclass(eq=False)
 class ColorJitter(Operation):
-    """With probability p: brightness, contrast and saturation times U(max(0, 1 - x), 1 + x), hue turned by U(-x, x) of a circle,
-    with torchvision's clamp to [0, 1] after each. `order="random"` draws one of the 24 orders for every image (torchvision: one
-    per call); "fixed" is brightness, contrast, saturation, hue.
+    """With probability p, torchvision's four colour operations, with its clamp to [0, 1] after each.
+
+    brightness, contrast, saturation x: times U(max(0, 1 - x), 1 + x). hue x: turned by U(-x, x) of a circle.
+    order: "random" draws one of the 24 for every image (torchvision: one a call); "fixed" is the order above.
     """
 
     brightness: float = 0.0
@@ -67,63 +83,65 @@ class ColorJitter(Operation):
     saturation: float = 0.0
     hue: float = 0.0
     p: float = 1.0
-    order: str = "random"
+    order: Literal["random", "fixed"] = "random"
     commutes_with_flip = True
 
     def __post_init__(self) -> None:
         check_probability("color_jitter", self.p)
-        for key in ("brightness", "contrast", "saturation"):
-            value = getattr(self, key)
-            require(isinstance(value, Real) and value >= 0, f"color_jitter: {key} is {value!r}; give 0 or more")
-        ok = isinstance(self.hue, Real) and 0 <= self.hue <= 0.5
-        require(ok, f"color_jitter: hue is {self.hue!r}; give 0 to 0.5 of a turn")
-        ok = self.order in ("random", "fixed")
-        require(ok, f"color_jitter: order is {self.order!r}; choose 'random' or 'fixed'")
+        for key in FACTORS:
+            value, most = getattr(self, key), 0.5 if key == "hue" else float("inf")
+            allowed = "0 to 0.5 of a turn" if key == "hue" else "0 or more"
+            ok = is_number(value) and 0 <= value <= most
+            require(ok, f"color_jitter: {key} is {value!r}; give {allowed}")
+        known = self.order in ("random", "fixed")
+        require(known, f"color_jitter: order is {self.order!r}; choose 'random' or 'fixed'")
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
+        """`chosen` (n,), FACTORS by name (n,), `order` (n, 4): the number of the first, of the second ..."""
         draw = {"chosen": coins(n, self.p, rng)}
-        for key in ("brightness", "contrast", "saturation"):
+        for key in FACTORS[:HUE]:
             strength = getattr(self, key)
-            draw[key] = uniform(n, max(0.0, 1 - strength), 1 + strength, rng)
+            draw[key] = uniform(n, max(0.0, 1.0 - strength), 1.0 + strength, rng)
         draw["hue"] = uniform(n, -self.hue, self.hue, rng)
         which = torch.randint(len(ORDERS), (n,), generator=rng)
-        draw["order"] = ORDERS[which] if self.order == "random" else ORDERS[:1].expand(n, 4)
+        draw["order"] = ORDERS[which if self.order == "random" else torch.zeros_like(which)]
         return draw
 
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Images sorted by when their hue turns: hue runs once, and what precedes and follows it runs on slices."""
-        rows = draw["chosen"].nonzero().squeeze(1)  # all of this bookkeeping is on the CPU, where the draw is
-        when = (draw["order"][rows] == HUE).int().argmax(1)
-        rows = rows[when.argsort(stable=True)]
-        turned = torch.bincount(when, minlength=4).cumsum(0).tolist()  # [k]: images whose hue turns at place <= k
+        """Sorted by the place of hue in their orders, images turn their hue together, and blend before and
+        after it on slices: seven calls for 24 orders, on any device.
+        """
+        rows = draw["chosen"].nonzero().squeeze(1)  # this bookkeeping is on the CPU, where the draw is
+        place_of_hue = (draw["order"][rows] == HUE).int().argmax(1)
+        rows = rows[place_of_hue.argsort(stable=True)]
+        turned = (
+            torch.bincount(place_of_hue, minlength=4).cumsum(0).tolist()
+        )  # [k]: those with hue by place k
         order = draw["order"][rows]
-        factor = torch.stack([draw[key][rows] for key in ("brightness", "contrast", "saturation", "hue")], 1).gather(1, order)
-        place = torch.stack((factor, order == CONTRAST, order == SATURATION), 2).to(images.device, non_blocking=True)
-        hue = draw["hue"][rows].to(images.device, non_blocking=True)
-        index = rows.to(images.device, non_blocking=True)
-
+        factor = torch.stack([draw[key][rows] for key in FACTORS], 1).gather(1, order)
+        blend = torch.stack((factor, (order == CONTRAST).float(), (order == SATURATION).float()), 2)
+        to_device = (rows, draw["hue"][rows], blend)
+        index, hue, blend = (each.to(images.device, non_blocking=True) for each in to_device)
         some = images.index_select(0, index).flatten(2)
         before = [(k, slice(turned[k], None)) for k in (0, 1, 2) if turned[k] < len(some)]
         after = [(k, slice(turned[k - 1])) for k in (1, 2, 3) if turned[k - 1] > 0]
         for k, part in before:
-            blend_(some[part], *place[part, k].unbind(1))
+            blend_(some[part], *blend[part, k].unbind(1))
         if self.hue > 0:
             turn_hue_(some, hue)
         for k, part in after:
-            blend_(some[part], *place[part, k].unbind(1))
+            blend_(some[part], *blend[part, k].unbind(1))
         return images.index_copy_(0, index, some.view(-1, *images.shape[1:]))
 
     def __str__(self) -> str:
-        places = "in random order" if self.order == "random" else "in this order"
-        return (
-            f"{self.p:.0%}: brightness {self.brightness:g}, contrast {self.contrast:g}, saturation {self.saturation:g}, "
-            f"hue {self.hue:g}, {places}"
-        )
+        strengths = ", ".join(f"{key} {getattr(self, key):g}" for key in FACTORS)
+        order = "an order drawn per image" if self.order == "random" else "this order"
+        return f"{self.p:.0%}: {strengths}, in {order}"
 
 
 @dataclass(eq=False)
 class Grayscale(Operation):
-    """All three channels become the gray of the pixel, with probability p."""
+    """All three channels become the pixel's gray, with probability p."""
 
     p: float = 0.2
     commutes_with_flip = True
@@ -145,7 +163,7 @@ class Grayscale(Operation):
 
 @dataclass(eq=False)
 class Solarize(Operation):
-    """Values from `threshold` up are inverted, x -> 1 - x, with probability p. 0.5 is PIL's 128: between 127/255 and 128/255."""
+    """Values x from `threshold` up become 1 - x, with probability p. 0.5 is PIL's 128 of 255."""
 
     p: float = 0.2
     threshold: float = 0.5
@@ -153,7 +171,7 @@ class Solarize(Operation):
 
     def __post_init__(self) -> None:
         check_probability("solarize", self.p)
-        ok = isinstance(self.threshold, Real) and 0 <= self.threshold <= 1
+        ok = is_number(self.threshold) and 0 <= self.threshold <= 1
         require(ok, f"solarize: threshold is {self.threshold!r}; it lies in 0 to 1, as the images do")
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
@@ -162,7 +180,7 @@ class Solarize(Operation):
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         index = chosen(draw, images.device)
         some = images.index_select(0, index)
-        bright = some.clone().ge_(self.threshold)  # 1.0 or 0.0: torch.where costs ten times this on a CPU
+        bright = some.clone().ge_(self.threshold)  # 1.0 or 0.0; torch.where costs a CPU ten times as much
         some.addcmul_(bright, torch.rsub(some, 1, alpha=2))
         return images.index_copy_(0, index, some)
 
@@ -181,18 +199,17 @@ class Normalize(Operation):
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
             value = getattr(self, key)
-            ok = isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(v, Real) for v in value)
-            require(ok, f"normalize: {key} is {value!r}; give three numbers, red, green and blue")
+            ok = isinstance(value, list | tuple) and len(value) == 3 and all(is_number(v) for v in value)
+            require(ok, f"normalize: {key} is {value!r}; give three numbers: red, green, blue")
             setattr(self, key, tuple(float(v) for v in value))
-        require(min(self.std) > 0, f"normalize: std is {self.std!r}; each must be above 0")
+        require(min(self.std) > 0, f"normalize: std is {list(self.std)}; each is above 0")
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
         return {}
 
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        scale = torch.tensor(self.std).reciprocal()
-        shift = -torch.tensor(self.mean) * scale
-        scale, shift = (v.view(3, 1, 1).to(images.device, non_blocking=True) for v in (scale, shift))
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (self.mean, self.std))
+        scale, shift = (v.to(images.device, images.dtype, non_blocking=True) for v in (1 / std, -mean / std))
         return images.mul_(scale).add_(shift)
 
     def __str__(self) -> str:

@@ -1,5 +1,6 @@
-"""What every operation of a view shares. N images of shape (3, H, W) in [0, 1]; a draw is a dict of (N, ...) CPU tensors."""
+"""What every operation of a view shares. N images (N, 3, H, W) in [0, 1]; a draw is {name: (N, ...)}."""
 
+import math
 from abc import ABC, abstractmethod
 from numbers import Real
 
@@ -11,38 +12,38 @@ Draw = dict[str, torch.Tensor]
 
 
 class Operation(ABC):
-    """One step of a view. `sample` holds all its randomness; `apply` is a function of its two arguments and nothing else.
+    """One step of a view: `sample` holds all its randomness, `apply` none.
 
     A user's own operation needs no base class: any object with `sample` and `apply` may stand in a View.
     """
 
-    commutes_with_flip = False  # True lets a later horizontal flip move in front, into the crop's resampling
+    commutes_with_flip = False  # True: a later horizontal flip may happen before, in the crop's resampling
 
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """All randomness for `n` images, one row each, on the CPU; needs no image, so it costs no decoding to redraw."""
+        """All randomness for `n` images, a row each, on the CPU. No image is needed to draw."""
 
     def apply(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Float images (N, 3, H, W) -> new images, on their device, row i by row i of `draw`; `images` stay as they are."""
+        """Float images (N, 3, H, W), on any device -> new images there; row i of `draw` is for image i."""
         return self.apply_(images.clone(memory_format=torch.contiguous_format), draw)
 
     @abstractmethod
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """As `apply`, but may overwrite `images` (contiguous): what View calls, one copy of the batch cheaper each."""
+        """As `apply`, but may overwrite `images` (contiguous). A View calls this, to save a copy of them."""
 
 
 def coins(n: int, p: float, rng: torch.Generator) -> torch.Tensor:
-    """(n,) bool, True with probability p; takes n numbers from `rng` whatever p is."""
+    """(n,) bool, True with probability p. Takes n numbers from `rng` whatever p is."""
     return torch.rand(n, generator=rng) < p
 
 
 def uniform(n: int, low: float, high: float, rng: torch.Generator) -> torch.Tensor:
-    """(n,) float32 in [low, high)."""
+    """(n,) float32 between low and high."""
     return torch.rand(n, generator=rng) * (high - low) + low
 
 
 def chosen(draw: Draw, device: torch.device) -> torch.Tensor:
-    """Rows whose coin fell, as an index on `device`. The coins lie on the CPU, so no one waits for the GPU to count them."""
+    """The rows whose coin fell, on `device`. Coins lie on the CPU: nobody waits for a GPU to count them."""
     return draw["chosen"].nonzero().squeeze(1).to(device, non_blocking=True)
 
 
@@ -52,19 +53,25 @@ def require(holds: bool, message: str) -> None:
         raise RecipeError(message)
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_probability(name: str, p: float) -> None:
-    require(isinstance(p, Real) and 0 <= p <= 1, f"{name}: p is {p!r}; a probability lies in 0 to 1")
+    require(is_number(p) and 0 <= p <= 1, f"{name}: p is {p!r}; a probability lies in 0 to 1")
 
 
-def check_size(name: str, size: int) -> None:
-    require(isinstance(size, int) and size >= 1, f"{name}: size is {size!r}; give a whole number of pixels, 1 or more")
+def check_pixels(name: str, key: str, value: int, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= least, f"{name}: {key} is {value!r}; give whole pixels, {least} or more")
 
 
-def check_range(name: str, key: str, value: tuple[float, float], low: float, high: float) -> tuple[float, float]:
-    """`value` as a tuple (low, high) of floats with low < value[0] <= value[1] <= high, or RecipeError."""
-    ok = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, Real) for v in value)
+def check_range(name: str, key: str, value: tuple[float, float], above: float, most: float = math.inf):
+    """`value` as a tuple of two floats with above < value[0] <= value[1] <= most, or RecipeError."""
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) for v in value)
+    wanted = f"above {above:g}" + (f" and up to {most:g}" if most < math.inf else "")
     require(
-        ok and low < value[0] <= value[1] <= high,
-        f"{name}: {key} is {value!r}; give two numbers, the smaller first, above {low:g} and up to {high:g}",
+        pair and above < value[0] <= value[1] <= most,
+        f"{name}: {key} is {value!r}; give two numbers {wanted}, the smaller first",
     )
-    return (float(value[0]), float(value[1]))
+    return float(value[0]), float(value[1])

@@ -1,4 +1,6 @@
-"""The published views, as lists of operations and nothing more."""
+"""The published pairs of views, as lists of operations and nothing more."""
+
+from typing import Literal
 
 from diptych.errors import RecipeError
 from diptych.views.blur import GaussianBlur
@@ -6,61 +8,69 @@ from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop
 from diptych.views.view import View
 
-Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean, standard deviation
+Variant = Literal["auto", "original", "small"]
 
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Normalization = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-SMALL = 64  # pixels up to which variant "auto" is "small"
+SMALL = 64  # pixels up to which the variant "auto" is "small"
 
 
-def barlow_twins(size: int = 224, variant: str = "auto", normalization: Normalization | None = None) -> list[View]:
-    """The two views of Barlow Twins (arXiv:2103.03230, section 2.2; BYOL's, arXiv:2006.07733, appendix B).
+def barlow_twins(
+    size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None
+) -> list[View]:
+    """The two views of Barlow Twins (arXiv:2103.03230, section 2.2), which are BYOL's.
 
-    variant  "original": bicubic crops of 8 to 100 %, flip, jitter, gray, blur with probability 1 and 0.1, solarization 0 and 0.2,
-             ImageNet's normalization.
-             "small": the CIFAR set of solo-learn's 92.10 %: the same without blur, CIFAR-10's normalization.
-             "auto": small up to 64 pixels.
-    normalization  ((mean), (std)) for other images.
+    "original": bicubic crop of 8 to 100 %, flip, jitter, gray, blur in all of the first and a tenth of the
+    second views, solarization in a fifth of the second, ImageNet's normalization. "small": solo-learn's
+    CIFAR-10 set (92.10 %), the same without blur and with CIFAR-10's normalization. "auto": small up to 64
+    pixels. `normalization`, (mean, std), replaces either.
     """
     small = is_small(size, variant)
 
     def view(blur: float, solarize: float) -> View:
-        return View([
-            RandomResizedCrop(size, scale=(0.08, 1.0), interpolation="bicubic"),
-            HorizontalFlip(p=0.5),
-            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8),
-            Grayscale(p=0.2),
-            *([] if small else [GaussianBlur(p=blur, sigma=(0.1, 2.0))]),
-            Solarize(p=solarize),
-            Normalize(*(normalization or (CIFAR10 if small else IMAGENET))),
-        ])  # fmt: skip
+        return View(
+            [
+                RandomResizedCrop(size, scale=(0.08, 1.0), interpolation="bicubic"),
+                HorizontalFlip(p=0.5),
+                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8),
+                Grayscale(p=0.2),
+                *([] if small else [GaussianBlur(p=blur, sigma=(0.1, 2.0))]),
+                *([Solarize(p=solarize)] if solarize else []),
+                Normalize(*(normalization or (CIFAR10 if small else IMAGENET))),
+            ]
+        )
 
     return [view(blur=1.0, solarize=0.0), view(blur=0.1, solarize=0.2)]
 
 
-def simsiam(size: int = 224, variant: str = "auto", normalization: Normalization | None = None) -> list[View]:
-    """The two views of SimSiam (arXiv:2011.10566, section 3 and appendix D), drawn alike: MoCo v2's set.
+def simsiam(
+    size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None
+) -> list[View]:
+    """The two views of SimSiam (arXiv:2011.10566, section 3), drawn alike: MoCo v2's set.
 
-    variant  "original": bilinear crops of 20 to 100 %, jitter, gray, blur with probability 0.5, flip, ImageNet's normalization.
-             "small": the paper's CIFAR-10 set: the same without blur, CIFAR-10's normalization. "auto": small up to 64 pixels.
-    normalization  ((mean), (std)) for other images.
+    "original": bilinear crop of 20 to 100 %, jitter, gray, blur in half of the views, flip, ImageNet's
+    normalization. "small": the paper's CIFAR-10 set (appendix D), the same without blur and with CIFAR-10's
+    normalization. "auto": small up to 64 pixels. `normalization`, (mean, std), replaces either.
     """
     small = is_small(size, variant)
 
     def view() -> View:
-        return View([
-            RandomResizedCrop(size, scale=(0.2, 1.0)),
-            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-            Grayscale(p=0.2),
-            *([] if small else [GaussianBlur(p=0.5, sigma=(0.1, 2.0))]),
-            HorizontalFlip(p=0.5),
-            Normalize(*(normalization or (CIFAR10 if small else IMAGENET))),
-        ])  # fmt: skip
+        return View(
+            [
+                RandomResizedCrop(size, scale=(0.2, 1.0)),
+                ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+                Grayscale(p=0.2),
+                *([] if small else [GaussianBlur(p=0.5, sigma=(0.1, 2.0))]),
+                HorizontalFlip(p=0.5),
+                Normalize(*(normalization or (CIFAR10 if small else IMAGENET))),
+            ]
+        )
 
     return [view(), view()]
 
 
-def is_small(size: int, variant: str) -> bool:
+def is_small(size: int, variant: Variant) -> bool:
     if variant not in ("auto", "original", "small"):
         raise RecipeError(f"views: variant is {variant!r}; choose 'auto', 'original' or 'small'")
-    return variant == "small" or (variant == "auto" and isinstance(size, int) and size <= SMALL)
+    return variant == "small" or (variant == "auto" and size <= SMALL)

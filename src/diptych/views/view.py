@@ -1,4 +1,4 @@
-"""A view: operations in the order of the recipe. N images of shape (3, H, W) become N views of shape (3, S, S)."""
+"""A view: operations in the order of the recipe. N images (N, 3, H, W) become N views (N, 3, S, S)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,90 +10,96 @@ from diptych.views.colour import Normalize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop
 from diptych.views.operation import Draw
 
-BLOCK = 2**19  # pixel values that a CPU works on at a time: more leave its cache and cost two to five times as much
+BLOCK = 2**18  # pixel values a CPU thread works on at a time: they stay in its cache, a whole batch does not
 
 
 class Step(Protocol):
-    """What a View is made of; `diptych.views.OPERATIONS` or anything else with these two functions."""
+    """What a View is made of: the classes in `OPERATIONS`, or anything else with these two functions."""
 
     def sample(self, n: int, rng: torch.Generator) -> Draw: ...
     def apply(self, images: torch.Tensor, draw: Draw) -> torch.Tensor: ...
 
 
 class View:
-    """Turns a batch of images into one view of each. `sample` draws, on the CPU, one row per image; `apply` computes, anywhere.
+    """A view of each image of a batch: `sample` draws, on the CPU, a row an image; `apply` does, anywhere.
 
-    The same draws give the same views on every device to float32 rounding, whatever else is in the batch: a rank that takes
-    `draw_slice(draws, rows)` of the global batch sees rows `rows` of the global views, equal within 1e-6 before `normalize`.
+    What an image becomes hangs on its row of the draws alone, not on the rest of the batch: a process that
+    applies `draw_slice(draws, rows)` to `images[rows]` gets rows `rows` of the global views, within 1e-6
+    before `normalize` (float32 sums may be ordered otherwise). The same call twice gives the same bytes.
     """
 
     def __init__(self, operations: Sequence[Step]):
         self.operations = list(operations)
         for step in self.operations:
             if not (hasattr(step, "sample") and hasattr(step, "apply")):
-                raise RecipeError(f"a view is made of operations with sample and apply; {step!r} has not both")
-        self._flips = flips_to_fuse(self.operations)
+                raise RecipeError(f"a view is made of operations; {step!r} has no sample and apply")
+        self._flip_of = flips_of_crops(self.operations)
 
     def sample(self, n: int, rng: torch.Generator) -> list[Draw]:
-        """All randomness for `n` images: one dict per operation, tensors (n, ...)."""
+        """All randomness for `n` images: for each operation a dict of tensors (n, ...)."""
         return [step.sample(n, rng) for step in self.operations]
 
     def __call__(self, images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """`apply` with fresh draws; `rng` is best `random_at(seed, "views", step, which_view)`."""
+        """`apply` with fresh draws. `rng` has an address: `random_at(seed, "views", step, which_view)`."""
         return self.apply(images, self.sample(len(images), rng))
 
     @torch.no_grad()
     def apply(self, images: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        """(N, 3, H, W), uint8 or float in [0, 1] -> contiguous float32 (N, 3, S, S) on the same device; `images` stay unchanged.
+        """uint8, or float in [0, 1], (N, 3, H, W) -> contiguous float32 (N, 3, S, S) on the same device.
 
-        Float32 under autocast too. Does not wait for the GPU. Raises DataError for another shape.
+        `images` stay as they are. Float32 inside autocast too. Nothing waits for a GPU. Raises DataError for
+        images of another shape or type, ValueError for draws of another number of images.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise DataError(f"a view takes images of shape (N, 3, H, W); these are {tuple(images.shape)}")
+        known = images.dtype == torch.uint8 or images.is_floating_point()
+        if images.ndim != 4 or images.shape[1] != 3 or not known:
+            given = f"{tuple(images.shape)} {images.dtype}"
+            raise DataError(f"a view takes uint8 or float images of shape (N, 3, H, W); these are {given}")
         n = len(images)
         if any(len(rows) != n for draw in draws for rows in draw.values()):
-            raise ValueError(f"draws for another number of images than {n}; slice them with draw_slice")
-        block = max(1, n if images.device.type != "cpu" else BLOCK // max(1, images[0].numel()))
+            raise ValueError(f"draws for another number of images than {n}; take theirs with draw_slice")
         with torch.autocast(images.device.type, enabled=False):
-            if n <= block:
+            block = max(1, BLOCK * torch.get_num_threads() // max(1, images[:1].numel()))
+            if images.device.type != "cpu" or n <= block:
                 return self._apply(images, draws)
-            views = None
-            for start in range(0, n, block):
-                rows = slice(start, start + block)
-                part = self._apply(images[rows], draw_slice(draws, rows))
-                views = part.new_empty(n, *part.shape[1:]) if views is None else views
-                views[rows] = part
+            blocks = [slice(start, start + block) for start in range(0, n, block)]
+            first = self._apply(images[blocks[0]], draw_slice(draws, blocks[0]))
+            views = first.new_empty(n, *first.shape[1:])
+            views[blocks[0]] = first
+            for rows in blocks[1:]:
+                views[rows] = self._apply(images[rows], draw_slice(draws, rows))
             return views
 
     def _apply(self, images: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        views = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # ours: steps may work in place
+        # A copy of our own: the operations may work in place.
+        views = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         if images.dtype == torch.uint8:
             views.div_(255)
         for i, (step, draw) in enumerate(zip(self.operations, draws, strict=True)):
-            if i in self._flips:
-                views = step.apply_(views, draw, draws[self._flips[i]]["chosen"])
-            elif i not in self._flips.values():
+            if isinstance(step, RandomResizedCrop) and i in self._flip_of:
+                views = step.apply_(views, draw, mirrored=draws[self._flip_of[i]]["chosen"])
+            elif i not in self._flip_of.values():
                 views = getattr(step, "apply_", step.apply)(views, draw)
         return views.contiguous()
 
     @property
     def size(self) -> int | None:
         """Pixels on a side of the views; None where no operation sets it."""
-        return next((step.size for step in reversed(self.operations) if hasattr(step, "size")), None)
+        sizes = [step.size for step in self.operations if hasattr(step, "size")]
+        return sizes[-1] if sizes else None
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, std) of the last Normalize, else ((0, 0, 0), (1, 1, 1))."""
-        last = next((step for step in reversed(self.operations) if isinstance(step, Normalize)), None)
-        return (last.mean, last.std) if last else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        """(mean, std) of the last Normalize, ((0, 0, 0), (1, 1, 1)) without one."""
+        found = [(step.mean, step.std) for step in self.operations if isinstance(step, Normalize)]
+        return found[-1] if found else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def display(self, views: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) views as pictures: normalization undone, clamped to [0, 1]."""
-        mean, std = (torch.tensor(values, device=views.device).view(3, 1, 1) for values in self.normalization)
+        """Views (N, 3, S, S) as pictures: normalization undone, clamped to [0, 1]."""
+        mean, std = (torch.tensor(v, device=views.device).view(3, 1, 1) for v in self.normalization)
         return (views.float() * std + mean).clamp(0, 1)
 
     def describe(self) -> list[str]:
-        """One line for humans per operation, in order."""
+        """A line for people for each operation, in order."""
         return [str(step) for step in self.operations]
 
     def __repr__(self) -> str:
@@ -101,17 +107,15 @@ class View:
 
 
 def draw_slice(draws: list[Draw], rows: slice | torch.Tensor) -> list[Draw]:
-    """The draws of some of the images: `apply(images[rows], draw_slice(draws, rows))` is `apply(images, draws)[rows]`."""
+    """The draws of some of the images: what a process needs for its rows of the global batch."""
     return [{name: numbers[rows] for name, numbers in draw.items()} for draw in draws]
 
 
-def flips_to_fuse(operations: Sequence[Step]) -> dict[int, int]:
-    """{place of a crop: place of the horizontal flip that its resampling can do for nothing}, where all between commute."""
+def flips_of_crops(operations: Sequence[Step]) -> dict[int, int]:
+    """{place of a crop: place of the horizontal flip it can do in its resampling, as all between commute}."""
     flips = {}
     for i, crop in enumerate(operations):
-        if not isinstance(crop, RandomResizedCrop):
-            continue
-        for j in range(i + 1, len(operations)):
+        for j in range(i + 1, len(operations) if isinstance(crop, RandomResizedCrop) else 0):
             if isinstance(operations[j], HorizontalFlip):
                 flips[i] = j
                 break

@@ -1,0 +1,228 @@
+"""The loop: what a run leaves, and that stopping it, by whatever means, changes nothing in how it ends."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import SIGKILL, SIGTERM, STEPS, TOTAL, struck_run, tiny_images, tiny_method, tiny_run
+
+from diptych import checkpoints
+from diptych.errors import CheckpointError, DivergedError, OutputError, RecipeError
+from diptych.run import Run
+from diptych.schedules import warmup_cosine
+from diptych.weights import load
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory) -> Run:
+    """A run that nothing disturbed."""
+    return tiny_run(tmp_path_factory.mktemp("runs") / "quiet", checkpoint_minutes=5.0)
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    newest = checkpoints.newest(run.folder / "checkpoints")
+    return {
+        f"{name}.{key}": value
+        for name in ("model", "optimizer")
+        for key, value in checkpoints.read_tensors(newest / f"{name}.safetensors").items()
+    }
+
+
+def told(run: Run) -> list[dict]:
+    """The log without what clocks wrote."""
+    clocks = ("elapsed_seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in clocks} for line in run.lines()]
+
+
+def assert_same(run: Run, quiet: Run) -> None:
+    ours, theirs = weights_of(run), weights_of(quiet)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert told(run) == told(quiet)
+    assert (run.folder / "encoder" / "model.safetensors").read_bytes() == (
+        quiet.folder / "encoder" / "model.safetensors"
+    ).read_bytes()
+
+
+def in_own_process(out: Path, step: int, number: int) -> int:
+    """The exit code of a run that gets a signal after `step`; a server that has imported but not run torch forks it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny"])
+    process = context.Process(target=struck_run, args=(str(out), step, number))
+    process.start()
+    process.join(120)
+    assert not process.is_alive()
+    return process.exitcode
+
+
+def test_a_run_leaves_what_it_promises(quiet):
+    names = {path.name for path in quiet.folder.iterdir()} - {".lock"}
+    assert names == {"recipe.yaml", "log.jsonl", "environment.json", "checkpoints", "encoder", "untrained", "pictures"}
+    steps = quiet.lines("step")
+    assert [line["step"] for line in steps] == list(range(1, TOTAL + 1))
+    assert steps[-1]["progress"] == 1 and set(steps[-1]["parts"]) == {"on_diagonal", "off_diagonal"}
+    assert [line["epoch"] for line in quiet.lines("epoch")] == [1, 2, 3]
+    assert quiet.lines("epoch")[0]["loss"] == pytest.approx(np.mean([line["loss"] for line in steps[:STEPS]]))
+    rates = [0.5 * warmup_cosine(0.2)(step / TOTAL) for step in range(TOTAL)]
+    assert [line["lr"][0] for line in steps] == pytest.approx(rates)
+    assert quiet.finished
+    environment = json.loads((quiet.folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    with np.load(quiet.folder / "pictures" / "views.npz") as views:
+        assert views["originals"].shape == views["first"].shape == (12, 12, 12, 3)
+        assert (views["first"] != views["second"]).any()
+    with np.load(quiet.folder / "pictures" / "correlation.npz") as picture:
+        assert picture["matrix"].shape == (16, 16)
+
+
+def test_training_learns_and_keeps_the_untrained_encoder(quiet):
+    losses = [line["loss"] for line in quiet.lines("epoch")]
+    assert losses[-1] < losses[0]
+    start = checkpoints.read_tensors(quiet.folder / "untrained" / "model.safetensors")
+    for name, value in tiny_method().encoder.state_dict().items():
+        assert torch.equal(start[name], value)
+    encoder = load(quiet.folder, tiny_method().encoder)
+    assert not torch.equal(encoder[0].weight, start["0.weight"])
+    assert encoder.preprocessing.size == 12 and encoder.preprocessing.mean == (0.5,) * 3
+
+
+@pytest.mark.parametrize("step", [0, 5, 7])
+def test_killed_at_any_step_it_ends_bit_equal(step, quiet, tmp_path):
+    assert in_own_process(tmp_path / "run", step, SIGKILL) == -SIGKILL
+    assert not Run(tmp_path / "run").finished
+    run = tiny_run(tmp_path / "run", checkpoint_minutes=5.0)
+    assert_same(run, quiet)
+
+
+def test_asked_to_stop_it_saves_and_exits_75(quiet, tmp_path):
+    assert in_own_process(tmp_path / "run", 4, SIGTERM) == 75
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step_0000005"
+    assert_same(tiny_run(tmp_path / "run"), quiet)
+
+
+def test_a_finished_run_is_not_run_again(quiet):
+    before = weights_of(quiet), told(quiet)
+    again = tiny_run(quiet.folder)
+    assert told(again) == before[1]
+    assert_same(again, quiet)
+
+
+def test_folders_are_never_overwritten_silently(quiet, tmp_path):
+    with pytest.raises(OutputError, match="--resume .* --overwrite"):
+        tiny_run(quiet.folder, resume=False)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("keep me")
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(OutputError, match="not empty and not a run"):
+            tiny_run(tmp_path / "letters", **options)
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "keep me"
+
+
+def test_overwrite_starts_anew(tmp_path):
+    first = tiny_run(tmp_path / "run", epochs=1)
+    second = tiny_run(tmp_path / "run", epochs=2, resume=False, overwrite=True)
+    assert [line["epoch"] for line in second.lines("epoch")] == [1, 2]
+    assert first.folder == second.folder
+
+
+def test_resume_refuses_another_recipe_and_other_images(quiet):
+    with pytest.raises(CheckpointError, match="pretrain.seed: 0 -> 1"):
+        tiny_run(quiet.folder, seed=1)
+    with pytest.raises(CheckpointError, match="images.count: 48 -> 47"):
+        tiny_run(quiet.folder, photos=tiny_images().subset(range(47)))
+    with pytest.raises(CheckpointError, match="other images"):
+        tiny_run(quiet.folder, photos=tiny_images().subset(list(range(1, 48)) + [0]))
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    first = Run.start(tmp_path / "run", {"a": 1})
+    with pytest.raises(OutputError, match=r"another run is writing .*process \d+ on"):
+        Run.start(tmp_path / "run", {"a": 1}, resume=True)
+    first.release()
+    Run.start(tmp_path / "run", {"a": 1}, resume=True).release()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, quiet):
+    method = tiny_method()
+    method.nan_at = 6
+    with pytest.raises(DivergedError, match="loss nan .* at step 6; step 5 is saved"):
+        tiny_run(tmp_path / "run", method, checkpoint_minutes=5.0)
+    newest = checkpoints.newest(tmp_path / "run" / "checkpoints")
+    assert newest.name == "step_0000006"  # six steps are done: 0 to 5
+    crash = json.loads((tmp_path / "run" / "crash" / "step_0000006_rank_0.json").read_text())
+    assert crash["loss"] == "nan" and crash["step"] == 6
+    assert_same(tiny_run(tmp_path / "run", checkpoint_minutes=5.0), quiet)  # running statistics too were put back
+
+
+def test_early_stopping_restores_the_best_weights(tmp_path):
+    readings = iter([9.0, 3.0, 1.0, 2.0, 2.5, 0.0])
+    seen = []
+
+    def watch(step, encoder):
+        seen.append(encoder[0].weight.clone())
+        return {"score": next(readings)}
+
+    run = tiny_run(tmp_path / "run", epochs=5, watch=[watch], stop_on="score", patience=2)
+    assert [line["epoch"] for line in run.lines("epoch")] == [1, 2, 3, 4]  # best in epoch 2, two worse ones after it
+    assert run.lines("end")[0]["best_epoch"] == 2
+    kept = checkpoints.read_tensors(run.folder / "encoder" / "model.safetensors")["0.weight"]
+    assert torch.equal(kept, seen[2]) and not torch.equal(kept, seen[4])
+
+
+def test_larger_is_better_with_a_minus(tmp_path):
+    readings = iter([0.0, 0.1, 0.5, 0.4])
+    run = tiny_run(tmp_path / "run", watch=[lambda step, encoder: {"knn": next(readings)}], stop_on="-knn", patience=1)
+    assert run.lines("end")[0]["best_epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 64}, "batch_size 64 is larger than the 48 images; use at most 48"),
+        ({"batch_size": 1}, "batch_size 1 must be at least 2"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"precision": "float8"}, "precision 'float8' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
+    ],
+)
+def test_impossible_arguments_are_told_before_anything_is_written(options, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        tiny_run(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_streamed_images_train_as_resident_ones(monkeypatch, quiet, tmp_path):
+    monkeypatch.setattr(sys.modules["diptych.pretrain"], "RESIDENT_BYTES", 0)
+    assert_same(tiny_run(tmp_path / "run"), quiet)
+
+
+def test_bfloat16_and_clipping_run(tmp_path):
+    run = tiny_run(tmp_path / "run", epochs=1, precision="bfloat16", clip_norm=0.1)
+    assert run.finished
+    weight = checkpoints.read_tensors(run.folder / "encoder" / "model.safetensors")["0.weight"]
+    assert weight.dtype == torch.float32
+
+
+def test_two_processes_are_one(tmp_path):
+    """torchrun with two processes: three steps in float64 end within 1e-10 of one process on the same global batch."""
+    script = HERE / "two_processes.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, timeout=240, cwd=HERE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    from two_processes import train
+
+    one, two = train(tmp_path / "one"), Run(tmp_path / "two")
+    ours, theirs = weights_of(two), weights_of(one)
+    assert ours.keys() == theirs.keys()
+    worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert worst < 1e-10
+    for a, b in zip(two.lines("step"), one.lines("step"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-10)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-10)

@@ -1,0 +1,232 @@
+"""The report: everything is there and right, and what a run lacks is told kindly."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import DIAGNOSIS, evaluation_lines, fake_run, log_lines, write_lines
+from page import Page
+from PIL import Image
+
+from diptych.errors import DataError, OutputError
+from diptych.report import report
+
+SECTIONS = [
+    "verdict",
+    "accuracy",
+    "next",
+    "training",
+    "watched",
+    "views",
+    "correlation",
+    "map",
+    "neighbours",
+    "run",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> Page:
+    return Page(report(finished))
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_everything_is_there_in_order(page, finished):
+    ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert ids == SECTIONS
+    assert page.tags[0] == ("html", {"lang": "en"})
+    assert "first barlow twins resnet18 shapes/ Finished after 1,200 steps." in page.text
+    for text in (
+        *DIAGNOSIS["reasons"],
+        *DIAGNOSIS["advice"],
+        "Healthy OK",
+        "2-D map: distances are not to be read.",
+    ):
+        assert text in page.text
+    for text in (
+        "38 min 39 s",
+        "2,648",
+        "307,200",
+        "NVIDIA H200",
+        "off_diagonal_weight",
+        "versions.torch 2.15.0",
+    ):
+        assert text in page.text
+    assert [path.name for path in finished.iterdir() if path.name.startswith("report")] == ["report.html"]
+    links = {link[1:] for link in page.attributes("href") if link.startswith("#")}
+    assert links == set(SECTIONS) - {"verdict"}
+
+
+def test_accuracies_stand_in_the_right_cells(page):
+    table = page.source[page.source.index("<table") : page.source.index("</table>")]
+    rows = [re.sub(r"<[^>]+>", " ", row) for row in table.split("<tr")[1:]]
+    assert [re.findall(r"(\d+\.\d)&#8239;%", row) for row in rows] == [
+        [], ["20.0", "20.0"], ["35.2", "39.4"], ["42.1", "46.8"], ["83.1", "86.8"],
+    ]  # fmt: skip
+    assert re.findall(r"(\d+\.\d) to (\d+\.\d)", rows[4]) == [("82.2", "83.9"), ("86.0", "87.6")]
+    assert re.findall(r"([\d.]+) points above untrained, intervals (\w+)", rows[4]) == [
+        ("41.0", "apart"),
+        ("40.0", "apart"),
+    ]
+    assert "86.8 % (linear accuracy), 40.0 points more than the same encoder untrained" in page.text
+    assert (
+        "50,000 training images, 10,000 test images, 5 classes. k 200, temperature 0.1, seed 0" in page.text
+    )
+
+
+def test_pictures_are_the_arrays(page, finished):
+    """Bit for bit, for the first view pair; and one picture for each that was offered."""
+    arrays = np.load(finished / "pictures" / "views.npz")
+    shown = [a["src"] for tag, a in page.tags if tag == "img" and re.search("^image|^view", a["alt"])]
+    assert len(shown) == 36
+    for uri, name in zip(shown, ("originals", "first", "second"), strict=False):
+        image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+        assert np.array_equal(np.asarray(image), arrays[name][0])
+    assert len([tag for tag, _ in page.tags if tag == "image"]) == 60
+    alts = [alt for alt in page.attributes("alt") if alt.startswith("neighbour")]
+    same = sum("same class" in alt for alt in alts)
+    assert len(alts) == 48 and f"{same} of 48 neighbours" in page.text
+    assert page.text.count("✓") == same + 1 and page.text.count("✗") == 48 - same + 1
+
+
+def test_figures_are_told_to_those_who_do_not_see_them(page):
+    for tag, attributes in page.tags:
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
+        if tag == "img":
+            assert "alt" in attributes
+    label = next(text for text in page.attributes("aria-label") if text.startswith("Effective rank"))
+    assert label == "Effective rank. rank: 20 at step 0, 172 at step 1,200, lowest 20, highest 172"
+
+
+MISSING = {
+    "evaluations.jsonl": ("No verdict yet", "diptych evaluate {run} --train SOURCE --test SOURCE"),
+    "recipe.yaml": ("recipe.yaml is absent", ""),
+    "environment.json": ("environment.json is absent", ""),
+    "log.jsonl": ("Nothing is logged yet", "diptych pretrain shapes/ --out runs/first --resume"),
+    "pictures/views.npz": ("No views were kept", "diptych pretrain shapes/ --out runs/first --resume"),
+    "pictures/correlation.npz": ("No correlation matrix was kept", "--resume"),
+    "pictures/map.npz": ("No map was made yet", "diptych evaluate {run}"),
+    "pictures/neighbours.npz": ("No neighbours were looked up yet", "diptych evaluate {run}"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_missing_is_told_with_its_command(run, name):
+    (run / name).unlink()
+    text, command = MISSING[name]
+    page = Page(report(run))
+    assert text in page.text and command.format(run=run) in page.text
+    assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "log.jsonl").touch()
+    page = Page(report(tmp_path / "new"))
+    assert "No verdict yet" in page.text and "Nothing is logged yet" in page.text
+    assert f"diptych pretrain SOURCE --out {tmp_path / 'new'} --resume" in page.text
+
+
+def test_a_killed_run(run):
+    """The last line is cut in the middle, as a kill leaves it: that is normal and not noted."""
+    text = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text(text[: text.index('{"event": "step", "step": 620') + 40])
+    page = Page(report(run))
+    assert "Training is unfinished: 600 steps logged, 50 % of the way." in page.text
+    assert "could not be read" not in page.text
+    assert "Let training go on to its end." in page.text
+
+
+def test_a_broken_line_in_the_middle_is_noted(run):
+    lines = (run / "log.jsonl").read_text().splitlines()
+    (run / "log.jsonl").write_text("\n".join([*lines[:5], "\x00\x00{", "[1]", *lines[5:]]))
+    page = Page(report(run))
+    assert (
+        "log.jsonl: 2 line(s) could not be read" in page.text and "Finished after 1,200 steps." in page.text
+    )
+
+
+def test_a_resumed_run_tells_each_step_once_and_the_latest_evaluation(run):
+    lines = log_lines()[:-1]
+    again = [line | {"loss": 5.0} for line in lines if line["event"] == "step" and line["step"] > 1000]
+    write_lines(run / "log.jsonl", [*lines, {"event": "stop", "step": 1200}, *again])
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), evaluation_lines()[-2] | {"accuracy": 0.5}])
+    page = Page(report(run))
+    loss = json.loads(page.scripts[0][1])["loss"][0]
+    assert len(loss) == 60 and [point[3] for point in loss][-10:] == ["5"] * 10
+    assert (
+        "reaches 50.0 % (linear accuracy)" in page.text
+        and "Measured 2 times; the latest is shown." in page.text
+    )
+
+
+def test_numbers_that_are_not_finite_are_left_out(run):
+    lines = [line | {"loss": float("nan"), "lr": [None, "x", 0.1]} for line in log_lines()]
+    write_lines(run / "log.jsonl", lines)
+    page = Page(report(run))
+    assert "NaN" not in page.scripts[0][1] and "nan" not in page.text
+    drawn = set(json.loads(page.scripts[0][1]))
+    assert "loss" not in drawn and drawn > {"lr", "parts.on_diagonal", "gradient_norm", "rank"}
+
+
+@pytest.mark.parametrize("trained, words", [(0.47, "cannot be told from"), (0.40, "6.8 points less than")])
+def test_training_that_did_not_pay_is_said_so(run, trained, words):
+    lines = evaluation_lines()
+    lines[-2] |= {"accuracy": trained, "interval": [trained - 0.008, trained + 0.008]}
+    write_lines(run / "evaluations.jsonl", lines)
+    page = Page(report(run))
+    assert words in page.text and "has learned little" in page.text and "diptych embed" not in page.text
+
+
+@pytest.mark.parametrize(
+    "word, title", [("WARNING", "Needs a look"), ("COLLAPSED", "The encoder has collapsed")]
+)
+def test_bad_verdicts(run, word, title):
+    write_lines(
+        run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"verdict": word}}]
+    )
+    page = Page(report(run))
+    assert (
+        f"{title} {word}" in page.text
+        and "Follow the advice above" in page.text
+        and "Healthy" not in page.text
+    )
+
+
+def test_a_run_without_labels(run):
+    near, places = (dict(np.load(run / "pictures" / f"{name}.npz")) for name in ("neighbours", "map"))
+    near["query_labels"][:], near["neighbour_labels"][:], places["labels"][:] = -1, -1, -1
+    np.savez(run / "pictures" / "neighbours.npz", **near)
+    np.savez(run / "pictures" / "map.npz", **places)
+    page = Page(report(run))
+    assert "Labels are not known" in page.text and "have no labels" in page.text
+    assert "✗" not in page.text and "knone" in page.source
+
+
+def test_folders_and_files_that_cannot_be(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is not a run folder .*diptych pretrain"):
+        report(tmp_path / "empty")
+    with pytest.raises(DataError, match="does not exist"):
+        report(tmp_path / "absent")
+    with pytest.raises(OutputError, match="is a folder"):
+        report(run, tmp_path / "empty")
+    with pytest.raises(OutputError, match="does not exist; make it"):
+        report(run, tmp_path / "absent" / "report.html")
+    assert report(run, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"

@@ -1,0 +1,86 @@
+"""A run small enough to repeat: 48 images of 12 pixels, a network of a few hundred weights, 4 steps an epoch."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from diptych.images import Images, images
+from diptych.methods import BarlowTwins, Method
+from diptych.optimizers import lars
+from diptych.pretrain import pretrain
+from diptych.run import Run
+from diptych.schedules import warmup_cosine
+from diptych.views import ColorJitter, HorizontalFlip, Normalize, RandomResizedCrop, View
+
+EPOCHS, STEPS, TOTAL = 3, 4, 12
+
+
+class TinyEncoder(nn.Sequential):
+    """(N, 3, 12, 12) -> (N, 8), with batch statistics and dropout: both must survive a resume."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+
+
+def tiny_images(count: int = 48) -> Images:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (4, 1, 1, 3))
+    pixels = np.clip(colours[np.arange(count) % 4] + rng.integers(-60, 60, (count, 12, 12, 3)), 0, 255)
+    return images(pixels.astype(np.uint8), labels=np.arange(count) % 4)
+
+
+class Struck(BarlowTwins):
+    """Barlow Twins that can send a signal to its own process after a step, or give a loss that is not finite."""
+
+    signal_at: tuple[int, int] = (-1, 0)
+    nan_at = -1
+    calls = 0
+
+    def compare(self, projections):
+        loss, parts = super().compare(projections)
+        self.calls += 1
+        return (loss * float("nan") if self.calls == self.nan_at + 1 else loss), parts
+
+    def after_step(self, progress: float) -> None:
+        step, number = self.signal_at
+        if round(progress * TOTAL) == step + 1:
+            os.kill(os.getpid(), number)
+
+
+def tiny_method() -> Struck:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Struck(TinyEncoder(), projector=(16, 16))
+
+
+def tiny_views() -> list[View]:
+    colours = ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8)
+    return [View([RandomResizedCrop(12), HorizontalFlip(), colours, Normalize((0.5,) * 3, (0.25,) * 3)]) for _ in "ab"]
+
+
+def tiny_run(out: Path, method: Method | None = None, photos: Images | None = None, **options) -> Run:
+    method = tiny_method() if method is None else method
+    asked = {"epochs": EPOCHS, "batch_size": 12, "schedule": warmup_cosine(0.2), "log_steps": 1, "checkpoint_minutes": 0.0,
+             "resume": True, "show": False, "device": "cpu"}  # fmt: skip
+    optimizer = lars(method, lr=0.5, weight_decay=1e-4)
+    return pretrain(method, photos or tiny_images(), tiny_views(), optimizer, out=out, **asked | options)
+
+
+def struck_run(out: str, step: int, number: int) -> None:
+    """For a process of its own: train until the signal comes."""
+    torch.set_num_threads(1)
+    method = tiny_method()
+    method.signal_at = (step, number)
+    tiny_run(Path(out), method)
+
+
+SIGKILL, SIGTERM = signal.SIGKILL, signal.SIGTERM
