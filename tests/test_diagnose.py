@@ -232,7 +232,7 @@ def test_what_cannot_be_diagnosed():
 
 
 def tiny_simsiam(stop_gradient):
-    """60 steps of SimSiam on vectors in 16 clusters; a view adds noise. Both views' projections, and the loss."""
+    """60 steps of SimSiam on vectors in 16 clusters, a view adds noise: both views' projections, the loss."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = nn.Sequential(*layers(16, 32), *layers(32, 32))

@@ -137,6 +137,16 @@ def test_pretrained_weights_keep_their_stem(tmp_path):
     ours = encoder("resnet18", size=32, pretrained=True, **here, **TINY)
     assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
     assert isinstance(ours.maxpool, nn.MaxPool2d)
+    assert ours.built_with["stem"] == "standard"  # or a later one without the weights would not be alike
+
+
+@pytest.mark.parametrize("name", ["resnet18", "keras_resnet20v2"])
+def test_what_it_was_built_with_builds_it_again(name):
+    options = TINY if name == "resnet18" else {}
+    network = encoder(name, size=32, **options)
+    again = encoder(**network.built_with)
+    again.load_state_dict(network.state_dict(), strict=True)
+    assert again.built_with == network.built_with
 
 
 def test_pretrained_weights_that_do_not_exist():

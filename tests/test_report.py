@@ -99,7 +99,10 @@ def test_pictures_are_the_arrays(page, finished):
         assert np.array_equal(np.asarray(image), arrays[name][0])
     assert len([tag for tag, _ in page.tags if tag == "image"]) == 60
     alts = [alt for alt in page.attributes("alt") if alt.startswith("neighbour")]
-    same = sum("same class" in alt for alt in alts)
+    arrays = np.load(finished / "pictures" / "neighbours.npz")
+    right = (arrays["neighbour_labels"] == arrays["query_labels"][:, None]).ravel()
+    assert [alt.endswith("same class") for alt in alts] == right.tolist()
+    same = int(right.sum())
     assert len(alts) == 48 and f"{same} of 48 neighbours" in page.text
     assert page.text.count("✓") == same + 1 and page.text.count("✗") == 48 - same + 1
 
@@ -163,11 +166,12 @@ def test_a_broken_line_in_the_middle_is_noted(run):
 
 
 def test_a_resumed_run_tells_each_step_once_and_the_latest_evaluation(run):
-    lines = log_lines()[:-1]
+    lines = log_lines()
     again = [line | {"loss": 5.0} for line in lines if line["event"] == "step" and line["step"] > 1000]
     write_lines(run / "log.jsonl", [*lines, {"event": "stop", "step": 1200}, *again])
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), evaluation_lines()[-2] | {"accuracy": 0.5}])
     page = Page(report(run))
+    assert "Training is unfinished: 1,200 steps" in page.text, "it went on after its end"
     loss = json.loads(page.scripts[0][1])["loss"][0]
     assert len(loss) == 60 and [point[3] for point in loss][-10:] == ["5"] * 10
     assert (

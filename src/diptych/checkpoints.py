@@ -156,22 +156,27 @@ def read_state(checkpoint: Path) -> dict:
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
     """An optimizer's memory as named tensors and a JSON remainder, both without pickle."""
     state = optimizer.state_dict()
-    tensors, values = {}, {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            (tensors if isinstance(value, Tensor) else values)[f"{index}.{name}"] = value
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    entries = {f"{index}.{name}": value for index, held in state["state"].items() for name, value in held.items()}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
+    groups = []
+    for index, group in enumerate(state["param_groups"]):
+        groups.append({k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)})
+        tensors |= {f"group {index}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}  # LAMB's step
     return tensors, {"values": values, "groups": groups}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], remainder: dict) -> None:
     """Give a fresh optimizer the memory that `pack_optimizer` took from its twin."""
-    current = optimizer.state_dict()
+    current = optimizer.state_dict()["param_groups"]
+    groups = [merge(old, new) for old, new in zip(current, remainder["groups"], strict=True)]
     state: dict[int, dict] = {}
     for key, value in {**tensors, **remainder["values"]}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    groups = [merge(old, new) for old, new in zip(current["param_groups"], remainder["groups"], strict=True)]
+        owner, name = key.split(".", 1)
+        if owner.startswith("group "):
+            groups[int(owner.removeprefix("group "))][name] = value
+        else:
+            state.setdefault(int(owner), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

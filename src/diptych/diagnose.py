@@ -4,7 +4,7 @@ A collapsed encoder answers (almost) the same for every image, or with a handful
 loss looks excellent. Two numbers tell: `spread` falls in the first case, `effective_rank` in the second.
 
 Measured on 1,000 to 2,000 images of CIFAR-10, JPEG-75 copy (a residual network of width 16, E 128, D 512,
-batch 256; "no stop": SimSiam without its stop-gradient, collapse on purpose). The bounds stand between the rows.
+batch 256; "no stop": SimSiam without its stop-gradient, to make it collapse). The bounds lie between the rows.
 
                                               embeddings                  projections
                                               spread         rank         spread         rank

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import DiptychError
+from diptych.errors import DiptychError
 
 
 def rank() -> int:
@@ -227,6 +227,11 @@ def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -
             f"{place['MASTER_PORT']}: {str(error).splitlines()[0]}"
         ) from error
     return device
+
+
+def available_backends() -> list[str]:
+    """Which of gloo (CPUs) and nccl (GPUs) this torch was built with."""
+    return [name for name in ("gloo", "nccl") if dist.is_available() and dist.is_backend_available(name)]
 
 
 def stop() -> None:

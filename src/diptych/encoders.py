@@ -39,6 +39,8 @@ def encoder(
     """
     if stem not in STEMS:
         raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
+    if pretrained and stem == "auto":
+        stem = "standard"  # the pretrained one
     if name in KERAS_NETWORKS:
         network = _keras_network(name, stem, pretrained, options)
     else:
@@ -57,7 +59,7 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
         raise RecipeError(f"stem {stem!r} discards a pretrained layer of {name}: {fix}")
 
     network = _from_timm(name, size, pretrained, options)
-    if stem == "auto" and size is not None and size <= SMALL and _has_stem(network) and not pretrained:
+    if stem == "auto" and size is not None and size <= SMALL and _has_stem(network):
         stem = "small"
     if stem.startswith("small"):
         _make_stem_small(network, name, stride=1 if stem == "small" else 2)
@@ -67,7 +69,7 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
     return network
 
 
-def _keras_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _keras_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
     refused = [*options, *["pretrained"] * pretrained, *[f"stem {stem!r}"] * stem.startswith("small")]
     if refused:
         raise RecipeError(f"{name} is a network without choices, it does not take {', '.join(refused)}")

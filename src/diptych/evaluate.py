@@ -160,10 +160,10 @@ def linear_probe(
         "penalty_at_end": probe.penalty in (min(penalties), max(penalties)),
         "held_out": probe.tried,
         "train_accuracy": top_k_accuracy(probe.scores(task.z_ME), task.y_M, 1),
-        "gradient_norm": probe.gradient_norm,
-        "iterations": probe.iterations,
-        "converged": probe.converged,
-        "dtype": str(probe.weight_EK.dtype).removeprefix("torch."),
+        "gradient_norm": probe.solution.gradient_norm,
+        "iterations": probe.solution.iterations,
+        "converged": probe.solution.converged,
+        "dtype": str(probe.mean_E.dtype).removeprefix("torch."),
     }
     if not probe.tried:
         details["note"] = "one image a class: the penalty could not be chosen, it is the middle one"

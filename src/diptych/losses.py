@@ -1,15 +1,14 @@
 """Losses. N: images of a batch, D: width of a projection, z: projection, p: prediction, c: correlation.
 
 Functions of tensors, without state. Means over N run over the rows of all processes, in value and gradient,
-so each process returns the loss of the global batch. All in float32, whatever autocast says; float64 stays
-float64.
+so each process returns the loss of the global batch. In float32 whatever autocast says; float64 stays.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributed import mean_over_ranks, world_size
+from diptych.distributed import mean_over_ranks, world_size
 
 
 def barlow_twins(
@@ -19,7 +18,7 @@ def barlow_twins(
     eps: float = 1e-5,
     scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """scale * (sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2): Zbontar et al. 2021, eq. 1.
+    """scale * (sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2): Barlow Twins, Zbontar et al. 2021, eq. 1.
 
     z1_ND, z2_ND: (N, D) projections of two views of the same images. Returns the loss, a scalar, and its two
     sums {"on_diagonal", "off_diagonal"} before weight and scale, detached. Raises ValueError when the shapes
@@ -53,7 +52,7 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
 
 
 def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float = 1e-5) -> Tensor:
-    """(D, D) correlations of each dimension of one view with each of the other (eq. 2)."""
+    """(D, D) correlations of each dimension of one view with each of the other: Barlow Twins, eq. 2."""
     _check_pair(z1_ND, z2_ND)
     sum_DD = _matmul(standardize(z1_ND, eps).T, standardize(z2_ND, eps))
     return _mean_of_all(sum_DD, rows=len(z1_ND))
@@ -93,9 +92,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _check_pair(first: Tensor, second: Tensor) -> None:
-    if (
-        first.ndim != 2 or first.shape != second.shape
-    ):  # broadcasting would return a number that means nothing
-        raise ValueError(
-            f"expected two (N, D) of one shape, got {tuple(first.shape)} and {tuple(second.shape)}"
-        )
+    """Broadcasting would return a number that means nothing."""
+    if first.ndim != 2 or first.shape != second.shape:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"expected two (N, D) of one shape, got {shapes}")

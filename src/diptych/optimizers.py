@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import RecipeError
+from diptych.errors import RecipeError
 
 Rule = Mapping[str, Any]
 

@@ -1,9 +1,9 @@
-"""The linear probe's softmax regression. N: embeddings, E: their width, K: classes; z: embedding, x: the same
+"""The linear probe's softmax regression. N: embeddings, E: their width, K: classes; z: embedding, x: z
 standardized, w: weights, b: bias, y: class.
 
-The objective is scikit-learn's `LogisticRegression`, mean cross-entropy + penalty / 2 |w|^2 with C = 1 / (N
-penalty), and the bias is free; full batch, L-BFGS with a strong Wolfe line search, no randomness but the
-split that chooses the penalty.
+The objective is that of scikit-learn's `LogisticRegression` with C = 1 / (N penalty): mean cross-entropy +
+penalty / 2 |w|^2, the bias free. Full batch, L-BFGS with a strong Wolfe line search; the only randomness is
+the split that chooses the penalty.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,7 @@ from diptych.random_at import random_at
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2  # share of each class of the training set on which the penalty is chosen
-DOUBLE = (
-    2**22
-)  # numbers: up to this many embeddings x width, float64 costs little (10,000 x 256: 2.6 million)
+DOUBLE = 2**22  # numbers, images x width: up to here float64 costs little (10,000 x 256 are 2.6 million)
 BLOCK = 2**24  # numbers: logits held at a time
 TOLERANCE = 1e-5  # L-BFGS stops when no entry of the preconditioned gradient is larger
 CONVERGED = 1e-4  # scikit-learn's bound on the gradient of the same objective
@@ -28,48 +26,38 @@ MOST_ITERATIONS = 1000
 
 
 class Solution(NamedTuple):
-    """A minimum of the objective: `x @ weight_EK + bias_K`; gradient_norm is the largest entry of the
-    gradient there."""
+    """Where the objective is smallest: `x @ weight_EK + bias_K` are the logits."""
 
     weight_EK: Tensor
     bias_K: Tensor
-    gradient_norm: float
-    iterations: int
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A linear classifier of embeddings. `tried`: {"penalty", "accuracy"} on the held-out part, in the order
-    of trying."""
-
-    mean_E: Tensor
-    scale_E: Tensor
-    weight_EK: Tensor
-    bias_K: Tensor
-    penalty: float
-    tried: list[dict[str, float]]
-    gradient_norm: float
+    gradient_norm: float  # its largest entry, in w and b
     iterations: int
 
     @property
     def converged(self) -> bool:
         return self.gradient_norm <= CONVERGED
 
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of embeddings, and how its penalty was chosen."""
+
+    mean_E: Tensor
+    scale_E: Tensor
+    solution: Solution
+    penalty: float
+    tried: list[dict[str, float]]  # {"penalty", "accuracy" on the held-out part}, in the order of trying
+
     def scores(self, z_NE: Tensor) -> Tensor:
         """Logits (N, K) of embeddings (N, E)."""
-        return torch.cat(
-            [
-                standardized(z, self.mean_E, self.scale_E) @ self.weight_EK + self.bias_K
-                for z in z_NE.split(4096)
-            ]
-        )
+        blocks = (standardized(z, self.mean_E, self.scale_E) for z in z_NE.split(4096))
+        return torch.cat([x @ self.solution.weight_EK + self.solution.bias_K for x in blocks])
 
 
 def fit_probe(
     z_NE: Tensor, y_N: Tensor, classes: int, penalties: Sequence[float] = PENALTIES, seed: int = 0
 ) -> Probe:
-    """Fit on (N, E) embeddings and their (N,) classes 0 to classes - 1, with the penalty chosen on a held-out
-    part of them.
+    """Fit on (N, E) embeddings of classes 0 to classes - 1; the penalty is chosen on a held-out part of them.
 
     From the strongest penalty to the weakest, each fit starting from the one before; the path ends early when
     two weaker penalties in a row did no better. Of equals the stronger wins. Then one fit on everything. With
@@ -82,40 +70,43 @@ def fit_probe(
     mean_E, scale_E = location_and_scale(z_NE)
     x_NE = standardized(z_NE, mean_E, scale_E)
     kept, held = split(y_N, seed)
-    solutions, tried = [], []
+    x_kept, y_kept = x_NE[kept], y_N[kept]
+    gram_EE = x_kept.T @ x_kept / len(x_kept)
+    solutions, tried, best = [], [], len(path) // 2
     for penalty in path if len(held) else ():
         start = solutions[-1] if solutions else None
-        found = softmax_regression(x_NE[kept], y_N[kept], classes, penalty, start)
+        found = softmax_regression(x_kept, y_kept, classes, penalty, start, gram_EE)
         right = (x_NE[held] @ found.weight_EK + found.bias_K).argmax(1) == y_N[held]
         solutions.append(found)
         tried.append({"penalty": penalty, "accuracy": right.double().mean().item()})
         best = max(range(len(tried)), key=lambda i: tried[i]["accuracy"])
         if len(tried) - 1 - best == 2:
             break
-    chosen, start = (path[best], solutions[best]) if tried else (path[len(path) // 2], None)
-    last = softmax_regression(x_NE, y_N, classes, chosen, start)
-    return Probe(
-        mean_E, scale_E, last.weight_EK, last.bias_K, chosen, tried, last.gradient_norm, last.iterations
-    )
+    last = softmax_regression(x_NE, y_N, classes, path[best], solutions[best] if solutions else None)
+    return Probe(mean_E, scale_E, last, path[best], tried)
 
 
 def softmax_regression(
-    x_NE: Tensor, y_N: Tensor, classes: int, penalty: float, start: Solution | None = None
+    x_NE: Tensor,
+    y_N: Tensor,
+    classes: int,
+    penalty: float,
+    start: Solution | None = None,
+    gram_EE: Tensor | None = None,
 ) -> Solution:
-    """The minimum of mean cross-entropy(x w + b, y) + penalty / 2 |w|^2, in the precision and on the device
-    of x_NE.
+    """The minimum of mean cross-entropy(x w + b, y) + penalty / 2 |w|^2, in x_NE's precision, where it lies.
 
-    Embeddings are strongly correlated, and L-BFGS alone then takes hundreds of iterations. It runs here on v
-    = L' w, where L L' = x'x / (N K) + penalty: the Hessian at w = 0 is (1 - 11'/K) / K (x) x'x / N + penalty,
-    close to the identity in v (its bound everywhere has 1/2 in place of 1/K: Boehning 1992). The minimum is
-    the same. x_NE should be centred.
+    Embeddings are strongly correlated, and L-BFGS alone then takes hundreds of iterations. Here it runs on v
+    = L' w with L L' = x'x / (N K) + penalty. The Hessian at w = 0 is (1 - 11'/K) / K (x) x'x / N + penalty,
+    so in v it is close to the identity (everywhere it is bounded with 1/2 for 1/K: Boehning 1992). The
+    minimum is the same. x_NE should be centred; start: a solution nearby; gram_EE: x'x / N, where it is known
+    already.
     """
-    width = x_NE.shape[1]
-    curvature_EE = (x_NE.T @ x_NE) / (len(x_NE) * classes)
+    curvature_EE = (x_NE.T @ x_NE / len(x_NE) if gram_EE is None else gram_EE) / classes
     # The small share of the trace keeps float32 rounding of duplicate or constant columns positive definite.
     curvature_EE.diagonal().add_(penalty + 1e-6 * curvature_EE.trace())
     root_EE = torch.linalg.cholesky(curvature_EE)
-    v_EK, c_K = x_NE.new_zeros(width, classes), x_NE.new_zeros(classes)
+    v_EK, c_K = x_NE.new_zeros(x_NE.shape[1], classes), x_NE.new_zeros(classes)
     if start is not None:
         v_EK, c_K = root_EE.T @ start.weight_EK, start.bias_K / classes**0.5
     lbfgs = torch.optim.LBFGS(

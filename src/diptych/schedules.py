@@ -21,9 +21,8 @@ def cosine(floor: float = 0.0, epochs: int | None = None) -> Schedule:
 
     def factor(progress: float) -> float:
         if epochs is not None:
-            progress = (
-                math.floor(progress * epochs + 1e-6) / epochs
-            )  # a step at an epoch's start may round below it
+            # 1e-6: at an epoch's first step, progress may round to just below it
+            progress = math.floor(progress * epochs + 1e-6) / epochs
         return floor + (1 - floor) * _half_cosine(progress)
 
     return factor

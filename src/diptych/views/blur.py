@@ -41,7 +41,7 @@ class GaussianBlur(Operation):
     """With probability p, a Gaussian of sigma U(sigma) pixels; `kernel` taps, by default a tenth of the side.
 
     Weights and border are torchvision's. The original Barlow Twins uses PIL, which approximates a full
-    Gaussian by box filters: at 224 pixels and sigma <= 2 the 23 taps hold all of it; 3 at 32 pixels blur less.
+    Gaussian by box filters: at 224 pixels and sigma <= 2 the 23 taps hold all of it; at 32, 3 blur less.
     """
 
     p: float = 0.5
