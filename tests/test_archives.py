@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny import keys, labels, picture, values
+from fake_source import keys, labels, picture, values
 
 from diptych.decode import BadImage
 from diptych.errors import DataError

@@ -183,6 +183,7 @@ def ramp(top: float, kind: type) -> np.ndarray:
         encoded(ramp(255, np.float32), "TIFF"),
         encoded(ramp(65535, np.float32), "TIFF"),
         encoded(ramp(20, np.float32) - 30, "TIFF"),
+        encoded(ramp(1e6, np.float32), "TIFF"),
         encoded(ramp(1e30, np.float32), "TIFF"),
     ],
 )

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from fake_source import Fake, picture, values_of, write
 from PIL import Image
 from shared import shared
-from tiny import Fake, picture, values_of, write
 
 from diptych.errors import DataError, RecipeError
 from diptych.images import NAMED, BadImage, images

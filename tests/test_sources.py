@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
-from tiny import keys, labels, values, write
+from fake_source import keys, labels, values, write
 
 from diptych.errors import DataError, RecipeError
 from diptych.sources import NAMED, Source, open_source

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from tiny import Fake, values_of
+from fake_source import Fake, values_of
 
 from diptych.errors import DataError
 from diptych.images import BadImage, Images, images

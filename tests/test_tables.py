@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import keys, labels, picture, values
+from fake_source import keys, labels, picture, values
 
 from diptych.decode import BadImage
 from diptych.errors import DataError, RecipeError

@@ -98,6 +98,11 @@ class Images:
         return KeyView(self.source, self.rows)
 
     @property
+    def all_keys(self) -> KeyView:
+        """The name of every image that was asked for, bad ones included."""
+        return KeyView(self.source, self._asked)
+
+    @property
     def failed(self) -> list[dict]:
         """{"key", "reason"} of every image that was tried and could not be read."""
         return [{"key": self.source.key(row), "reason": self._bad[row]} for row in sorted(self._bad)]

@@ -259,13 +259,19 @@ def begin(job: Job) -> None:
         needed = 5 * sum(t.numel() * t.element_size() for t in job.method.state_dict().values())
         checkpoints.require_space(job.run.folder, needed)
         save_encoder(job.run.folder / "untrained", job.method.encoder, preprocessing(job))
-        originals = torch.stack([job.images.load(i) for i in range(min(12, len(job.images)))])
+        originals = some_images(job, 12)
         shown = [
             view.display(view(originals, random_at(job.seed, "views", 0, index))) for index, view in enumerate(job.views)
         ]
         first, second = (bytes_of(view) for view in shown[:2])
         job.run.picture("views", originals=originals.permute(0, 2, 3, 1).numpy(), first=first, second=second)
     job.look(0)
+
+
+def some_images(job: Job, count: int) -> Tensor:
+    """The same few images each time, from all over the set: sources come class by class. (n, 3, S, S) uint8."""
+    chosen = torch.randperm(len(job.images), generator=random_at(job.seed, "pictures"))[:count]
+    return torch.stack([job.images.load(int(i)) for i in chosen])
 
 
 def bytes_of(images: Tensor) -> np.ndarray:
@@ -294,7 +300,7 @@ def finish(job: Job) -> None:
 def correlation(job: Job) -> np.ndarray:
     """The cross-correlation of the two views' projections over up to 1,024 images, evaluation mode: (d, d) float32."""
     job.method.eval()
-    some = torch.stack([job.images.load(i) for i in range(min(1024, len(job.images)))]).to(job.device)
+    some = some_images(job, 1024).to(job.device)
     draws = [view.sample(len(some), random_at(job.seed, "picture", k)) for k, view in enumerate(job.views)]
     pair = [view.apply(some, draw).to(job.dtype) for view, draw in zip(job.views, draws, strict=True)]
     projections = job.method.project(pair)

@@ -158,15 +158,15 @@ def embed(run: Run | str | Path, images: Images, *, out: str | Path | None = Non
     folder = run.folder if isinstance(run, Run) else Path(run)
     trained = load(folder, encoder)
     expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
-    keys = list(images.keys)
-    labels = None if images.labels is None or images.classes is None else [images.classes[i] for i in images.labels]
     with Progress("embed", len(images), show) as progress:
         vectors = embeddings(trained, stream(images), expected.mean, expected.std, expected.size,
                              device=choose_device(device), progress=progress)  # fmt: skip
     if out is not None:
         reasons = {row["key"]: row["reason"] for row in images.failed}
+        named = {} if images.labels is None else dict(zip(images.keys, names(images, "embedded"), strict=True))
+        keys = list(images.all_keys)
         meta = {"encoder": str(folder), "preprocessing": vars(expected)}
-        save_embeddings(out, vectors, keys, labels, [reasons.get(key) for key in keys], meta)
+        save_embeddings(out, vectors, keys, [named.get(key) for key in keys], [reasons.get(key) for key in keys], meta)
     return vectors
 
 

@@ -82,8 +82,6 @@ def read_log(run: Record) -> None:
         step, event = real(line.get("step")), line.get("event")
         if event == "end":
             run.end = line
-        elif event == "stop":
-            run.end = None
         if step is not None and event == "step":
             steps[step] = line
             run.end = None  # training went on after that end

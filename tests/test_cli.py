@@ -1,0 +1,152 @@
+"""The command line as a person meets it: quick to answer, one line for a mistake, the promised exit code."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych import cli
+
+SMALL = ["encoder.channels=[8,8,8,8]", "method.projector=[16,16]", "pretrain.batch_size=8", "pretrain.epochs=1",
+         "pretrain.precision=float32", "images.size=32"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """`photos/cat`, `photos/dog`: 12 JPEGs each."""
+    root = tmp_path_factory.mktemp("data") / "photos"
+    rng = np.random.default_rng(0)
+    for kind, colour in (("cat", (200, 120, 60)), ("dog", (60, 120, 200))):
+        (root / kind).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.clip(rng.normal(colour, 50, (40, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / kind / f"{i}.jpg")
+    return root
+
+
+def diptych(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of one command, run in this process."""
+    capsys.readouterr()
+    code, before = 0, sys.argv
+    sys.argv = ["diptych", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    finally:
+        sys.argv = before
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    sys.argv = ["diptych", "pretrain", str(photos), "--recipe", "demo", "--out", str(folder), *SMALL]
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    return folder
+
+
+def test_help_answers_at_once_without_torch():
+    program = "import sys, diptych.cli as c\nsys.argv = ['diptych', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    program += "heavy = [m for m in ('torch', 'timm', 'numpy') if m in sys.modules]\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "views", "pretrain", "evaluate", "embed", "report", "recipes", "doctor"):
+        assert verb in done.stdout
+
+
+def test_a_run_is_judged_embedded_and_reported(run, photos, capsys, tmp_path):
+    code, out, _ = diptych(capsys, "evaluate", run, "--train", photos, "--test", photos)
+    assert code == 0
+    for row in ("chance", "raw pixels", "untrained", "trained"):
+        assert f"\n{row} " in out
+    assert "verdict: " in out and "24 test and 24 training images of 2 classes" in out
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert {(line.get("subject"), line.get("protocol")) for line in lines if "subject" in line} == {
+        (subject, protocol)
+        for subject in ("chance", "raw pixels", "untrained", "trained")
+        for protocol in ("knn", "linear")
+    }
+
+    code, out, _ = diptych(capsys, "embed", run, photos, "--out", tmp_path / "vectors")
+    assert code == 0 and "24 x 8 float32, 0 images failed" in out
+    vectors = np.load(tmp_path / "vectors" / "vectors.npy")
+    index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
+    assert vectors.shape == (24, 8) and np.isfinite(vectors).all()
+    assert index[0]["key"].startswith("cat/") and index[0]["label"] == "cat" and len(index) == 24
+
+    code, out, _ = diptych(capsys, "report", run)
+    page = (run / "report.html").read_text()
+    assert code == 0 and out.strip() == str(run / "report.html")
+    assert "untrained" in page and "http:" not in page and "https:" not in page
+
+
+def test_a_bad_image_keeps_its_row_and_has_no_vector(run, photos, capsys, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for i in range(3):
+        (mixed / f"{i}.jpg").write_bytes((photos / "cat" / f"{i}.jpg").read_bytes())
+    (mixed / "1.jpg").write_bytes(b"")
+    code, out, _ = diptych(capsys, "embed", run, mixed, "--out", tmp_path / "vectors")
+    assert code == 0 and "2 x 8 float32, 1 images failed" in out
+    index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in index] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert "empty" in index[1]["error"] and index[0]["status"] == index[2]["status"] == "ok"
+
+
+def test_views_writes_a_picture(photos, capsys, tmp_path):
+    code, out, _ = diptych(capsys, "views", photos, "--recipe", "demo", "--out", tmp_path / "sheet.png", "--count", "3")
+    assert code == 0 and out.strip() == str(tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 200
+
+
+def test_recipes_and_doctor(capsys, photos):
+    code, out, _ = diptych(capsys, "recipes")
+    assert code == 0 and "demo" in out
+    code, out, _ = diptych(capsys, "recipes", "demo")
+    assert code == 0 and out.startswith("# ") and "encoder:" in out
+    code, out, _ = diptych(capsys, "doctor", photos)
+    assert code == 0
+    for word in ("torch", "threads", "GB", "gloo", "24 of 24 images can be read", "2 classes: cat (12), dog (12)"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["pretrain", "PHOTOS", "--recipe", "demo", "optimizer.lrr=1"], 2, "optimizer has no 'lrr'; did you mean lr?"),
+        (["pretrain", "PHOTOS", "--recipe", "demp"], 2, "did you mean demo?"),
+        (["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.device=cuda:99"], 2, "device cuda"),
+        (["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.batch_size=99"], 2, "use at most 24"),
+        (["pretrain", "NOWHERE", "--recipe", "demo"], 3, "NOWHERE"),
+        (["evaluate", "PHOTOS", "--train", "PHOTOS", "--test", "PHOTOS"], 4, "holds no encoder"),
+        (["embed", "RUN", "PHOTOS", "--out", "RUN"], 6, "RUN"),
+        (["report", "PHOTOS"], 3, "not a run"),
+        (["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "pretrain.batch_size=8"], 6, "already holds a run"),
+        (["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "--resume", "pretrain.batch_size=8"], 4, "was made with another recipe"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(words, code, message, run, photos, capsys, tmp_path):
+    names = {"PHOTOS": str(photos), "RUN": str(run), "NOWHERE": str(tmp_path / "nowhere")}
+    if words[0] == "pretrain" and "--out" not in words:
+        words = [*words, "--out", str(tmp_path / "out")]
+    got, out, err = diptych(capsys, *[names.get(word, word) for word in words])
+    told = [line for line in err.splitlines() if line.startswith("diptych: ")]
+    assert got == code, err
+    assert len(told) == 1 and names.get(message, message) in told[0]
+    assert "Traceback" not in err and out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["pretrian"], ["pretrain"], ["pretrain", "x", "--recipes", "y"], ["views", "x", "--count", "many"]])
+def test_usage_errors_are_exit_code_2_without_torch(words):
+    done = subprocess.run([sys.executable, "-m", "diptych", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Error" in done.stderr
