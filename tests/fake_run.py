@@ -128,6 +128,7 @@ def write_pictures(folder: Path, classes: tuple[str, ...], keys: tuple[str, ...]
     angle = 2 * np.pi * labels / len(classes)
     xy = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 6 + rng.normal(0, 1.9, (mapped, 2))
     places = {"xy": xy.astype(np.float32), "labels": labels, "classes": np.array(classes)}
+    places |= {"made_by": np.array("t-SNE")}
     np.savez_compressed(folder / "map.npz", thumbnails=shapes(labels, seed=3), **places)
     queries = np.arange(len(keys)) % len(classes)
     right = rng.random((len(keys), 6)) < 0.8
@@ -138,12 +139,11 @@ def write_pictures(folder: Path, classes: tuple[str, ...], keys: tuple[str, ...]
         "similarity": -np.sort(-rng.uniform(0.6, 0.99, found.shape), axis=1).astype(np.float32),
     }
     near |= {"query_labels": queries, "neighbour_labels": found, "query_keys": np.array(keys)}
+    near |= {"classes": np.array(classes)}
     np.savez_compressed(folder / "neighbours.npz", **near)
 
 
-def fake_run(
-    folder: Path, classes: tuple[str, ...] = CLASSES, keys: tuple[str, ...] = (), mapped: int = 60
-) -> Path:
+def fake_run(folder: Path, classes: tuple[str, ...] = CLASSES, keys: tuple[str, ...] = (), mapped: int = 60) -> Path:
     """Makes a finished, evaluated run in the new folder `folder`."""
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(RECIPE)

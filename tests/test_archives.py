@@ -27,9 +27,7 @@ TREE = {
 }
 
 
-def make_zip(
-    path: Path, tree: dict[str, int] = TREE, top: str = "", method: int = zipfile.ZIP_DEFLATED
-) -> Path:
+def make_zip(path: Path, tree: dict[str, int] = TREE, top: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, value in tree.items():
             archive.writestr(top + name, picture(value))
@@ -87,15 +85,9 @@ def test_hostile_zip_members_are_skipped_and_listed(tmp_path):
     source = open_source(path)
     reasons = {skip["key"]: skip["reason"] for skip in source.skipped}
     assert keys(source) == ["good/1.png"] and values(source) == [3]
-    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(
-        HOSTILE, "a name that leaves the archive"
-    )
+    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, "a name that leaves the archive")
     assert reasons["good/1.png"] == "a name that an earlier member has"
-    assert (
-        reasons["link.png"] == "a link"
-        and "200 times" in reasons["bomb.png"]
-        and "method 14" in reasons["lzma.png"]
-    )
+    assert reasons["link.png"] == "a link" and "200 times" in reasons["bomb.png"] and "method 14" in reasons["lzma.png"]
     assert os.listdir(tmp_path) == ["bad.zip"]
 
 
@@ -124,9 +116,7 @@ def test_hostile_tar_members_are_skipped_and_listed(tmp_path):
     source = open_source(path)
     reasons = {skip["key"]: skip["reason"] for skip in source.skipped}
     assert keys(source) == ["good/1.png"] and values(source) == [3]
-    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(
-        HOSTILE, "a name that leaves the archive"
-    )
+    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, "a name that leaves the archive")
     assert reasons["good/1.png"] == "a name that an earlier member has"
     assert reasons["sym.png"] == reasons["hard.png"] == "a link"
     assert reasons["device.png"] == reasons["pipe.png"] == "a device, a sparse file or the like"

@@ -114,14 +114,25 @@ def test_recipes_and_doctor(capsys, photos):
     assert code == 0 and out.startswith("# ") and "encoder:" in out
     code, out, _ = diptych(capsys, "doctor", photos)
     assert code == 0
-    for word in ("torch", "threads", "GB", "gloo", "24 of 24 images can be read", "2 classes: cat (12), dog (12)"):
+    for word in (
+        "torch",
+        "threads",
+        "GB",
+        "gloo",
+        "24 of 24 images can be read",
+        "2 classes: cat (12), dog (12)",
+    ):
         assert word in out
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["pretrain", "PHOTOS", "--recipe", "demo", "optimizer.lrr=1"], 2, "optimizer has no 'lrr'; did you mean lr?"),
+        (
+            ["pretrain", "PHOTOS", "--recipe", "demo", "optimizer.lrr=1"],
+            2,
+            "optimizer has no 'lrr'; did you mean lr?",
+        ),
         (["pretrain", "PHOTOS", "--recipe", "demp"], 2, "did you mean demo?"),
         (["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.device=cuda:99"], 2, "device cuda"),
         (["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.batch_size=99"], 2, "use at most 24"),
@@ -129,8 +140,16 @@ def test_recipes_and_doctor(capsys, photos):
         (["evaluate", "PHOTOS", "--train", "PHOTOS", "--test", "PHOTOS"], 4, "holds no encoder"),
         (["embed", "RUN", "PHOTOS", "--out", "RUN"], 6, "RUN"),
         (["report", "PHOTOS"], 3, "not a run"),
-        (["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "pretrain.batch_size=8"], 6, "already holds a run"),
-        (["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "--resume", "pretrain.batch_size=8"], 4, "was made with another recipe"),
+        (
+            ["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "pretrain.batch_size=8"],
+            6,
+            "already holds a run",
+        ),
+        (
+            ["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "--resume", "pretrain.batch_size=8"],
+            4,
+            "was made with another recipe",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(words, code, message, run, photos, capsys, tmp_path):
@@ -145,7 +164,10 @@ def test_a_mistake_is_one_line_with_its_exit_code(words, code, message, run, pho
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [["pretrian"], ["pretrain"], ["pretrain", "x", "--recipes", "y"], ["views", "x", "--count", "many"]])
+@pytest.mark.parametrize(
+    "words",
+    [["pretrian"], ["pretrain"], ["pretrain", "x", "--recipes", "y"], ["views", "x", "--count", "many"]],
+)
 def test_usage_errors_are_exit_code_2_without_torch(words):
     done = subprocess.run([sys.executable, "-m", "diptych", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr

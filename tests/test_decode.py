@@ -285,9 +285,7 @@ def test_crop_agrees_with_resize_then_crop():
 
 def test_a_large_jpeg_is_decoded_smaller_but_not_too_small():
     y, x = np.mgrid[:600, :800]
-    photo = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.sin(y / 30), (x + y) / 6], -1).astype(
-        np.uint8
-    )
+    photo = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.sin(y / 30), (x + y) / 6], -1).astype(np.uint8)
     data = encoded(photo, "JPEG", quality=90)
     small = open_image(data, enough=2 * 64)
     assert small.size == (200, 150)

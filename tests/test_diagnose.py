@@ -32,9 +32,7 @@ def turn(width, seed=5):
 def test_spread_of_directions_in_all_and_in_none():
     assert spread(normal(2000, 64)) == pytest.approx(1, abs=0.01)
     assert spread(torch.ones(50, 64)) == pytest.approx(0, abs=1e-12)
-    assert spread(normal(50, 1).abs() * normal(1, 64, seed=1)) == pytest.approx(
-        0, abs=1e-12
-    )  # lengths do not count
+    assert spread(normal(50, 1).abs() * normal(1, 64, seed=1)) == pytest.approx(0, abs=1e-12)  # lengths do not count
     assert spread(torch.zeros(50, 64)) == 0
 
 
@@ -107,9 +105,7 @@ def test_correlation_readings_are_the_losses_matrix(monkeypatch):
         torch.cat([z1] * 50, 1), torch.cat([z1] * 50, 1)
     )  # 1,500: more than one block of columns
     c = cross_correlation(torch.cat([z1] * 50, 1), torch.cat([z1] * 50, 1))
-    assert wide["off_diagonal_mean"] == pytest.approx(
-        (c.abs().sum() - c.diagonal().abs().sum()).item() / 1500 / 1499
-    )
+    assert wide["off_diagonal_mean"] == pytest.approx((c.abs().sum() - c.diagonal().abs().sum()).item() / 1500 / 1499)
 
 
 def test_correlation_of_what_has_nothing_in_common():
@@ -193,9 +189,7 @@ def test_projections_tell_what_embeddings_hide():
     assert diagnose(z, projections=(normal(400, 64, seed=2), normal(400, 64, seed=3))).verdict == "OK"
     found = diagnose(z, projections=(point, point))
     assert found.verdict == "COLLAPSED" and all("projections" in reason for reason in found.reasons)
-    assert {"projection_spread", "projection_rank", "on_diagonal_mean", "off_diagonal_mean"} <= set(
-        found.readings
-    )
+    assert {"projection_spread", "projection_rank", "on_diagonal_mean", "off_diagonal_mean"} <= set(found.readings)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,7 @@ from diptych.losses import barlow_twins, cross_correlation, negative_cosine, sta
 from diptych.optimizers import lars
 from diptych.random_at import random_at
 
-IMAGES = (
-    16  # less than half the width of a projection: one process takes the Gram form, two the correlation form
-)
+IMAGES = 16  # less than half the width of a projection: one process takes the Gram form, two the correlation form
 WIDTH = 40
 
 
@@ -105,9 +103,7 @@ def check_training(alone):
     for name, value in together.items():
         assert same(value.double(), alone[name].double()), name
     for value in together.values():
-        assert torch.equal(
-            mean_over_ranks(value.double()), value.double()
-        )  # and bitwise the same on both ranks
+        assert torch.equal(mean_over_ranks(value.double()), value.double())  # and bitwise the same on both ranks
 
 
 def check_the_trap_is_caught(alone):
@@ -320,9 +316,7 @@ def test_global_batch_norm_in_other_types_and_layouts(monkeypatch):
     with as_if_two(monkeypatch):
         with_global_statistics(ours)
     x = (1000 + normal(6, 5, 4, 3, address=("x",))).float()  # a mean far above the spread
-    assert (ours(x) - torchs(x)).abs().max() < 1e-3 and (
-        ours.running_var - torchs.running_var
-    ).abs().max() < 1e-4
+    assert (ours(x) - torchs(x)).abs().max() < 1e-3 and (ours.running_var - torchs.running_var).abs().max() < 1e-4
     small = x.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
     y = ours(small)
     y.sum().backward()

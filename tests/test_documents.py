@@ -21,14 +21,10 @@ DOCUMENTS = [
 DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 SHOWING = [
-    name
-    for name in NAMES
-    if (ROOT / name).is_file() and "```python" in (ROOT / name).read_text(encoding="utf-8")
+    name for name in NAMES if (ROOT / name).is_file() and "```python" in (ROOT / name).read_text(encoding="utf-8")
 ]
 
-FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
-)
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 LANGUAGES = {
     "python",
@@ -113,9 +109,7 @@ def test_links_lead_somewhere(document):
         if not target.exists() or not target.is_relative_to(ROOT):
             broken.append(link)
         elif anchor and target.suffix == ".md":
-            headings = re.findall(
-                r"^#+ +(.*)$", FENCE.sub("", target.read_text(encoding="utf-8")), re.MULTILINE
-            )
+            headings = re.findall(r"^#+ +(.*)$", FENCE.sub("", target.read_text(encoding="utf-8")), re.MULTILINE)
             if anchor not in {slug(heading) for heading in headings}:
                 broken.append(link)
     assert not broken
@@ -149,11 +143,7 @@ def test_the_readme_tree_is_the_disk():
         assert paths, f"README's tree shows {name}, which does not exist"
         assert description, f"README's tree says nothing of {name}"
         drawn.update(paths)
-    files = {
-        str(path.relative_to(package))
-        for path in package.rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }
+    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert drawn == Counter(files), "README's tree is not the disk"
 
 
@@ -167,18 +157,14 @@ def test_the_readme_installs_as_ci_does():
 
 
 def test_decisions_keep_their_form():
-    assert [path.name[:4] for path in DECISIONS] == [
-        f"{number:04d}" for number in range(1, len(DECISIONS) + 1)
-    ]
+    assert [path.name[:4] for path in DECISIONS] == [f"{number:04d}" for number in range(1, len(DECISIONS) + 1)]
     for path in DECISIONS:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         assert len(lines) <= 30, f"{path.name} has {len(lines)} lines; a decision has at most 30"
         assert lines[0].startswith(f"# {int(path.name[:4])}. "), path.name
         parts = re.findall(r"^\n\*\*(.+?)\*\*", text, re.MULTILINE)
-        assert parts == ["Situation.", "Choice.", "Given up.", "Evidence.", "Revisit when"], (
-            f"{path.name}: {parts}"
-        )
+        assert parts == ["Situation.", "Choice.", "Given up.", "Evidence.", "Revisit when"], f"{path.name}: {parts}"
 
 
 def test_the_change_log_tells_of_numbers():

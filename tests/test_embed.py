@@ -22,9 +22,7 @@ class Small(nn.Sequential):
 
     def __init__(self):
         torch.manual_seed(0)
-        super().__init__(
-            nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        )
+        super().__init__(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self[1].running_mean.normal_()
         self.saw = []
 
@@ -34,24 +32,18 @@ class Small(nn.Sequential):
 
 
 def pixels(n, height=16, width=16):
-    return torch.randint(
-        0, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)
-    )
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
 
 
 def test_an_embedding_is_the_encoder_of_the_normalized_image():
     encoder, images = Small(), pixels(11)
     made = embeddings(encoder, images, MEAN, STD, batch_size=4)
-    x = (images.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(STD).double().view(
-        3, 1, 1
-    )
+    x = (images.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(STD).double().view(3, 1, 1)
     with torch.no_grad():
         one_by_one = torch.cat([encoder.eval().double()(image[None]) for image in x])
     assert made.dtype == torch.float32 and not made.requires_grad
     torch.testing.assert_close(made.double(), one_by_one, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        embeddings(encoder, images, MEAN, STD).double(), one_by_one, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(embeddings(encoder, images, MEAN, STD).double(), one_by_one, atol=1e-5, rtol=1e-5)
 
 
 def test_batches_are_bounded_and_told():
@@ -64,9 +56,7 @@ def test_batches_are_bounded_and_told():
 def test_an_iterable_of_batches_is_the_same():
     encoder, images = Small(), pixels(10)
     batches = (images[start : start + 3] for start in range(0, 10, 3))
-    torch.testing.assert_close(
-        embeddings(encoder, batches, MEAN, STD), embeddings(encoder, images, MEAN, STD)
-    )
+    torch.testing.assert_close(embeddings(encoder, batches, MEAN, STD), embeddings(encoder, images, MEAN, STD))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -114,9 +104,7 @@ def test_what_cannot_be_embedded():
     ("height", "width", "size"), [(50, 70, 32), (70, 50, 32), (33, 33, 32), (20, 31, 32), (32, 48, 32)]
 )
 def test_resizing_is_pillows(height, width, size):
-    image = (
-        torch.nn.functional.avg_pool2d(pixels(1, height + 6, width + 6).float(), 7, 1).round().to(torch.uint8)
-    )
+    image = torch.nn.functional.avg_pool2d(pixels(1, height + 6, width + 6).float(), 7, 1).round().to(torch.uint8)
     made = prepare(image, (0, 0, 0), (1, 1, 1), size)[0].permute(1, 2, 0) * 255
     scale = size / min(height, width)
     shape = round(width * scale), round(height * scale)
@@ -247,8 +235,6 @@ def test_the_slow_way_agrees_on_a_pixel():
     """Antialiased halving of a 4-pixel ramp, by hand: the triangle filter reaches two pixels to each side."""
     ramp = torch.tensor([0, 60, 120, 180], dtype=torch.uint8).expand(1, 3, 4, 4)
     made = prepare(ramp, (0, 0, 0), (1, 1, 1), 2)[0, 0, 0] * 255
-    weights = [
-        max(0.0, 1 - abs(i + 0.5 - 1.0) / 2) for i in range(4)
-    ]  # the first output pixel's centre is at 1.0
+    weights = [max(0.0, 1 - abs(i + 0.5 - 1.0) / 2) for i in range(4)]  # the first output pixel's centre is at 1.0
     expected = sum(w * v for w, v in zip(weights, [0, 60, 120, 180], strict=True)) / sum(weights)
     assert math.isclose(float(made[0]), expected, rel_tol=1e-5)

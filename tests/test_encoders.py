@@ -67,9 +67,7 @@ def test_stems(name, stem, size, expected):
         assert first.kernel_size == (3, 3) and first.padding == (1, 1) and first.bias is None
         assert isinstance(network.maxpool, nn.Identity)
         fan_out = 9 * first.out_channels
-        assert first.weight.detach().std() == pytest.approx(
-            math.sqrt(2 / fan_out), rel=0.15
-        )  # timm: kaiming, fan out
+        assert first.weight.detach().std() == pytest.approx(math.sqrt(2 / fan_out), rel=0.15)  # timm: kaiming, fan out
 
 
 def test_residuals_start_at_zero_unless_told_otherwise():
@@ -123,9 +121,7 @@ def test_what_cannot_be_is_said_in_one_line(name, arguments, message):
 
 def test_pretrained_without_a_network_is_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        RecipeError, match="cannot fetch the pretrained weights of resnet10t .* pretrained false"
-    ):
+    with pytest.raises(RecipeError, match="cannot fetch the pretrained weights of resnet10t .* pretrained false"):
         encoder("resnet10t", pretrained=True, cache_dir=tmp_path)
 
 

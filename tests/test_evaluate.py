@@ -46,9 +46,7 @@ def clusters(n, width=12, classes=4, noise=1.5, seed=0):
 def test_nearest_is_scikit_learns(bank, k):
     z, queries = clusters(bank, 8)[0], clusters(260, 8, seed=1)[0]
     similarity, index = nearest(queries, z, k)
-    oracle = NearestNeighbors(n_neighbors=min(k, bank), metric="cosine", algorithm="brute").fit(
-        z.double().numpy()
-    )
+    oracle = NearestNeighbors(n_neighbors=min(k, bank), metric="cosine", algorithm="brute").fit(z.double().numpy())
     distance, rows = oracle.kneighbors(queries.double().numpy())
     assert similarity.shape == index.shape == (260, min(k, bank))
     torch.testing.assert_close(similarity.double(), 1 - torch.from_numpy(distance), atol=1e-5, rtol=0)
@@ -89,9 +87,7 @@ def test_the_vote_is_the_papers():
 
 def test_knn_is_scikit_learns():
     (z, y), (queries, truth) = clusters(900, 16), clusters(300, 16, seed=1)
-    oracle = KNeighborsClassifier(
-        50, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
-    )
+    oracle = KNeighborsClassifier(50, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
     expected = oracle.fit(z.double().numpy(), y.numpy()).score(queries.double().numpy(), truth.numpy())
     assert knn_accuracy(z, y, queries, truth, k=50).accuracy == pytest.approx(expected, abs=1e-9)
 
@@ -99,9 +95,7 @@ def test_knn_is_scikit_learns():
 def test_near_neighbours_outvote_many():
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     assert knn_predict(bank, ["near", "far", "far"], torch.tensor([[1.0, 0.2]]), k=3) == ["near"]
-    assert knn_predict(bank, ["near", "far", "far"], torch.tensor([[1.0, 0.2]]), k=3, temperature=50) == [
-        "far"
-    ]
+    assert knn_predict(bank, ["near", "far", "far"], torch.tensor([[1.0, 0.2]]), k=3, temperature=50) == ["far"]
 
 
 def test_knn_sees_directions_only():
@@ -111,17 +105,13 @@ def test_knn_sees_directions_only():
     stretch = torch.rand(200, 1, generator=torch.Generator().manual_seed(1)) + 0.5
     assert knn_accuracy((z * stretch)[order], y[order], queries * 7, truth, k=20).accuracy == score.accuracy
     cold = knn_accuracy(z, y, queries, truth, k=20, temperature=1e-4)
-    assert (
-        cold.accuracy == knn_accuracy(z, y, queries, truth, k=1).accuracy
-    )  # the nearest alone, and no overflow
+    assert cold.accuracy == knn_accuracy(z, y, queries, truth, k=1).accuracy  # the nearest alone, and no overflow
 
 
 def test_k_is_capped_and_told():
     (z, y), (queries, truth) = clusters(50), clusters(20, seed=1)
     score = knn_accuracy(z, y, queries, truth)
-    assert (
-        score.details["k"] == 50 and score.details["note"] == "k was 200; there are only 50 training images"
-    )
+    assert score.details["k"] == 50 and score.details["note"] == "k was 200; there are only 50 training images"
     assert "note" not in knn_accuracy(z, y, queries, truth, k=50).details
     for wrong in ({"k": 0}, {"temperature": 0.0}):
         with pytest.raises(RecipeError):
@@ -133,12 +123,8 @@ def test_k_is_capped_and_told():
 
 def scikit(x, y, penalty):
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # on the way to 1e-9 it runs out of iterations, after the digits that count
-        return LogisticRegression(C=1 / (penalty * len(x)), tol=1e-9, max_iter=5000).fit(
-            x.double().numpy(), y.numpy()
-        )
+        warnings.simplefilter("ignore")  # on the way to 1e-9 it runs out of iterations, after the digits that count
+        return LogisticRegression(C=1 / (penalty * len(x)), tol=1e-9, max_iter=5000).fit(x.double().numpy(), y.numpy())
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
@@ -189,14 +175,8 @@ def test_linear_probe_is_scikit_learn_at_the_chosen_penalty():
     scale = lambda v: (v.double() - z.double().mean(0)) / z.double().std(0, correction=0)  # noqa: E731
     oracle = scikit(scale(z), y, score.details["penalty"])
     assert score.accuracy == pytest.approx(oracle.score(scale(queries).numpy(), truth.numpy()), abs=0.0026)
-    assert score.details["train_accuracy"] == pytest.approx(
-        oracle.score(scale(z).numpy(), y.numpy()), abs=0.0013
-    )
-    assert (
-        score.details["converged"]
-        and score.details["gradient_norm"] < 1e-4
-        and score.details["dtype"] == "float64"
-    )
+    assert score.details["train_accuracy"] == pytest.approx(oracle.score(scale(z).numpy(), y.numpy()), abs=0.0013)
+    assert score.details["converged"] and score.details["gradient_norm"] < 1e-4 and score.details["dtype"] == "float64"
     assert not score.details["penalty_at_end"] or score.details["penalty"] in (PENALTIES[0], PENALTIES[-1])
 
 
@@ -264,9 +244,7 @@ def test_a_constant_column_changes_nothing(value):
 
 def test_hard_arrays_give_numbers():
     (z, y), (queries, truth) = clusters(40, 12, noise=0.1), clusters(40, 12, noise=0.1, seed=1)
-    doubled = linear_probe(
-        torch.cat([z, z], 1), y, torch.cat([queries, queries], 1), truth
-    )  # singular covariance
+    doubled = linear_probe(torch.cat([z, z], 1), y, torch.cat([queries, queries], 1), truth)  # singular covariance
     assert doubled.accuracy == 1 and doubled.details["converged"]
     wide = linear_probe(z.repeat(1, 20), y, queries.repeat(1, 20), truth)  # more dimensions than images
     assert wide.accuracy == 1 and wide.details["converged"]
@@ -278,11 +256,7 @@ def test_hard_arrays_give_numbers():
 def test_one_image_a_class_is_told():
     z, y = torch.eye(4), torch.arange(4)
     score = linear_probe(z, y, z, y)
-    assert (
-        score.accuracy == 1
-        and score.details["held_out"] == []
-        and "one image a class" in score.details["note"]
-    )
+    assert score.accuracy == 1 and score.details["held_out"] == [] and "one image a class" in score.details["note"]
 
 
 def test_penalties_are_positive():

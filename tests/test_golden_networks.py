@@ -200,8 +200,6 @@ def test_barlow_twins_compares_as_published(name):
 
 
 def test_simsiam_compares_as_published():
-    waves = {
-        name: torch.from_numpy(wave((64, 48), 60 + k)) for k, name in enumerate(("p1", "z1", "p2", "z2"))
-    }
+    waves = {name: torch.from_numpy(wave((64, 48), 60 + k)) for k, name in enumerate(("p1", "z1", "p2", "z2"))}
     loss, _ = SimSiam(nn.Identity(), projector=(1,), predictor=1, width=1).compare(waves)
     assert loss.item() == pytest.approx(golden("simsiam_loss_N64_D48_k60"), rel=1e-6)

@@ -189,9 +189,7 @@ def test_source_of_nothing_and_named_source(monkeypatch):
 
 def test_what_the_source_left_out_is_told(tmp_path):
     (write(tmp_path, *TREE) / "gone.png").symlink_to(tmp_path / "nowhere")
-    with pytest.warns(
-        UserWarning, match=r"1 entries of the source left out, first: gone.png \(a broken link\)"
-    ):
+    with pytest.warns(UserWarning, match=r"1 entries of the source left out, first: gone.png \(a broken link\)"):
         images(tmp_path)
 
 

@@ -72,10 +72,7 @@ def test_import_is_quiet_and_late():
 def test_no_file_changes_the_process_that_imports_it():
     """As above for every file; what other packages do at their own import is done before."""
     everything = set().union(
-        *(
-            imports(iter(tree.body), FILES[name].relative_to(PACKAGE).parts[:-1])
-            for name, tree in TREES.items()
-        )
+        *(imports(iter(tree.body), FILES[name].relative_to(PACKAGE).parts[:-1]) for name, tree in TREES.items())
     )
     theirs = sorted(name for name in everything if name.split(".")[0] not in ("diptych", "__future__"))
     ours = [f"diptych.{name}" for name in FILES if not name.startswith("__")]

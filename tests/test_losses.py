@@ -68,9 +68,7 @@ def test_barlow_twins_is_the_original_programs_loss(name):
 def test_negative_cosine_is_the_simsiam_examples_loss():
     golden = json.loads(shared("golden/keras.json").read_text())["simsiam_loss_N64_D48_k60"]
     p1, z1, p2, z2 = (torch.from_numpy(wave((64, 48), k)) for k in range(60, 64))
-    close(
-        (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, golden, 1e-5
-    )  # the example computes in float32
+    close((negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, golden, 1e-5)  # the example computes in float32
 
 
 def slow_barlow_twins(z1, z2, weight, eps):
@@ -166,9 +164,7 @@ def test_gram_form_is_the_correlation_form(shape, dtype, tolerance, monkeypatch)
 def test_the_gram_form_is_taken_where_it_is_cheaper(monkeypatch):
     """No (D, D) matrix is made for N < D / 2: cross_correlation is not called."""
     seen = []
-    monkeypatch.setattr(
-        losses, "cross_correlation", lambda *args: seen.append(args) or cross_correlation(*args)
-    )
+    monkeypatch.setattr(losses, "cross_correlation", lambda *args: seen.append(args) or cross_correlation(*args))
     for n, d in [(15, 32), (16, 32), (17, 32)]:
         barlow_twins(*random_pair(n, d))
         assert len(seen) == (0 if n == 15 else n - 15)

@@ -229,9 +229,7 @@ def test_simsiam_s_target_gets_no_gradient():
             guess, target = p[row] / length, z[row] / z[row].norm()
             expected = -(target - (guess @ target) * guess) / length / (2 * 5)
             torch.testing.assert_close(p.grad[row], expected.detach(), rtol=1e-10, atol=1e-15)
-    assert loss.item() == pytest.approx(
-        -(parts["similarity_1"] + parts["similarity_2"]).item() / 2, rel=1e-12
-    )
+    assert loss.item() == pytest.approx(-(parts["similarity_1"] + parts["similarity_2"]).item() / 2, rel=1e-12)
     first = F.cosine_similarity(leaves["p1"], leaves["z2"]).mean().item()
     assert parts["similarity_1"].item() == pytest.approx(first, rel=1e-12)
 
@@ -249,9 +247,7 @@ def test_simsiam_s_gradient_through_the_networks(stop_gradient):
     total = 0.0
     for guess, target in ((guesses[0], targets[1]), (guesses[1], targets[0])):
         for p, z in zip(guess, target, strict=True):
-            total = (
-                total - (p * z).sum() / (p.square().sum().sqrt() * z.square().sum().sqrt()) / len(guess) / 2
-            )
+            total = total - (p * z).sum() / (p.square().sum().sqrt() * z.square().sum().sqrt()) / len(guess) / 2
     total.backward()
     for (key, ours), theirs in zip(method.named_parameters(), witness.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-13, msg=key)

@@ -20,9 +20,7 @@ class Problem(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.from_numpy(wave((6, 4), 50)).to(dtype))
         self.b = nn.Parameter(torch.zeros(4, dtype=dtype))
-        self.a, self.t = (
-            torch.from_numpy(wave(shape, k)).to(dtype) for shape, k in [((10, 6), 51), ((10, 4), 52)]
-        )
+        self.a, self.t = (torch.from_numpy(wave(shape, k)).to(dtype) for shape, k in [((10, 6), 51), ((10, 4), 52)])
 
     def forward(self):
         return 0.5 * (self.a @ self.w + self.b - self.t).square().sum()
@@ -137,18 +135,12 @@ def test_who_is_decayed_and_adapted_can_be_read():
         {**everything, "lr": 0.1, "weight_decay": 1e-4, "adapted": False}
     ]
     assert describe(lamb(Net(), 0.001)) == [{**everything, "lr": 0.001, "weight_decay": 0.0, "adapted": True}]
-    assert describe(adamw(Net(), 0.001)) == [
-        {**everything, "lr": 0.001, "weight_decay": 0.01, "adapted": False}
-    ]
+    assert describe(adamw(Net(), 0.001)) == [{**everything, "lr": 0.001, "weight_decay": 0.01, "adapted": False}]
     described = describe(torch.optim.SGD(Net().parameters(), 0.5))  # made elsewhere; its frozen bias counts
-    assert (
-        described[0]["name"] == "group 0" and described[0]["lr"] == 0.5 and described[0]["parameters"] == 33
-    )
+    assert described[0]["name"] == "group 0" and described[0]["lr"] == 0.5 and described[0]["parameters"] == 33
 
 
-@pytest.mark.parametrize(
-    "make", [lambda net: lars(net, 0.5, weight_decay=0.0), lambda net: lamb(net, 0.5, eps=0.0)]
-)
+@pytest.mark.parametrize("make", [lambda net: lars(net, 0.5, weight_decay=0.0), lambda net: lamb(net, 0.5, eps=0.0)])
 def test_an_adapted_step_does_not_depend_on_the_gradients_scale(make):
     """The published LARS has no epsilon: a loss of any scale trains the weights alike."""
     moved = []

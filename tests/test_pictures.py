@@ -57,19 +57,13 @@ def test_enlarging_keeps_pixels_and_shrinking_filters():
     sheet = np.asarray(pictures.contact_sheet(board, board, board))[50:146, 24:120]
     assert set(np.unique(sheet)) == {0, 255} and np.array_equal(sheet[1::3, 1::3], board[0])
     assert abs(pictures.thumbnails(board, 16).astype(int) - 127).max() < 30
-    assert pictures.thumbnails(board, 32) is not None and np.array_equal(
-        pictures.thumbnails(board, 40), board
-    )
+    assert pictures.thumbnails(board, 32) is not None and np.array_equal(pictures.thumbnails(board, 40), board)
 
 
 def test_thumbnails_keep_the_proportions():
     wide = np.zeros((2, 30, 60, 3), np.uint8)
     small = pictures.thumbnails(wide, 20)
-    assert (
-        small.shape == (2, 20, 20, 3)
-        and (small[:, 5:15] < 30).all()
-        and (small[:, :5] == pictures.PAPER).all()
-    )
+    assert small.shape == (2, 20, 20, 3) and (small[:, 5:15] < 30).all() and (small[:, :5] == pictures.PAPER).all()
     assert pictures.thumbnails(wide[:0], 20).shape == (0, 20, 20, 3)
 
 
@@ -117,9 +111,7 @@ def test_map_keeps_groups_together_and_comes_out_the_same():
     distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + 1e9 * np.eye(60)
     assert (labels[distance.argmin(axis=1)] == labels).mean() > 0.95
     constant, how = pictures.map_2d(np.ones((60, 8)))
-    assert how == "principal components" and not constant.any(), (
-        "collapsed embeddings have no map, and no error"
-    )
+    assert how == "principal components" and not constant.any(), "collapsed embeddings have no map, and no error"
 
 
 def test_map_without_scikit_learn(monkeypatch):
@@ -138,9 +130,7 @@ def test_thinning_keeps_ends_and_spikes():
     assert charts.thin(points[:240]) == points[:240]
 
 
-@pytest.mark.parametrize(
-    "low, high", [(0, 1), (-1, 0), (3.2, 3.9), (-7, 1234), (5, 5), (0, 0), (1e-9, 3e-9), (0, 3e8)]
-)
+@pytest.mark.parametrize("low, high", [(0, 1), (-1, 0), (3.2, 3.9), (-7, 1234), (5, 5), (0, 0), (1e-9, 3e-9), (0, 3e8)])
 def test_linear_ticks_are_round_and_enclose(low, high):
     ticks, begin, end = charts.linear_ticks(low, high)
     assert begin <= low and high <= end and begin < end and 2 <= len(ticks) <= 8
@@ -149,15 +139,12 @@ def test_linear_ticks_are_round_and_enclose(low, high):
 
 
 def test_a_chart_puts_values_where_its_ticks_are():
-    chart = charts.line_chart(
-        "x", "X", "", {"a": [(0, 0.0), (50, 0.5), (100, 1.0)], "b": [(0, 1.0)], "c": []}
-    )
+    chart = charts.line_chart("x", "X", "", {"a": [(0, 0.0), (50, 0.5), (100, 1.0)], "b": [(0, 1.0)], "c": []})
     assert [tick for _, tick in chart["y_ticks"]] == ["0", "0.25", "0.5", "0.75", "1"]
     heights = {text: y for y, text in chart["y_ticks"]}
     across = {text: x for x, text in chart["x_ticks"]}
     assert chart["lines"][0]["hover"] == [
-        [across[step], heights[value], int(step), value]
-        for step, value in (("0", "0"), ("50", "0.5"), ("100", "1"))
+        [across[step], heights[value], int(step), value] for step, value in (("0", "0"), ("50", "0.5"), ("100", "1"))
     ]
     assert heights["0"] > heights["1"] and [line["label"] for line in chart["lines"]] == ["a", "b"]
     assert charts.line_chart("x", "X", "", {"a": []}) is None
@@ -168,7 +155,7 @@ def test_a_wide_range_is_drawn_logarithmically_where_allowed():
     chart = charts.line_chart("x", "X", "", {"a": points}, wide=True)
     heights = [point[1] for point in chart["lines"][0]["hover"]]
     assert chart["logarithmic"] and np.allclose(np.diff(heights), np.diff(heights)[0], atol=0.11)
-    assert [text for _, text in chart["y_ticks"]] == ["1e-4", "0.001", "0.01", "0.1", "1"]
+    assert [text for _, text in chart["y_ticks"]] == ["0.0001", "0.001", "0.01", "0.1", "1"]
     assert not charts.line_chart("x", "X", "", {"a": points})["logarithmic"]
     assert not charts.line_chart("x", "X", "", {"a": [*points, (9, -1.0)]}, wide=True)["logarithmic"]
 
@@ -191,9 +178,7 @@ def test_numbers_read_well(value, text):
 def test_heat_map_shows_sign_as_hue_and_size_as_strength():
     picture = charts.heat_map(np.array([[1.0, -1.0, 0.0], [0.25, -0.25, 0.04], [7.0, 1e-9, -1e-9]]))
     assert picture[..., 3].tolist() == [[255, 255, 0], [130, 130, 50], [255, 0, 0]]
-    assert picture[0, 0, :3].tolist() == list(charts.POSITIVE) and picture[0, 1, :3].tolist() == list(
-        charts.NEGATIVE
-    )
+    assert picture[0, 0, :3].tolist() == list(charts.POSITIVE) and picture[0, 1, :3].tolist() == list(charts.NEGATIVE)
 
 
 def test_scatter_fills_the_map_and_gives_room_once():

@@ -64,7 +64,15 @@ def in_own_process(out: Path, step: int, number: int) -> int:
 
 def test_a_run_leaves_what_it_promises(quiet):
     names = {path.name for path in quiet.folder.iterdir()} - {".lock"}
-    assert names == {"recipe.yaml", "log.jsonl", "environment.json", "checkpoints", "encoder", "untrained", "pictures"}
+    assert names == {
+        "recipe.yaml",
+        "log.jsonl",
+        "environment.json",
+        "checkpoints",
+        "encoder",
+        "untrained",
+        "pictures",
+    }
     steps = quiet.lines("step")
     assert [line["step"] for line in steps] == list(range(1, TOTAL + 1))
     assert steps[-1]["progress"] == 1 and set(steps[-1]["parts"]) == {"on_diagonal", "off_diagonal"}
@@ -170,7 +178,12 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
         return {"score": next(readings)}
 
     run = tiny_run(tmp_path / "run", epochs=5, watch=[watch], stop_on="score", patience=2)
-    assert [line["epoch"] for line in run.lines("epoch")] == [1, 2, 3, 4]  # best in epoch 2, two worse ones after it
+    assert [line["epoch"] for line in run.lines("epoch")] == [
+        1,
+        2,
+        3,
+        4,
+    ]  # best in epoch 2, two worse ones after it
     assert run.lines("end")[0]["best_epoch"] == 2
     kept = checkpoints.read_tensors(run.folder / "encoder" / "model.safetensors")["0.weight"]
     assert torch.equal(kept, seen[2]) and not torch.equal(kept, seen[4])
@@ -213,7 +226,15 @@ def test_bfloat16_and_clipping_run(tmp_path):
 def test_two_processes_are_one(tmp_path):
     """torchrun with two processes: three steps in float64 end within 1e-10 of one process on the same global batch."""
     script = HERE / "two_processes.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     done = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, timeout=240, cwd=HERE)
     assert done.returncode == 0, done.stderr[-3000:]
     from two_processes import train

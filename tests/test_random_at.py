@@ -27,9 +27,7 @@ def test_every_part_of_an_address_counts():
         for view in (0, 1)
     ] + [(0,), ("0",), (0, 0), (12, 3), (1, 23), ("12", "3"), ("1", "23"), ()]
     assert len({seed_at(*address) for address in addresses}) == len(addresses)
-    assert not torch.equal(
-        torch.rand(4, generator=random_at(0, "a")), torch.rand(4, generator=random_at(0, "b"))
-    )
+    assert not torch.equal(torch.rand(4, generator=random_at(0, "a")), torch.rand(4, generator=random_at(0, "b")))
 
 
 def test_global_randomness_is_left_alone():

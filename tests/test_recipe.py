@@ -58,7 +58,9 @@ pretrain: {epochs: 1, batch_size: 8}
 
 def test_a_small_recipe_is_completed(tmp_path):
     (tmp_path / "mine.yaml").write_text(GOOD)
-    asked = recipes.read(str(tmp_path / "mine.yaml"), ["optimizer.lr=0.5", "views.both.0.random_resized_crop.scale=[0.2, 1]"])
+    asked = recipes.read(
+        str(tmp_path / "mine.yaml"), ["optimizer.lr=0.5", "views.both.0.random_resized_crop.scale=[0.2, 1]"]
+    )
     assert asked["optimizer"]["lr"] == 0.5 and asked["optimizer"]["momentum"] == 0.9
     assert asked["views"]["both"][0]["random_resized_crop"]["scale"] == [0.2, 1]
     assert asked["schedule"]["name"] == "warmup_cosine" and asked["pretrain"]["seed"] == 0
@@ -73,13 +75,21 @@ def test_a_small_recipe_is_completed(tmp_path):
         ("name: lars", "name: larz", "mine.yaml: optimizer.name 'larz' is unknown; did you mean lars?"),
         ("method:", "methods:", "mine.yaml: there is no section 'methods'; did you mean method?"),
         ("size: 32}}", "sise: 32}}", "views.both.random_resized_crop has no 'sise'; did you mean size?"),
-        ("random_resized_crop", "random_resize_crop", "no operation 'random_resize_crop'; did you mean random_resized_crop or"),
+        (
+            "random_resized_crop",
+            "random_resize_crop",
+            "no operation 'random_resize_crop'; did you mean random_resized_crop or",
+        ),
         ("both:", "left:", "views holds either `both`, or `first` and `second`"),
         (", batch_size: 8", "", "pretrain needs batch_size"),
         ("name: resnet18", "name: [resnet18]", "encoder.name is ['resnet18'], which is not a word"),
         ("encoder: {name: resnet18}\n", "", "the section 'encoder' is missing"),
         ("epochs: 1", "epochs: 1, epochs: 2", "mine.yaml, line 7: the key 'epochs' stands twice"),
-        ("images:", "images: !!python/object:os.system", "line 2: tags (tag:yaml.org,2002:python/object:os.system)"),
+        (
+            "images:",
+            "images: !!python/object:os.system",
+            "line 2: tags (tag:yaml.org,2002:python/object:os.system)",
+        ),
         ("images: {size: 32}", "images:\n\tsize: 32", "line 3: found character '\\t'"),
     ],
 )

@@ -55,7 +55,7 @@ def test_everything_is_there_in_order(page, finished):
         *DIAGNOSIS["reasons"],
         *DIAGNOSIS["advice"],
         "Healthy OK",
-        "2-D map: distances are not to be read.",
+        "2-D map: distances are not to be read. Made by t-SNE.",
     ):
         assert text in page.text
     for text in (
@@ -84,9 +84,7 @@ def test_accuracies_stand_in_the_right_cells(page):
         ("40.0", "apart"),
     ]
     assert "86.8 % (linear accuracy), 40.0 points more than the same encoder untrained" in page.text
-    assert (
-        "50,000 training images, 10,000 test images, 5 classes. k 200, temperature 0.1, seed 0" in page.text
-    )
+    assert "50,000 training images, 10,000 test images, 5 classes. k 200, temperature 0.1, seed 0" in page.text
 
 
 def test_pictures_are_the_arrays(page, finished):
@@ -138,6 +136,11 @@ def test_what_is_missing_is_told_with_its_command(run, name):
     assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
 
 
+def test_neighbours_keep_their_names_without_a_map(run):
+    (run / "pictures" / "map.npz").unlink()
+    assert any(alt.startswith("neighbour 1: disc, similarity 0.") for alt in Page(report(run)).attributes("alt"))
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "log.jsonl").touch()
@@ -160,9 +163,7 @@ def test_a_broken_line_in_the_middle_is_noted(run):
     lines = (run / "log.jsonl").read_text().splitlines()
     (run / "log.jsonl").write_text("\n".join([*lines[:5], "\x00\x00{", "[1]", *lines[5:]]))
     page = Page(report(run))
-    assert (
-        "log.jsonl: 2 line(s) could not be read" in page.text and "Finished after 1,200 steps." in page.text
-    )
+    assert "log.jsonl: 2 line(s) could not be read" in page.text and "Finished after 1,200 steps." in page.text
 
 
 def test_a_resumed_run_tells_each_step_once_and_the_latest_evaluation(run):
@@ -196,19 +197,11 @@ def test_training_that_did_not_pay_is_said_so(run, trained, words):
     assert words in page.text and "has learned little" in page.text and "diptych embed" not in page.text
 
 
-@pytest.mark.parametrize(
-    "word, title", [("WARNING", "Needs a look"), ("COLLAPSED", "The encoder has collapsed")]
-)
+@pytest.mark.parametrize("word, title", [("WARNING", "Needs a look"), ("COLLAPSED", "The encoder has collapsed")])
 def test_bad_verdicts(run, word, title):
-    write_lines(
-        run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"verdict": word}}]
-    )
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"verdict": word}}])
     page = Page(report(run))
-    assert (
-        f"{title} {word}" in page.text
-        and "Follow the advice above" in page.text
-        and "Healthy" not in page.text
-    )
+    assert f"{title} {word}" in page.text and "Follow the advice above" in page.text and "Healthy" not in page.text
 
 
 def test_a_run_without_labels(run):

@@ -11,9 +11,7 @@ from diptych.schedules import SCHEDULES, constant, cosine, warmup_cosine
 
 
 def test_warmup_cosine_is_the_original_barlow_twins_schedule():
-    golden = json.loads(shared("golden/barlowtwins_pytorch.json").read_text())[
-        "schedule_1000ep_bs2048_626steps"
-    ]
+    golden = json.loads(shared("golden/barlowtwins_pytorch.json").read_text())["schedule_1000ep_bs2048_626steps"]
     factor = warmup_cosine()
     for step, (weights, biases) in golden.items():
         progress = int(step) / (1000 * 626)
@@ -41,9 +39,7 @@ def test_ends_and_corners():
     assert [constant()(p) for p in (0, 0.5, 1)] == [1, 1, 1]
     assert cosine(floor=0.25)(0) == 1 and cosine(floor=0.25)(1) == pytest.approx(0.25)
     warm = warmup_cosine(warmup=0.1, floor=0.0)
-    assert (
-        warm(0) == 0 and warm(0.05) == pytest.approx(0.5) and warm(0.1) == 1 and warm(1) == pytest.approx(0)
-    )
+    assert warm(0) == 0 and warm(0.05) == pytest.approx(0.5) and warm(0.1) == 1 and warm(1) == pytest.approx(0)
     assert [warmup_cosine(warmup=0, floor=0)(p) for p in (0, 0.3, 1)] == [cosine()(p) for p in (0, 0.3, 1)]
 
 

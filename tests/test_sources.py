@@ -30,9 +30,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "raw", [*map(str.encode, NAMES), b"\xff\xfe.jpg", b"caf\xe9.jpg", b"%FF.jpg", b"\x1b[31m.jpg"]
-)
+@pytest.mark.parametrize("raw", [*map(str.encode, NAMES), b"\xff\xfe.jpg", b"caf\xe9.jpg", b"%FF.jpg", b"\x1b[31m.jpg"])
 def test_every_name_has_a_printable_key_that_gives_its_bytes_back(raw):
     key = key_of(raw)
     assert unquote_to_bytes(key) == raw
@@ -165,9 +163,7 @@ def test_links(tmp_path):
         "one.png": "a link out of the folder",
     }
     followed = open_source(inside, follow_symlinks=True)
-    assert (
-        len(followed) == 4
-    )  # every real file once, by links to files or folders, and the loop through `up` ends
+    assert len(followed) == 4  # every real file once, by links to files or folders, and the loop through `up` ends
     assert sorted(values(followed)) == [0, 0, 1, 1] and {"a/1.png", "a/annexed.png"} <= set(keys(followed))
     assert keys(followed) == keys(open_source(inside, follow_symlinks=True))
 

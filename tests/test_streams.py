@@ -48,11 +48,7 @@ def test_a_bad_image_is_replaced_the_same_way_everywhere():
     assert came == indices and sizes == [16, 16, 16, 2] and not set(came) & set(bad)
     assert [k for k in range(50) if came[k] != ORDER[k]] == [3, 40]
     assert stream(images(Fake(50, bad)), replace=(1, 0), workers=3) == first
-    assert (
-        stream(images(Fake(50, bad)), replace=(1, 1))
-        != first
-        != stream(images(Fake(50, bad)), replace=(2, 0))
-    )
+    assert stream(images(Fake(50, bad)), replace=(1, 1)) != first != stream(images(Fake(50, bad)), replace=(2, 0))
 
 
 def test_replacements_that_are_bad_too_are_passed_over():

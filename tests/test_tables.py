@@ -20,9 +20,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 
-def make_parquet(
-    path: Path, values=range(7), numbers=None, names=("cat", "dog"), column="img", rows=3
-) -> Path:
+def make_parquet(path: Path, values=range(7), numbers=None, names=("cat", "dog"), column="img", rows=3) -> Path:
     cells = [None if v is None else {"bytes": picture(v), "path": f"{v}.png"} for v in values]
     columns = {column: pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
     columns["label"] = pa.array([v % 2 for v in range(len(cells))] if numbers is None else numbers)
@@ -46,9 +44,7 @@ def test_parquet_folder_and_pattern(tmp_path):
     for k in range(2):
         make_parquet(tmp_path / f"train-{k}.parquet", range(4 * k, 4 * k + 4), column="image", names=None)
     source = open_source(tmp_path)
-    assert keys(source)[3:5] == ["train-0.parquet:3", "train-1.parquet:0"] and values(source) == list(
-        range(8)
-    )
+    assert keys(source)[3:5] == ["train-0.parquet:3", "train-1.parquet:0"] and values(source) == list(range(8))
     assert source.classes == ["0", "1"]
     make_parquet(tmp_path / "test-0.parquet")
     with pytest.raises(DataError, match="mixes the splits test, train: name one"):
@@ -109,11 +105,7 @@ def test_array_layouts_agree(tmp_path):
     np.save(tmp_path / "first.npy", ARRAY.transpose(0, 3, 1, 2))
     for name in ("last", "first"):
         source = open_source(tmp_path / f"{name}.npy")
-        assert (
-            keys(source)[1] == f"{name}.npy:1"
-            and source.native_size == (6, 4)
-            and labels(source) == [None] * 5
-        )
+        assert keys(source)[1] == f"{name}.npy:1" and source.native_size == (6, 4) and labels(source) == [None] * 5
         np.testing.assert_array_equal(np.stack([source.read(i) for i in range(5)]), ARRAY)
     for gray in (ARRAY[..., 0], ARRAY[..., :1], ARRAY.transpose(0, 3, 1, 2)[:, :1]):
         np.testing.assert_array_equal(Pixels(gray).read(3), np.repeat(ARRAY[3, ..., :1], 3, 2))
@@ -172,12 +164,8 @@ def text(value: str) -> bytes:
 
 def official_batch(data: np.ndarray, numbers: list[int], key: str = "labels") -> bytes:
     """A python batch of the form its author published (protocol 2, Python 2)."""
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x0b(K\x01"
-    )
-    array += (
-        b"M" + struct.pack("<H", len(data)) + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0cU\x02u1K\x00K\x01\x87Rq\r"
-    )
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x0b(K\x01"
+    array += b"M" + struct.pack("<H", len(data)) + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0cU\x02u1K\x00K\x01\x87Rq\r"
     array += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     array += b"\x89T" + struct.pack("<i", data.size) + data.tobytes() + b"tb"
     labels = b"]q\x05(" + b"".join(b"K" + bytes([n]) for n in numbers) + b"e"
@@ -205,9 +193,7 @@ def test_cifar10(tmp_path, form):
             (tmp_path / f"{name}.bin").write_bytes(labelled.tobytes())
     ending = "" if form == "python" else ".bin"
     source = open_source(tmp_path)
-    assert keys(source) == [
-        f"data_batch_{k}{ending}:{row}" for k, row in ((1, 0), (1, 1), (2, 0), (2, 1), (10, 0))
-    ]
+    assert keys(source) == [f"data_batch_{k}{ending}:{row}" for k, row in ((1, 0), (1, 1), (2, 0), (2, 1), (10, 0))]
     assert labels(source) == ["cat", "airplane", "truck", "truck", "automobile"] and len(source.classes) == 10
     np.testing.assert_array_equal(source.read(3), RECORDS[3].reshape(3, 32, 32).transpose(1, 2, 0))
     test = open_source(tmp_path / f"test_batch{ending}", labels="none")
@@ -218,13 +204,7 @@ def test_cifar10(tmp_path, form):
 def test_cifar100(tmp_path):
     names = [f"class_{k}" for k in range(100)]
     meta = (
-        b"\x80\x02}q\x01("
-        + text("fine_label_names")
-        + b"]("
-        + b"".join(map(text, names))
-        + b"e"
-        + text("x")
-        + b"Nu."
+        b"\x80\x02}q\x01(" + text("fine_label_names") + b"](" + b"".join(map(text, names)) + b"e" + text("x") + b"Nu."
     )
     (tmp_path / "meta").write_bytes(meta)
     (tmp_path / "train").write_bytes(official_batch(RECORDS[:2], [99, 4], "fine_labels"))

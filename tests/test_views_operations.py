@@ -1,4 +1,4 @@
-"""Each operation of a view against `torchvision.transforms.v2.functional` on the same parameters, image by image."""
+"""Each operation against `torchvision.transforms.v2.functional` on the same parameters, image by image."""
 
 import itertools
 import math
@@ -28,13 +28,12 @@ TWO = 2 / 255
 
 def noise(n: int, height: int, width: int) -> torch.Tensor:
     """The hardest images: every pixel another. uint8 (n, 3, height, width)."""
-    return torch.randint(
-        0, 256, (n, 3, height, width), dtype=torch.uint8, generator=random_at("noise", n, height)
-    )
+    rng = random_at("noise", n, height)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=rng)
 
 
 def colours(n: int, side: int) -> torch.Tensor:
-    """Float images in [0, 1]: noise, and what colour formulas stumble over (gray, black, white, primaries, ties)."""
+    """Float images in [0, 1]: noise, and what colour formulas stumble over: gray, black, white, ties."""
     images = noise(n, side, side) / 255
     images[0] = 0.5
     images[1] = images[1, :1]
@@ -66,21 +65,17 @@ SIZES = [
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_random_resized_crop(height, width, size, antialias, interpolation):
-    """Enlarging and shrinking. 8-bit references: torchvision, as PIL, clamps and rounds bicubic after each axis."""
+    """Enlarging and shrinking, against 8-bit images: torchvision clamps and rounds after each axis, as PIL."""
     n = 6
     images = noise(n, height, width)
     crop = RandomResizedCrop(size, interpolation=interpolation, antialias=antialias)
     draw = crop.sample(n, random_at("crop", size))
     boxes = crop.boxes(draw, height, width)
     how = {"size": [size, size], "interpolation": InterpolationMode(interpolation), "antialias": antialias}
-    theirs = [
-        tv.resized_crop(image, *box.tolist(), **how) / 255 for image, box in zip(images, boxes, strict=True)
-    ]
+    theirs = [tv.resized_crop(image, *box.tolist(), **how) / 255 for image, box in zip(images, boxes, strict=True)]
     assert differences(crop.apply(images / 255, draw), theirs).max() <= 1.2 / 255
 
-    images = (
-        0.4 + 0.2 * images / 255
-    )  # too flat to leave [0, 1]: nothing is clamped, floats agree to rounding
+    images = 0.4 + 0.2 * images / 255  # too flat to leave [0, 1]: nothing is clamped, floats agree to rounding
     theirs = [tv.resized_crop(image, *box.tolist(), **how) for image, box in zip(images, boxes, strict=True)]
     assert differences(crop.apply(images, draw), theirs).max() <= 1e-5
 
@@ -97,6 +92,7 @@ def test_a_crop_flips_as_it_resamples():
 
 def box_by_loop(crop: RandomResizedCrop, draw: dict, i: int, height: int, width: int) -> list[int]:
     """torchvision's `RandomResizedCrop.make_params` for image i, on the numbers of our draw."""
+    assert len(draw["area"][i]) == len(draw["ratio"][i]) == 10
     low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
     for try_area, try_ratio in zip(draw["area"][i].tolist(), draw["ratio"][i].tolist(), strict=True):
         area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * try_area)
@@ -137,9 +133,7 @@ def test_the_largest_numbers_stay_inside():
     assert RandomCrop(10).corners(draw, 301, 307).tolist() == [[291, 297]] * 3
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size", "padding"), [(32, 32, 32, 4), (20, 30, 12, 0), (5, 9, 9, 3)]
-)
+@pytest.mark.parametrize(("height", "width", "size", "padding"), [(32, 32, 32, 4), (20, 30, 12, 0), (5, 9, 9, 3)])
 def test_random_crop(height, width, size, padding):
     images, crop = noise(9, height, width) / 255, RandomCrop(size, padding)
     draw = crop.sample(9, random_at("random crop"))
@@ -186,10 +180,7 @@ def test_color_jitter_in_every_order(side, strength):
     draw = jitter.sample(n, random_at("jitter"))
     draw["order"] = ORDERS.repeat(n // 24, 1)
     ours = jitter.apply(images, draw)
-    assert (
-        differences(ours, [jitter_by_torchvision(image, draw, i) for i, image in enumerate(images)]).max()
-        <= 1e-5
-    )
+    assert differences(ours, [jitter_by_torchvision(image, draw, i) for i, image in enumerate(images)]).max() <= 1e-5
     assert (ours.amin() == 0) and (ours.amax() == 1)  # something was clamped
 
 
@@ -256,9 +247,7 @@ def test_gaussian_blur(height, width, kernel):
     assert differences(blur.apply(images, draw), theirs).max() <= 1e-5
 
 
-@pytest.mark.parametrize(
-    ("side", "taps"), [(16, 3), (32, 3), (64, 7), (96, 9), (128, 13), (160, 17), (224, 23)]
-)
+@pytest.mark.parametrize(("side", "taps"), [(16, 3), (32, 3), (64, 7), (96, 9), (128, 13), (160, 17), (224, 23)])
 def test_default_kernel_is_about_a_tenth(side, taps):
     one_pixel = torch.zeros(1, 3, side, side)
     one_pixel[..., side // 2, side // 2] = 1

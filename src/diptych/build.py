@@ -45,7 +45,9 @@ def make(makers: dict, options: dict, *first: object):
 def build_views(options: dict[str, list[dict]]) -> list[View]:
     """Two views: of one list of operations, or of one each."""
     lists = [options["both"]] * 2 if "both" in options else [options["first"], options["second"]]
-    return [View([OPERATIONS[name](**arguments) for entry in each for name, arguments in entry.items()]) for each in lists]
+    return [
+        View([OPERATIONS[name](**arguments) for entry in each for name, arguments in entry.items()]) for each in lists
+    ]
 
 
 def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:

@@ -47,9 +47,7 @@ def line_chart(
     if reference:
         values.append(reference[1])
     logarithmic = wide and min(values) > 0 and max(values) > 30 * min(values)
-    ticks, low, high = (
-        log_ticks(min(values), max(values)) if logarithmic else linear_ticks(min(values), max(values))
-    )
+    ticks, low, high = log_ticks(min(values), max(values)) if logarithmic else linear_ticks(min(values), max(values))
     scale = math.log10 if logarithmic else float
     first, last = min(steps), max(max(steps), min(steps) + 1)
     first = 0 if 0 < first < last / 10 else first
@@ -62,21 +60,9 @@ def line_chart(
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     lines = []
-    for index, (label, points) in enumerate(series.items()):
+    for label, points in series.items():
         places = [(x_of(step), y_of(value)) for step, value in points]
-        lines.append(
-            {
-                "label": label,
-                "colour": index % COLOURS,
-                "path": "M" + "L".join(f"{x:g} {y:g}" for x, y in places),
-                "dots": places if len(places) <= 24 else places[-1:],
-                "hover": [
-                    [x, y, step, number(value, percent)]
-                    for (x, y), (step, value) in zip(places, points, strict=True)
-                ],
-                "last": number(points[-1][1], percent),
-            }
-        )
+        lines.append({"label": label, "colour": len(lines) % COLOURS, **drawn(points, places, percent)})
     return {
         "name": name,
         "title": title,
@@ -85,10 +71,19 @@ def line_chart(
         "logarithmic": logarithmic,
         "told": "; ".join(tell(label, points, percent) for label, points in series.items()),
         "y_ticks": [(y_of(tick), f"{100 * tick:g} %" if percent else number(tick)) for tick in ticks],
-        "x_ticks": [
-            (x_of(tick), number(tick)) for tick in linear_ticks(first, last, 4)[0] if first <= tick <= last
-        ],
+        "x_ticks": [(x_of(tick), number(tick)) for tick in linear_ticks(first, last, 4)[0] if first <= tick <= last],
         "reference": reference and {"label": reference[0], "y": y_of(reference[1])},
+    }
+
+
+def drawn(points: list[tuple[float, float]], places: list[tuple[float, float]], percent: bool) -> dict:
+    """A line's path, its dots (all where they are few, else the last), its read-outs and its last value."""
+    texts = [number(value, percent) for _, value in points]
+    return {
+        "path": "M" + "L".join(f"{x:g} {y:g}" for x, y in places),
+        "dots": places if len(places) <= 24 else places[-1:],
+        "hover": [[x, y, step, text] for (x, y), (step, _), text in zip(places, points, texts, strict=True)],
+        "last": texts[-1],
     }
 
 
@@ -145,7 +140,7 @@ def number(value: float, percent: bool = False) -> str:
     """A number as a person writes it: 12,345, 0.0123, 3.1e-5, 71.3 %."""
     if percent:
         return f"{100 * value:.1f} %"
-    if value and abs(value) < 1e-3:
+    if value and abs(value) < 1e-4:
         digits, power = f"{value:.1e}".split("e")
         return f"{digits.removesuffix('.0')}e{int(power)}"
     if abs(value) >= 1e7:

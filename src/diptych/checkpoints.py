@@ -53,7 +53,9 @@ def disk_error(path: Path, needed: int, error: OSError) -> OutputError:
     except OSError:
         free = ""
     reason = (error.strerror or str(error)).lower()
-    return OutputError(f"cannot write {path} ({reason}): it needs {needed / 1e6:.1f} MB{free}; make room and run again with --resume")
+    return OutputError(
+        f"cannot write {path} ({reason}): it needs {needed / 1e6:.1f} MB{free}; make room and run again with --resume"
+    )
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -185,14 +187,19 @@ def merge(old: dict, new: dict) -> dict:
     return {**old, **{k: tuple(v) if isinstance(old.get(k), tuple) else v for k, v in new.items()}}
 
 
-def load_exactly(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path | str, missing: Iterable[str] = ()) -> None:
+def load_exactly(
+    module: torch.nn.Module, tensors: dict[str, Tensor], source: Path | str, missing: Iterable[str] = ()
+) -> None:
     """Load named tensors into a module; every difference that is not in `missing` is an error that names the keys."""
     own = module.state_dict()
     absent = sorted(set(own) - set(tensors) - set(missing))
     extra = sorted(set(tensors) - set(own))
     wrong = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     if absent or extra or wrong:
-        told = [f"{word} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)})"
-                for word, keys in (("missing", absent), ("unexpected", extra), ("of another shape", wrong)) if keys]
+        told = [
+            f"{word} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)})"
+            for word, keys in (("missing", absent), ("unexpected", extra), ("of another shape", wrong))
+            if keys
+        ]
         raise CheckpointError(f"{source} does not fit this network: {'; '.join(told)}")
     module.load_state_dict(tensors, strict=False)

@@ -22,9 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Source = Annotated[str, typer.Argument(help="Folder, zip, tar, Parquet, .npy/.npz, CIFAR batches, or `demo`.", metavar="SOURCE")]
+Source = Annotated[
+    str,
+    typer.Argument(help="Folder, zip, tar, Parquet, .npy/.npz, CIFAR batches, or `demo`.", metavar="SOURCE"),
+]
 Recipe = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name (see `diptych recipes`) or file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
 Labels = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -49,7 +54,9 @@ def pretrain(
     overrides: Overrides = None,
     recipe: Recipe = "barlow-twins-small",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/pretrain"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue where there is something to continue, else start.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where there is something to continue, else start.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
     """Train an encoder on unlabelled images."""
@@ -63,7 +70,9 @@ def pretrain(
     watch = build_watches(asked, built, photos)
     run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
                 overwrite=overwrite, record={"recipe": recipe, "source": source, **asked}, **asked["pretrain"])  # fmt: skip
-    tell(f"{run.folder}  (next: diptych evaluate {run.folder} --train SOURCE --test SOURCE; diptych report {run.folder})")
+    tell(
+        f"{run.folder}  (next: diptych evaluate {run.folder} --train SOURCE --test SOURCE; diptych report {run.folder})"
+    )
 
 
 @app.command()
@@ -127,7 +136,9 @@ def views(
 
 
 @app.command()
-def report(run: RunFolder, out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file.")] = None) -> None:
+def report(
+    run: RunFolder, out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file.")] = None
+) -> None:
     """Write report.html, one file made from the run folder alone."""
     from diptych.report import report as write
 
@@ -143,7 +154,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
 
 
 @app.command()
-def doctor(source: Annotated[str | None, typer.Argument(help="Also scan these images.", metavar="[SOURCE]")] = None) -> None:
+def doctor(
+    source: Annotated[str | None, typer.Argument(help="Also scan these images.", metavar="[SOURCE]")] = None,
+) -> None:
     """Tell versions, devices, threads, free space and distributed back ends, and scan a source for bad images."""
     from diptych.doctor import examine
 

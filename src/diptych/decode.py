@@ -26,9 +26,7 @@ from PIL import (
 from diptych.errors import DataError
 
 MAX_PIXELS = 64_000_000
-EXTENSIONS = tuple(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()
-)
+EXTENSIONS = tuple(".jpg .jpeg .jpe .jfif .png .apng .webp .avif .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm".split())
 
 # First bytes -> reader. Image.open would guess the same, but warns at 89 and refuses at 179 megapixels
 # whatever the caller says.
@@ -138,9 +136,7 @@ def fit_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     box = (0.0, 0.0, float(width), float(height))
     if fit == "crop":
         short = min(width, height)
-        step = (
-            short / size
-        )  # source pixels per output pixel; whole output pixels are cut off, so no half-pixel blur
+        step = short / size  # source pixels per output pixel; whole output pixels are cut off, so no half-pixel blur
         left, top = ((side - short) / step // 2 * step for side in (width, height))
         box = (left, top, left + short, top + short)
     if image.size == (size, size):

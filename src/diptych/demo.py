@@ -37,13 +37,17 @@ def photographs() -> dict[str, np.ndarray]:
     for package, folder, files in (("skimage", "data", SKIMAGE), ("sklearn", "datasets/images", SKLEARN)):
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            raise DataError('the demo needs the photographs of scikit-image and scikit-learn: pip install "diptych[demo]"')
+            raise DataError(
+                'the demo needs the photographs of scikit-image and scikit-learn: pip install "diptych[demo]"'
+            )
         for file in files:
             path = Path(spec.origin).parent / folder / file
             if path.is_file():
                 found[path.stem] = decode(path.read_bytes())
     if len(found) < 12:
-        raise DataError(f"only {len(found)} of the demo's photographs are installed: reinstall scikit-image and scikit-learn")
+        raise DataError(
+            f"only {len(found)} of the demo's photographs are installed: reinstall scikit-image and scikit-learn"
+        )
     return found
 
 
@@ -64,7 +68,10 @@ def bands(photo: np.ndarray) -> list[np.ndarray]:
     """The photograph's bands along its longer side, a gap apart."""
     longer = 0 if photo.shape[0] >= photo.shape[1] else 1
     edges = np.linspace(0, photo.shape[longer], BANDS + 1).astype(int)
-    return [photo.take(range(start + GAP // 2, end - GAP // 2), longer) for start, end in zip(edges, edges[1:], strict=False)]
+    return [
+        photo.take(range(start + GAP // 2, end - GAP // 2), longer)
+        for start, end in zip(edges, edges[1:], strict=False)
+    ]
 
 
 def square(pieces: list[np.ndarray], draw: list[float], size: int) -> np.ndarray:

@@ -255,9 +255,7 @@ def _place(env: Mapping[str, str]) -> dict[str, str] | None:
             "`torchrun --nproc-per-node N -m diptych ...`, or unset RANK and WORLD_SIZE for one process"
         )
     if wrong := [name for name in needed if name != "MASTER_ADDR" and not env[name].isdecimal()]:
-        raise DiptychError(
-            f"{wrong[0]}={env[wrong[0]]!r} is not a whole number: start with torchrun, or unset it"
-        )
+        raise DiptychError(f"{wrong[0]}={env[wrong[0]]!r} is not a whole number: start with torchrun, or unset it")
     if int(env["RANK"]) >= int(env["WORLD_SIZE"]):
         raise DiptychError(
             f"RANK is {env['RANK']}, but of {env['WORLD_SIZE']} processes the last is "

@@ -9,7 +9,19 @@ from importlib import metadata
 from pathlib import Path
 
 RECIPES = Path(__file__).parent / "recipes"
-PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyyaml", "jinja2", "rich", "typer")
+PACKAGES = (
+    "diptych",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pyyaml",
+    "jinja2",
+    "rich",
+    "typer",
+)
 EXTRAS = {"demo": ("skimage", "sklearn"), "parquet": ("pyarrow",), "tensorboard": ("tensorboard",)}
 
 
@@ -37,7 +49,7 @@ def examine(source: str | None = None) -> str:
     lines += [("cores, threads", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
               ("memory", memory()), ("free space here", f"{shutil.disk_usage('.').free / 1e9:.1f} GB in {Path.cwd()}"),
               ("devices", devices()), ("bfloat16", bfloat16()), ("distributed", backends()),
-              ("host name", f"{socket.gethostname()} (gloo binds what it resolves to; GLOO_SOCKET_IFNAME chooses another)")]  # fmt: skip
+              ("host name", f"{socket.gethostname()} (gloo binds to its address, or GLOO_SOCKET_IFNAME's)")]  # fmt: skip
     told = [f"{name:<18} {value}" for name, value in lines]
     return "\n".join(told + ([""] + scan(source) if source else []))
 
@@ -102,7 +114,10 @@ def scan(source: str) -> list[str]:
     lines = [f"{source}: {total - len(photos.failed)} of {total} images can be read"]
     if photos.classes:
         counts = Counter(photos.labels)
-        lines.append(f"  {len(photos.classes)} classes: " + ", ".join(f"{n} ({counts[i]})" for i, n in enumerate(photos.classes[:20])))
+        lines.append(
+            f"  {len(photos.classes)} classes: "
+            + ", ".join(f"{n} ({counts[i]})" for i, n in enumerate(photos.classes[:20]))
+        )
     reasons = Counter(row["reason"] for row in photos.failed)
     lines += [f"  {count} skipped: {reason}" for reason, count in reasons.most_common()]
     lines += [f"    {row['key']}: {row['reason']}" for row in photos.failed[:20]]

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from diptych.errors import DataError, OutputError, RecipeError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RAW_SIZE = (
-    32  # pixels: a larger image is shrunk before its pixels are compared, 3 x 32 x 32 numbers are enough
-)
+RAW_SIZE = 32  # pixels: a larger image is shrunk before its pixels are compared, 3 x 32 x 32 numbers are enough
 
 
 @torch.no_grad()
@@ -78,9 +76,7 @@ def raw_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float], size
     everything above 32 pixels is shrunk to 32, so that the baseline of large images stays affordable. Raises
     DataError as `embeddings`.
     """
-    pieces = [
-        prepare(batch, mean, std, min(size, *batch.shape[2:])).flatten(1) for batch in _batches(pixels, 4096)
-    ]
+    pieces = [prepare(batch, mean, std, min(size, *batch.shape[2:])).flatten(1) for batch in _batches(pixels, 4096)]
     if not pieces:
         raise DataError("there are no images to flatten")
     return torch.cat(pieces)
@@ -107,9 +103,7 @@ def prepare(pixels: Tensor, mean: Sequence[float], std: Sequence[float], size: i
 def _batches(pixels: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
     for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
-            raise DataError(
-                f"images to embed are uint8 (n, 3, H, W); these are {batch.dtype} {tuple(batch.shape)}"
-            )
+            raise DataError(f"images to embed are uint8 (n, 3, H, W); these are {batch.dtype} {tuple(batch.shape)}")
         if len(batch):
             yield batch
 
@@ -160,9 +154,7 @@ def save_embeddings(
     index = _index(keys, labels, status)
     rows = sum(row["row"] is not None for row in index)
     if array.ndim != 2 or rows != len(array):
-        raise DataError(
-            f"{rows} images are said to have a vector, the vectors are {array.shape}; each needs one row"
-        )
+        raise DataError(f"{rows} images are said to have a vector, the vectors are {array.shape}; each needs one row")
     described = {
         **(meta or {}),
         "rows": rows,
@@ -184,9 +176,7 @@ def save_embeddings(
             folder.rmdir()  # empty, as seen above
         work.rename(folder)
     except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written ({error.strerror}); it needs {array.nbytes:,} bytes"
-        ) from error
+        raise OutputError(f"{folder} cannot be written ({error.strerror}); it needs {array.nbytes:,} bytes") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -205,9 +195,7 @@ def load_embeddings(folder: str | Path) -> Saved:
         raise DataError(f"{folder} holds no embeddings ({error}); `diptych embed` writes them") from error
     if vectors.ndim != 2 or rows != list(range(len(vectors))):
         shape = tuple(vectors.shape)
-        raise DataError(
-            f"{folder}: index.jsonl lists {len(rows)} vectors, vectors.npy is {shape}; embed again"
-        )
+        raise DataError(f"{folder}: index.jsonl lists {len(rows)} vectors, vectors.npy is {shape}; embed again")
     return Saved(vectors, index, meta)
 
 

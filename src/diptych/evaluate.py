@@ -76,9 +76,7 @@ def knn_accuracy(
     return _score("knn", votes_NK, task, None, details)
 
 
-def knn_predict(
-    train: Array, train_labels: Labels, test: Array, k: int = 200, temperature: float = 0.1
-) -> list:
+def knn_predict(train: Array, train_labels: Labels, test: Array, k: int = 200, temperature: float = 0.1) -> list:
     """The label that `knn_accuracy`'s vote gives to each of the (N, E) test embeddings, as a list."""
     z_ME = check(train, "training")
     z_NE = check(test, "test", z_ME)
@@ -224,18 +222,14 @@ def check(embeddings: Array, what: str, like: Tensor | None = None) -> Tensor:
     shape, no rows, or values that are not finite: an accuracy is never made of NaN."""
     z_NE = torch.as_tensor(embeddings).detach().float()
     if z_NE.ndim != 2 or 0 in z_NE.shape:
-        raise DataError(
-            f"the {what} embeddings are {tuple(z_NE.shape)}; (images, width) is needed, neither 0"
-        )
+        raise DataError(f"the {what} embeddings are {tuple(z_NE.shape)}; (images, width) is needed, neither 0")
     if like is not None:
         z_NE = z_NE.to(like.device)
         if z_NE.shape[1] != like.shape[1]:
             widths = f"{z_NE.shape[1]} wide, the others {like.shape[1]}"
             raise DataError(f"the {what} embeddings are {widths}; embed both with one encoder")
     if bad := int((~z_NE.isfinite().all(1)).sum()):
-        raise DataError(
-            f"{bad} of {len(z_NE)} {what} embeddings hold NaN or infinity; the encoder has diverged"
-        )
+        raise DataError(f"{bad} of {len(z_NE)} {what} embeddings hold NaN or infinity; the encoder has diverged")
     return z_NE
 
 
@@ -251,9 +245,7 @@ def check_classes(train_labels: Labels, test_labels: Labels | None = None) -> li
         lists = f"the training set has {_listed(classes)}; the test set has {_listed(found)}"
         raise DataError(f"the test set has classes that the training set lacks: {lists}")
     if len(classes) < 2:
-        raise DataError(
-            f"every training image is of class {classes[0]!r}; accuracy needs two classes or more"
-        )
+        raise DataError(f"every training image is of class {classes[0]!r}; accuracy needs two classes or more")
     return classes
 
 

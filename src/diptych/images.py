@@ -164,9 +164,7 @@ class Images:
                 self.progress(chunk.stop, count)
         good = np.setdiff1d(np.arange(count), bad.positions)
         if not len(good):
-            raise DataError(
-                f"no image can be read, first: {self.failed[0]['key']} ({self.failed[0]['reason']})"
-            )
+            raise DataError(f"no image can be read, first: {self.failed[0]['key']} ({self.failed[0]['reason']})")
         for new, old in enumerate(good.tolist() if bad.positions else ()):
             target[new] = target[old]  # in place: a second copy may not fit
         self._keep(good)
@@ -210,9 +208,7 @@ class Images:
             part._pixels = self._pixels[torch.from_numpy(indices)]
         return part
 
-    def _batch(
-        self, part: list[int], replace: tuple[int, int] | None
-    ) -> tuple[list[int], torch.Tensor, list[tuple]]:
+    def _batch(self, part: list[int], replace: tuple[int, int] | None) -> tuple[list[int], torch.Tensor, list[tuple]]:
         """(indices used, their images, (place in `part`, index, reason) of the bad ones)."""
         pixels = torch.empty((len(part), 3, self.size, self.size), dtype=torch.uint8)
         used, faults = [], []

@@ -14,7 +14,7 @@ from diptych.embed import embeddings, raw_pixels, save_embeddings
 from diptych.errors import DataError, RecipeError
 from diptych.evaluate import chance, check_classes, knn_accuracy, linear_probe, nearest
 from diptych.images import RESIDENT_BYTES, Images
-from diptych.job import bytes_of, choose_device
+from diptych.lifecycle import bytes_of, choose_device
 from diptych.progress import Progress
 from diptych.random_at import random_at
 from diptych.run import Run, is_run
@@ -22,7 +22,11 @@ from diptych.views import View
 from diptych.weights import Preprocessing, load
 
 PROTOCOLS = ("knn", "linear")
-MAPPED, QUERIES, NEIGHBOURS = 600, 10, 6  # test images on the report's map; rows and columns of its neighbours
+MAPPED, QUERIES, NEIGHBOURS = (
+    600,
+    10,
+    6,
+)  # test images on the report's map; rows and columns of its neighbours
 THUMBNAIL = 48  # pixels
 BATCH = 512
 
@@ -97,13 +101,17 @@ def subjects(
 def embed_both(encoder: nn.Module, train: Images, test: Images, expected: Preprocessing, device: torch.device,
                progress: Progress, name: str) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Embeddings of both sets, the progress over the two."""
-    total = len(train) + len(test)
-    vectors, offset = [], 0
-    for images in (train, test):
-        made = embeddings(encoder, stream(images), expected.mean, expected.std, expected.size, device=device,
-                          progress=lambda done, offset=offset: progress(offset + done, f"{name} encoder of {total:,} images"))  # fmt: skip
-        vectors.append(made)
-        offset += len(images)
+    total, vectors = len(train) + len(test), []
+    for images, before in ((train, 0), (test, len(train))):
+
+        def tell(done: int, before: int = before) -> None:
+            progress(before + done, f"{name} encoder of {total:,} images")
+
+        vectors.append(
+            embeddings(
+                encoder, stream(images), expected.mean, expected.std, expected.size, device=device, progress=tell
+            )
+        )
     return vectors[0], vectors[1]
 
 
@@ -200,4 +208,8 @@ def table(lines: list[dict]) -> str:
 
 
 def cell_of(line: dict | None) -> str:
-    return "" if line is None else f"{100 * line['accuracy']:.1f} [{100 * line['interval'][0]:.1f}-{100 * line['interval'][1]:.1f}]"
+    return (
+        ""
+        if line is None
+        else f"{100 * line['accuracy']:.1f} [{100 * line['interval'][0]:.1f}-{100 * line['interval'][1]:.1f}]"
+    )

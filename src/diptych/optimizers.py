@@ -175,6 +175,4 @@ def _check(rule: Rule, trained: Sequence[tuple[str, Tensor]], adapts: bool) -> N
             raise RecipeError(f"groups: {key} is a number of at least 0, not {rule[key]!r}")
     if rule.get("match") != "1d" and not any(_matches(rule, name, p) for name, p in trained):
         parts = sorted({name.split(".")[0] for name, _ in trained})
-        raise RecipeError(
-            f"groups: match {rule.get('match')!r} names no trained parameter; try '1d' or one of {parts}"
-        )
+        raise RecipeError(f"groups: match {rule.get('match')!r} names no trained parameter; try '1d' or one of {parts}")

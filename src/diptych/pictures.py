@@ -48,9 +48,7 @@ def contact_sheet(
     columns = [_checked(images) for images in (originals, firsts, seconds)]
     counts = {len(images) for images in columns}
     if len(counts) != 1 or 0 in counts:
-        raise DataError(
-            f"a contact sheet needs as many images as views, got {[len(images) for images in columns]}"
-        )
+        raise DataError(f"a contact sheet needs as many images as views, got {[len(images) for images in columns]}")
     n = counts.pop()
     side = max(columns[1].shape[1:3])
     tile = min(side * math.ceil(SMALLEST_TILE / side), LARGEST_TILE)
@@ -87,9 +85,7 @@ def principal_map(vectors: np.ndarray) -> np.ndarray:
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     directions = directions[:2]
     largest = np.abs(directions).argmax(axis=1)
-    directions = (
-        directions * np.where(directions[np.arange(len(directions)), largest] < 0, -1.0, 1.0)[:, None]
-    )
+    directions = directions * np.where(directions[np.arange(len(directions)), largest] < 0, -1.0, 1.0)[:, None]
     xy = np.zeros((len(vectors), 2), dtype=np.float32)
     xy[:, : len(directions)] = centred @ directions.T
     return xy

@@ -1,11 +1,11 @@
 """The loop: it owns time. Order, draws and rates are functions of the step, so any step can be made again.
 
-    (seed, epoch) -> order of images        (seed, step, view) -> draws        progress in [0, 1] -> learning rates
+(seed, epoch) -> order of images        (seed, step, view) -> draws        progress in [0, 1] -> learning rates
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diptych.distributed import agree, mean_over_ranks, rank, start, with_global_statistics, world_size, wrap
 from diptych.images import RESIDENT_BYTES, Images
-from diptych.job import Job, State, Watch, begin, check, choose_device, describe_arguments, finish, start_run
+from diptych.job import Job, Watch
+from diptych.lifecycle import begin, check, choose_device, describe_arguments, finish, start_run
 from diptych.methods import Method
 from diptych.optimizers import set_rates
 from diptych.progress import Progress
@@ -69,8 +70,8 @@ def pretrain(
     dtype = torch.float64 if precision == "float64" else torch.float32
     method = with_global_statistics(method).to(where, dtype)
     method = method.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-    settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "precision": precision, "clip_norm": clip_norm}
-    record = record or describe_arguments(method, images, views, optimizer, settings)
+    numbers = dict(epochs=epochs, batch_size=batch_size, seed=seed, precision=precision, clip_norm=clip_norm)
+    record = record or describe_arguments(method, images, views, optimizer, numbers)
     run, state = start_run(out, record, resume, overwrite, method, optimizer, images)
     job = Job(run, state, method, images, views, optimizer, schedule or warmup_cosine(), epochs, batch_size, steps_per_epoch,
               seed, where, dtype, precision == "bfloat16", clip_norm, tuple(watch), watch_epochs, stop_on, patience,
@@ -78,12 +79,8 @@ def pretrain(
     try:
         if not state.finished:
             begin(job)
-            title = f"pretrain {type(method).__name__}"
-            with (
-                torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-                StopRequest() as stop,
-                Progress(title, job.total, show and rank() == 0) as progress,
-            ):
+            own_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+            with own_random, StopRequest() as stop, Progress("pretrain", job.total, show and rank() == 0) as progress:
                 loop(job, stop, progress)
             finish(job)
     finally:
@@ -121,7 +118,9 @@ def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
             return
         if agree(bool(stop.asked)):
             job.save()
-            raise Preempted(f"{stop.asked or 'a signal'}: saved at step {state.step} of {job.total}; --resume continues")
+            raise Preempted(
+                f"{stop.asked or 'a signal'}: saved at step {state.step} of {job.total}; --resume continues"
+            )
         if agree(time.monotonic() - job.saved_at > 60 * job.checkpoint_minutes):
             job.save()
 

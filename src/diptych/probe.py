@@ -54,9 +54,7 @@ class Probe:
         return torch.cat([x @ self.solution.weight_EK + self.solution.bias_K for x in blocks])
 
 
-def fit_probe(
-    z_NE: Tensor, y_N: Tensor, classes: int, penalties: Sequence[float] = PENALTIES, seed: int = 0
-) -> Probe:
+def fit_probe(z_NE: Tensor, y_N: Tensor, classes: int, penalties: Sequence[float] = PENALTIES, seed: int = 0) -> Probe:
     """Fit on (N, E) embeddings of classes 0 to classes - 1; the penalty is chosen on a held-out part of them.
 
     From the strongest penalty to the weakest, each fit starting from the one before; the path ends early when

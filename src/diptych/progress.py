@@ -24,9 +24,13 @@ class Progress:
             from rich import progress  # 60 ms, only where there is a terminal to draw on
 
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=30),
-                progress.TaskProgressColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[text]}"),
-                console=_stderr(), refresh_per_second=4,
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(bar_width=30),
+                progress.TaskProgressColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[text]}"),
+                console=_stderr(),
+                refresh_per_second=4,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, text="")
@@ -46,7 +50,11 @@ class Progress:
             self._bar.update(self._task, completed=done, total=self.total, text=text)
         elif self.show and (time.monotonic() - self._told > QUIET_SECONDS or (done == self.total and done > 0)):
             self._told = time.monotonic()
-            print(f"{self.title} {done}/{self.total or '?'} {self.left(done)} {text}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{self.title} {done}/{self.total or '?'} {self.left(done)} {text}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def left(self, done: int) -> str:
         """The time left, from this process' own rate."""

@@ -35,7 +35,22 @@ def watches(collapse: bool = True, knn: bool = True, images: int = 512) -> None:
 FIXED: dict[str, tuple[Callable, set[str]]] = {
     "images": (images, {"source", "progress"}),
     "encoder": (encoder, set()),
-    "pretrain": (pretrain, {"method", "images", "views", "optimizer", "schedule", "watch", "out", "resume", "overwrite", "record", "show"}),
+    "pretrain": (
+        pretrain,
+        {
+            "method",
+            "images",
+            "views",
+            "optimizer",
+            "schedule",
+            "watch",
+            "out",
+            "resume",
+            "overwrite",
+            "record",
+            "show",
+        },
+    ),
     "watch": (watches, set()),
     "evaluate": (evaluate, {"run", "train", "test", "device", "show"}),
 }
@@ -136,7 +151,12 @@ def named(section: str, options: Any, where: str) -> dict:
         raise RecipeError(f"{where}: {section} needs a name, one of {', '.join(makers)}")
     name = options["name"]
     if name not in makers:
-        fail(f"{where}: {section}.name {name!r} is unknown", str(name), list(makers), f"known: {', '.join(makers)}")
+        fail(
+            f"{where}: {section}.name {name!r} is unknown",
+            str(name),
+            list(makers),
+            f"known: {', '.join(makers)}",
+        )
     rest = {key: value for key, value in options.items() if key != "name"}
     return {"name": name} | arguments(makers[name], hidden, rest, f"{where}: {section}")
 
@@ -157,7 +177,12 @@ def operation(entry: Any, where: str) -> dict[str, dict]:
         raise RecipeError(f"{where}: {entry!r} is not one operation; write `- name: {{argument: value}}`")
     [(name, options)] = entry.items()
     if name not in OPERATIONS:
-        fail(f"{where}: there is no operation {name!r}", str(name), list(OPERATIONS), f"known: {', '.join(OPERATIONS)}")
+        fail(
+            f"{where}: there is no operation {name!r}",
+            str(name),
+            list(OPERATIONS),
+            f"known: {', '.join(OPERATIONS)}",
+        )
     return {name: arguments(OPERATIONS[name], set(), options or {}, f"{where}.{name}")}
 
 
@@ -208,7 +233,12 @@ def fits(value: Any, hint: Any) -> bool:
         if not isinstance(value, list | tuple):
             return False
         each = [t for t in inner if t is not Ellipsis]
-        return not each or len(each) > 1 and len(each) != len(value) or all(fits(v, each[i % len(each)]) for i, v in enumerate(value))
+        return (
+            not each
+            or len(each) > 1
+            and len(each) != len(value)
+            or all(fits(v, each[i % len(each)]) for i, v in enumerate(value))
+        )
     if inspect.isclass(base) and issubclass(base, Mapping):
         return isinstance(value, Mapping)
     return True  # a type that no YAML value can be wrong for is left to the constructor
@@ -216,7 +246,13 @@ def fits(value: Any, hint: Any) -> bool:
 
 def spell(hint: Any) -> str:
     """A type in a user's words."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        type(None): "null",
+    }
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(spell(each) for each in typing.get_args(hint))
     return words.get(hint) or ("a list" if typing.get_origin(hint) in (tuple, list, Sequence) else str(hint))

@@ -19,9 +19,11 @@ RECIPE_LINES = 400
 PICTURES = {
     "views": ("originals", "first", "second"),
     "correlation": ("matrix",),
-    "map": ("xy", "labels", "thumbnails", "classes"),
+    "map": ("xy", "labels", "thumbnails"),
     "neighbours": ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"),
 }
+
+OPTIONAL = ("classes", "made_by")
 
 
 @dataclass
@@ -50,11 +52,7 @@ def read_run(folder: str | Path) -> Record:
     """Reads all that a report needs. Raises `DataError` for a folder that is absent or not a run's."""
     folder = Path(folder)
     if not folder.is_dir() or not is_run(folder):
-        what = (
-            "is not a run folder (it has no log.jsonl and no recipe.yaml)"
-            if folder.exists()
-            else "does not exist"
-        )
+        what = "is not a run folder (it has no log.jsonl and no recipe.yaml)" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}; `diptych pretrain SOURCE --out {folder}` makes a run")
     run = Record(folder)
     text = read_text(run, "recipe.yaml")
@@ -123,9 +121,8 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
                 raise ValueError(f"its arrays are larger than {LARGEST_ARRAYS // 2**20} MiB")
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {
-                key: archive[key] for key in (*keys, *(extra for extra in ("method",) if extra in archive))
-            }
+            wanted = (*keys, *(key for key in OPTIONAL if key in archive))
+            arrays = {key: archive[key] for key in wanted}
         check_shapes(name, arrays)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         run.notes.append(
@@ -141,17 +138,14 @@ def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
     images = {"originals": 4, "first": 4, "second": 4, "thumbnails": 4, "query": 4, "neighbours": 5}
     for key, array in arrays.items():
         if key in images and not (
-            array.ndim == images[key]
-            and array.shape[-1] == 3
-            and array.dtype == np.uint8
-            and 0 not in array.shape[-3:]
+            array.ndim == images[key] and array.shape[-1] == 3 and array.dtype == np.uint8 and 0 not in array.shape[-3:]
         ):
             raise ValueError(f"{key} is {array.shape} {array.dtype}, not images (..., H, W, 3) uint8")
+        if key == "classes" and array.ndim != 1:
+            raise ValueError("classes is not a list of names")
         if key in ("labels", "query_labels", "neighbour_labels") and array.dtype.kind not in "iu":
             raise ValueError(f"{key} are not whole numbers")
-        if key in ("matrix", "xy", "similarity") and not (
-            array.dtype.kind == "f" and np.isfinite(array).all()
-        ):
+        if key in ("matrix", "xy", "similarity") and not (array.dtype.kind == "f" and np.isfinite(array).all()):
             raise ValueError(f"{key} holds values that are not finite numbers")
     if name == "views":
         fits = len({len(arrays[key]) for key in PICTURES["views"]}) == 1
@@ -159,16 +153,14 @@ def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
         fits = arrays["matrix"].ndim == 2 and arrays["matrix"].shape[0] == arrays["matrix"].shape[1]
     elif name == "map":
         m = len(arrays["thumbnails"])
-        fits = arrays["xy"].shape == (m, 2) and arrays["labels"].shape == (m,) and arrays["classes"].ndim == 1
+        fits = arrays["xy"].shape == (m, 2) and arrays["labels"].shape == (m,)
     else:
         q, k = arrays["neighbours"].shape[:2]
         fits = arrays["similarity"].shape == arrays["neighbour_labels"].shape == (q, k)
         fits = fits and arrays["query"].shape == (q, *arrays["neighbours"].shape[2:])
         fits = fits and arrays["query_labels"].shape == arrays["query_keys"].shape == (q,)
     if not fits:
-        raise ValueError(
-            "its arrays do not belong together: " + ", ".join(f"{k} {a.shape}" for k, a in arrays.items())
-        )
+        raise ValueError("its arrays do not belong together: " + ", ".join(f"{k} {a.shape}" for k, a in arrays.items()))
 
 
 def read_lines(run: Record, name: str) -> list[dict]:

@@ -38,9 +38,7 @@ CORRELATION_NAMES = {"on_diagonal_mean": "mean of the diagonal", "off_diagonal_m
 def training_charts(run: Record) -> list[dict]:
     """Loss, its parts, gradient norm and learning rates over steps."""
     charts = [chart("loss", {"loss": values(run.steps, "loss")}, wide=True)]
-    parts = [
-        {**line["parts"], "step": line["step"]} for line in run.steps if isinstance(line.get("parts"), dict)
-    ]
+    parts = [{**line["parts"], "step": line["step"]} for line in run.steps if isinstance(line.get("parts"), dict)]
     names = list(dict.fromkeys(name for line in parts for name in line if name != "step"))
     for name in names[:MOST_PARTS]:
         charts.append(chart(f"parts.{name}", {name: values(parts, name)}, name, wide=True))
@@ -51,19 +49,12 @@ def training_charts(run: Record) -> list[dict]:
 
 def learning_rates(steps: list[dict]) -> dict[str, list[tuple[float, float]]]:
     """One line for each group of weights; groups whose rates are equal throughout share one."""
-    lines = [
-        (line["step"], [real(rate) for rate in line["lr"]])
-        for line in steps
-        if isinstance(line.get("lr"), list)
-    ]
+    lines = [(line["step"], [real(rate) for rate in line["lr"]]) for line in steps if isinstance(line.get("lr"), list)]
     groups: dict[tuple, list[int]] = {}
     for group in range(min((len(rates) for _, rates in lines), default=0)):
         told = tuple((step, rates[group]) for step, rates in lines if rates[group] is not None)
         groups.setdefault(told, []).append(group + 1)
-    named = {
-        f"group {', '.join(map(str, members))}": list(told)
-        for told, members in list(groups.items())[:MOST_PARTS]
-    }
+    named = {f"group {', '.join(map(str, members))}": list(told) for told, members in list(groups.items())[:MOST_PARTS]}
     return named if len(named) > 1 else dict(zip(["learning rate"], named.values(), strict=False))
 
 
@@ -84,9 +75,7 @@ def watch_charts(run: Record) -> list[dict]:
     ]
     known = {"event", "step", "epoch", "knn_accuracy", "rank", "spread", *CORRELATION_NAMES}
     others = dict.fromkeys(name for line in run.watches for name in line if name not in known)
-    charts += [
-        chart(f"watch.{name}", {name: values(run.watches, name)}, name) for name in list(others)[:MOST_PARTS]
-    ]
+    charts += [chart(f"watch.{name}", {name: values(run.watches, name)}, name) for name in list(others)[:MOST_PARTS]]
     return [found for found in charts if found]
 
 
@@ -173,7 +162,7 @@ def map_figure(run: Record) -> dict | None:
         "unlisted": len(present) - len(legend),
         "offered": offered,
         "drawn": len(points),
-        "method": clip(arrays["method"], 40) if "method" in arrays else None,
+        "method": clip(arrays["made_by"], 40) if "made_by" in arrays else None,
         "size": MAP_THUMBNAIL,
     }
 
@@ -229,8 +218,11 @@ def neighbours(run: Record) -> dict | None:
 
 
 def class_names(run: Record) -> list[str]:
-    """The classes' names, known to the map's file."""
-    return [clip(name, 60) for name in run.pictures["map"]["classes"]] if "map" in run.pictures else []
+    """The classes' names, which stand beside the map or the neighbours."""
+    for arrays in (run.pictures.get("map", {}), run.pictures.get("neighbours", {})):
+        if "classes" in arrays:
+            return [clip(name, 60) for name in arrays["classes"]]
+    return []
 
 
 def class_name(names: list[str], label: int) -> str:

@@ -35,9 +35,7 @@ def accuracy_table(run: Record) -> dict | None:
     for subject in list(dict.fromkeys([*SUBJECTS, *(subject for _, subject in results)]))[:20]:
         # Guessing does not depend on the protocol: one such line serves every column.
         lines = [results.get((name, subject), guess if subject == "chance" else None) for name in protocols]
-        cells = [
-            cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)
-        ]
+        cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
         rows.append({"subject": subject, "why": SUBJECTS.get(subject, ""), "cells": cells})
     return {
         "protocols": [protocol_note(name, run.results) for name in protocols],

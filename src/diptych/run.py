@@ -1,11 +1,12 @@
 """The run folder is the database: what was asked, what happened, what came out, readable without this program.
 
-    recipe.yaml         what was asked, every default written out        log.jsonl           what happened, a line each
-    environment.json    versions, device, threads, commit                checkpoints/        to continue from
-    encoder/            what remains: weights and preprocessing          untrained/          the same encoder before step 0
-    pictures/           arrays that the report draws                     evaluations.jsonl   what it is worth
+recipe.yaml         what was asked, every default written out        log.jsonl           what happened, a line each
+environment.json    versions, device, threads, commit                checkpoints/        to continue from
+encoder/            what remains: weights and preprocessing          untrained/          the same encoder before step 0
+pictures/           arrays that the report draws                     evaluations.jsonl   what it is worth
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -36,7 +37,9 @@ class Run:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not is_run(self.folder):
-            raise DataError(f"{folder} is not a run folder (it has no log.jsonl); `diptych pretrain SOURCE --out {folder}` makes one")
+            raise DataError(
+                f"{folder} is not a run folder (it has no log.jsonl); `diptych pretrain SOURCE --out {folder}` makes one"
+            )
 
     @classmethod
     def start(cls, folder: str | Path, record: dict, resume: bool = False, overwrite: bool = False) -> "Run":
@@ -54,17 +57,17 @@ class Run:
         if held and not is_run(folder):
             raise OutputError(f"{folder} is not empty and not a run; choose another --out")
         if held and not (resume or overwrite):
-            raise OutputError(f"{folder} already holds a run: add --resume to continue it, --overwrite to replace it, or choose another --out")
-        lock = take_lock(folder)
-        try:
+            raise OutputError(
+                f"{folder} already holds a run: add --resume to continue it, --overwrite to replace it, or choose another --out"
+            )
+        with contextlib.ExitStack() as undo:
+            lock = undo.enter_context(take_lock(folder))
             if held and overwrite and not resume:
                 for path in held:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             if (folder / "recipe.yaml").exists():
                 compare_records(folder, record)
-        except BaseException:
-            lock.close()
-            raise
+            undo.pop_all()
         write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
         write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
         (folder / "log.jsonl").touch()
@@ -163,7 +166,9 @@ def compare_records(folder: Path, record: dict) -> None:
     ]
     if changed:
         told = "; ".join(changed[:3])
-        raise CheckpointError(f"{folder} was made with another recipe ({told}); ask for the same, or choose another --out")
+        raise CheckpointError(
+            f"{folder} was made with another recipe ({told}); ask for the same, or choose another --out"
+        )
 
 
 def short(value: Any) -> str:
@@ -173,7 +178,11 @@ def short(value: Any) -> str:
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{name}.{key}" if name else str(key)).items()}
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in flatten(inner, f"{name}.{key}" if name else str(key)).items()
+        }
     if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
         return {k: v for i, inner in enumerate(value) for k, v in flatten(inner, f"{name}.{i}").items()}
     return {name: value}
@@ -188,8 +197,16 @@ def environment() -> dict:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"python": platform.python_version(), "system": platform.platform(), "versions": versions, "device": device,
-            "threads": torch.get_num_threads(), "cores": os.cpu_count(), "commit": commit(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
 
 
 def commit() -> str | None:
@@ -198,7 +215,13 @@ def commit() -> str | None:
     if not (here.parents[1] / "pyproject.toml").is_file():
         return None  # installed: the repository around it, if any, is somebody else's
     try:
-        asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=5)
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return asked.stdout.strip() or None

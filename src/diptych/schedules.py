@@ -35,9 +35,7 @@ def warmup_cosine(warmup: float = 0.01, floor: float = 0.001) -> Schedule:
     [0, 1).
     """
     if not 0 <= warmup < 1:
-        raise RecipeError(
-            f"warmup is a share of training in [0, 1), got {warmup}; 10 of 1000 epochs are 0.01"
-        )
+        raise RecipeError(f"warmup is a share of training in [0, 1), got {warmup}; 10 of 1000 epochs are 0.01")
 
     def factor(progress: float) -> float:
         if progress < warmup:

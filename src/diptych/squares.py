@@ -27,9 +27,7 @@ class Squares:
         try:
             ImageColor.getrgb(background)
         except ValueError as error:
-            raise RecipeError(
-                f"background={background!r} is no colour: use white, #808080 or the like"
-            ) from error
+            raise RecipeError(f"background={background!r} is no colour: use white, #808080 or the like") from error
         self.source, self.max_pixels, self.background, self.fit = source, max_pixels, background, fit
         self.native = size is None
         self.size = self._native_size() if size is None else size
@@ -39,9 +37,7 @@ class Squares:
         try:
             data = self.source.read(row)
         except OSError as error:
-            raise BadImage(
-                f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}"
-            ) from error
+            raise BadImage(f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}") from error
         if isinstance(data, np.ndarray):
             if data.shape[:2] == (self.size, self.size):
                 return data

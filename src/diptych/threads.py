@@ -10,9 +10,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
-) -> Iterator[Result]:
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
     """work(item) of every item, in order, made by `workers` threads (None: one per CPU).
 
     At most workers + 2 results exist at once, the one being used included. What `work` raises is raised here.

@@ -1,6 +1,6 @@
 """What remains of a run: an encoder's weights and the preprocessing they expect, in one folder, in timm's layout.
 
-    encoder/model.safetensors    the weights            encoder/config.json    architecture, preprocessing, how it was built
+encoder/model.safetensors    the weights            encoder/config.json    architecture, preprocessing, how it was built
 """
 
 import hashlib
@@ -37,7 +37,13 @@ def save_encoder(folder: Path, encoder: nn.Module, preprocessing: Preprocessing,
         "architecture": built["name"] if built else type(encoder).__name__,
         "num_classes": 0,
         "num_features": getattr(encoder, "num_features", None),
-        "pretrained_cfg": {"input_size": size, **channels, "interpolation": "bilinear", "crop_pct": 1.0, "num_classes": 0},
+        "pretrained_cfg": {
+            "input_size": size,
+            **channels,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "num_classes": 0,
+        },
         "diptych": {"encoder": built, "preprocessing": asdict(preprocessing)},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -56,14 +62,20 @@ def load(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
         config = json.loads((folder / "config.json").read_bytes())
         own = config["diptych"]
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}/config.json is missing or damaged ({error}); point to a run or an encoder folder") from None
+        raise CheckpointError(
+            f"{folder}/config.json is missing or damaged ({error}); point to a run or an encoder folder"
+        ) from None
     if encoder is None and own["encoder"] is None:
-        raise CheckpointError(f"{folder} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...)")
+        raise CheckpointError(
+            f"{folder} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...)"
+        )
     if encoder is None:
         encoder = make_encoder(**own["encoder"])
     weights = folder / "model.safetensors"
     if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != config["sha256"]:
-        raise CheckpointError(f"{weights} is damaged: its hash is not the one in config.json; restore or train it again")
+        raise CheckpointError(
+            f"{weights} is damaged: its hash is not the one in config.json; restore or train it again"
+        )
     load_exactly(encoder, read_tensors(weights), weights)
     expected = own["preprocessing"]
     encoder.preprocessing = Preprocessing(expected["size"], tuple(expected["mean"]), tuple(expected["std"]))  # pyrefly: ignore
@@ -77,6 +89,10 @@ def encoder_folder(folder: str | Path) -> Path:
         return folder / "encoder"
     if not (folder / "config.json").is_file():
         unfinished = (folder / "log.jsonl").is_file()
-        told = "its training has not finished: continue it with `diptych pretrain ... --resume`" if unfinished else "no config.json"
+        told = (
+            "its training has not finished: continue it with `diptych pretrain ... --resume`"
+            if unfinished
+            else "no config.json"
+        )
         raise CheckpointError(f"{folder} holds no encoder ({told})")
     return folder

@@ -19,9 +19,7 @@ NAMED: dict[str, Callable[[], Source]] = {}  # sources with a name in place of a
 KINDS = "a folder, .zip, .tar, .tar.gz, .tgz, .parquet, .npz, .npy or a CIFAR batch"
 
 
-def open_source(
-    path_or_name: str | os.PathLike, labels: str = "auto", follow_symlinks: bool = False
-) -> Source:
+def open_source(path_or_name: str | os.PathLike, labels: str = "auto", follow_symlinks: bool = False) -> Source:
     """The images at a path, or of a name in NAMED; nothing is decoded and nothing is written.
 
     labels: "auto" (what the source has: a label column, or first-level folders when every image lies in one
@@ -46,9 +44,7 @@ def open_source(
     if name.endswith(".zip") or name.endswith(TAR_ENDINGS):
         source = open_zip(path, labels) if name.endswith(".zip") else open_tar(path, labels)
         if not len(source):
-            raise DataError(
-                f"{path} holds no images ({_searched()}); {len(source.skipped)} members were refused"
-            )
+            raise DataError(f"{path} holds no images ({_searched()}); {len(source.skipped)} members were refused")
         return source
     if is_image_name(os.fsencode(name)):
         raise DataError(f"{path} is one image: name the folder it lies in")
@@ -74,14 +70,10 @@ def _searched() -> str:
 
 def _missing(path: Path) -> str:
     """The message for a path that is not there: what exists of it, and what is spelt alike."""
-    parent = next(
-        above for above in path.parents if above.exists() or above == above.parent or above == Path(".")
-    )
+    parent = next(above for above in path.parents if above.exists() or above == above.parent or above == Path("."))
     wrong = path.relative_to(parent).parts[0]
     beside = sorted(os.listdir(parent)) if parent.is_dir() else []
     near = difflib.get_close_matches(wrong, [*beside, *NAMED], n=3, cutoff=0.5)
     if near:
         return f"{path} does not exist; in {parent} there is {' or '.join(near)}"
-    return f"{path} does not exist; {parent} has no {wrong}" + (
-        f" (names: {', '.join(NAMED)})" if NAMED else ""
-    )
+    return f"{path} does not exist; {parent} has no {wrong}" + (f" (names: {', '.join(NAMED)})" if NAMED else "")

@@ -145,9 +145,7 @@ def _gunzip(path: str | Path) -> int:
         raise DataError(f"{path} is not a whole gzip file ({error}): copy it again") from error
     except OSError as error:
         room = f"{shutil.disk_usage(tempfile.gettempdir()).free >> 20} MiB free in {tempfile.gettempdir()}"
-        raise DataError(
-            f"{path} cannot be unpacked ({error.strerror}, {room}): gunzip it and name the .tar"
-        ) from error
+        raise DataError(f"{path} cannot be unpacked ({error.strerror}, {room}): gunzip it and name the .tar") from error
 
 
 class _Index:

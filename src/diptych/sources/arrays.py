@@ -77,9 +77,7 @@ def _with_channels(pixels: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
                 return pixels, True
             if pixels.shape[1] == channels:
                 return pixels, False
-    raise DataError(
-        f"{where}: images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), these are {pixels.shape}"
-    )
+    raise DataError(f"{where}: images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), these are {pixels.shape}")
 
 
 def open_arrays(path: str | Path, labels: str = "auto") -> Pixels:
@@ -110,9 +108,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         if name is None:
             pictures = [name for name in arrays if arrays[name].ndim in (3, 4)]
             if len(pictures) != 1:
-                raise DataError(
-                    f"{path} holds {', '.join(arrays)}: call the images {' or '.join(IMAGE_NAMES)}"
-                )
+                raise DataError(f"{path} holds {', '.join(arrays)}: call the images {' or '.join(IMAGE_NAMES)}")
             name = pictures[0]
         label = next((label for label in LABEL_NAMES if label in arrays), None)
         return arrays[name], None if label is None else arrays[label]

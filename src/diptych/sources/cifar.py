@@ -17,9 +17,7 @@ from diptych.sources.arrays import Pixels
 from diptych.sources.labels import no_folders
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-BATCH = re.compile(
-    r"(?:data_batch_(\d+)|test_batch)(?:\.bin)?"
-)  # of CIFAR-10; CIFAR-100's are called train and test
+BATCH = re.compile(r"(?:data_batch_(\d+)|test_batch)(?:\.bin)?")  # of CIFAR-10; CIFAR-100's are called train and test
 NAMES_100 = {
     "": "meta",
     ".bin": "fine_label_names.txt",
@@ -34,20 +32,13 @@ def batches(path: Path) -> list[Path]:
     if path.is_file():
         beside = NAMES_100.get(path.suffix)
         known = (
-            BATCH.fullmatch(path.name)
-            or path.stem in ("train", "test")
-            and beside
-            and (path.parent / beside).is_file()
+            BATCH.fullmatch(path.name) or path.stem in ("train", "test") and beside and (path.parent / beside).is_file()
         )
         return [path] if known else []
-    found = {
-        int(match[1]): file for file in path.glob("data_batch_*") if (match := BATCH.fullmatch(file.name))
-    }
+    found = {int(match[1]): file for file in path.glob("data_batch_*") if (match := BATCH.fullmatch(file.name))}
     if found:
         return [found[number] for number in sorted(found)]
-    return (
-        [file for file in (path / "train", path / "train.bin") if batches(file)][:1] if path.is_dir() else []
-    )
+    return [file for file in (path / "train", path / "train.bin") if batches(file)][:1] if path.is_dir() else []
 
 
 def open_cifar(path: str | Path, labels: str = "auto") -> Pixels:
@@ -77,12 +68,7 @@ def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = read_batch(file)
     data, numbers = batch.get("data"), batch.get("labels", batch.get("fine_labels"))
-    if (
-        not isinstance(data, np.ndarray)
-        or data.ndim != 2
-        or data.shape[1] != 3072
-        or not isinstance(numbers, list)
-    ):
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not isinstance(numbers, list):
         raise DataError(f"{file} is no CIFAR batch: it has no data (N, 3072) and labels")
     return data, np.asarray(numbers, np.int64)
 
@@ -165,9 +151,7 @@ INSTRUCTIONS |= dict.fromkeys(
     ("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "NONE"),
     lambda stack, value: stack.append(value),
 )
-INSTRUCTIONS |= dict.fromkeys(
-    ("BINPUT", "LONG_BINPUT"), lambda stack, value: stack.memo.update({value: stack[-1]})
-)
+INSTRUCTIONS |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda stack, value: stack.memo.update({value: stack[-1]}))
 INSTRUCTIONS |= dict.fromkeys(("BINGET", "LONG_BINGET"), lambda stack, value: stack.append(stack.memo[value]))
 INSTRUCTIONS |= {f"TUPLE{n}": lambda stack, value, n=n: stack.append(tuple(stack.top(n))) for n in (1, 2, 3)}
 
@@ -177,11 +161,7 @@ def read_batch(file: Path) -> dict:
     stack = _Stack()
     try:
         for code, value, _ in pickletools.genops(file.read_bytes()):
-            if (
-                code.name not in INSTRUCTIONS
-                or code.name == "GLOBAL"
-                and value not in (ARRAY, DTYPE, NDARRAY)
-            ):
+            if code.name not in INSTRUCTIONS or code.name == "GLOBAL" and value not in (ARRAY, DTYPE, NDARRAY):
                 raise ValueError(f"it holds the instruction {code.name} {str(value)[:60]}")
             INSTRUCTIONS[code.name](stack, value)
         (batch,) = stack

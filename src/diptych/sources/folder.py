@@ -34,9 +34,7 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
         used = {name.split(b"/", 1)[0] for name in keys.raws()}
         if empty := sorted(scan.top_folders - used):
             shown = ", ".join(map(key_of, empty[:5]))
-            warnings.warn(
-                f"{len(empty)} class folder(s) without an image, not a class: {shown}", stacklevel=3
-            )
+            warnings.warn(f"{len(empty)} class folder(s) without an image, not a class: {shown}", stacklevel=3)
 
     def read(i: int) -> bytes:
         with open(os.path.join(root, keys.raw(i)), "rb") as file:
@@ -79,9 +77,7 @@ class _Scan:
                     self._skip(name, error.strerror or str(error))
             waiting.extend(reversed(folders))
 
-    def _entry(
-        self, entry: os.DirEntry, name: bytes, linked: bool, folders: list
-    ) -> Iterator[tuple[bytes, int]]:
+    def _entry(self, entry: os.DirEntry, name: bytes, linked: bool, folders: list) -> Iterator[tuple[bytes, int]]:
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
             if not os.path.exists(target):

@@ -23,9 +23,7 @@ def no_folders(path: str, labels: str) -> None:
     """For sources with labels of their own. Raises RecipeError unless `labels` is "auto" or "none"."""
     check_labels(labels)
     if labels == "folder":
-        raise RecipeError(
-            f"{path} has no class folders: labels='auto' reads its own labels, 'none' reads none"
-        )
+        raise RecipeError(f"{path} has no class folders: labels='auto' reads its own labels, 'none' reads none")
 
 
 def label_level(keys: Keys, labels: str, top: int = 0) -> int | None:
@@ -49,9 +47,7 @@ def label_level(keys: Keys, labels: str, top: int = 0) -> int | None:
         return None
     if labels == "auto" and {name.lower() for name in classes} <= SPLITS:
         splits = ", ".join(sorted(map(key_of, classes)))
-        warnings.warn(
-            f"no labels read: the folders {splits} look like splits; name one of them", stacklevel=2
-        )
+        warnings.warn(f"no labels read: the folders {splits} look like splits; name one of them", stacklevel=2)
         return None
     return top
 
@@ -80,9 +76,7 @@ def numbered(
     return labels.astype(np.int64), classes or [str(number) for number in range(high + 1)]
 
 
-def all_labels(
-    source: Source, given: Sequence | np.ndarray | None = None
-) -> tuple[list[int] | None, list[str] | None]:
+def all_labels(source: Source, given: Sequence | np.ndarray | None = None) -> tuple[list[int] | None, list[str] | None]:
     """(class number of every image, class names), given or the source's; (None, None) when none has one.
 
     Classes are in the order the source declares, else sorted. Raises DataError when only some have one.

@@ -38,9 +38,7 @@ def open_parquet(path: str | Path, labels: str = "auto") -> "Parquet":
     splits = {found[1].lower(): file for file in files if (found := SPLIT.search(file.stem))}
     if len(splits) > 1:
         name, file = next(iter(splits.items()))
-        raise DataError(
-            f"{path} mixes the splits {', '.join(splits)}: name one, as {file.parent}/*{name}*.parquet"
-        )
+        raise DataError(f"{path} mixes the splits {', '.join(splits)}: name one, as {file.parent}/*{name}*.parquet")
     try:
         return Parquet(root, files, labels == "auto")
     except (pyarrow.ArrowException, OSError) as error:
@@ -78,9 +76,7 @@ class Parquet:
         label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
         self.numbers, self.classes = self._labels(label, schema) if with_labels and label else (None, None)
         self.lock = threading.Lock()
-        self.blocks: deque[tuple[int, int, Any]] = deque(
-            maxlen=BLOCKS
-        )  # (first row, row after the last, bytes)
+        self.blocks: deque[tuple[int, int, Any]] = deque(maxlen=BLOCKS)  # (first row, row after the last, bytes)
         self.pieces, self.pieces_group, self.pieces_row = (
             iter(()),
             -1,
@@ -127,9 +123,7 @@ class Parquet:
             self.blocks.append((first, stop, _bytes(column.combine_chunks())))
             return first, self.blocks[-1][2]
         if group != self.pieces_group or i < self.pieces_row:
-            opened = self.parquet.ParquetFile(
-                self.files[file], metadata=self.footers[file], buffer_size=1 << 20
-            )
+            opened = self.parquet.ParquetFile(self.files[file], metadata=self.footers[file], buffer_size=1 << 20)
             rows = max(1, BLOCK_BYTES * (stop - first) // size)
             self.pieces = opened.iter_batches(rows, row_groups=[number], columns=[self.column])
             self.pieces_group, self.pieces_row = group, first

@@ -28,9 +28,7 @@ def blur_matrix(sigma_N: torch.Tensor, taps: int, pixels: int) -> torch.Tensor:
     """(N, S, S): convolves an axis of S pixels with a Gaussian of K taps that sum to 1, border reflected."""
     offset_K = torch.arange(taps, device=sigma_N.device) - taps // 2
     weight_NK = torch.softmax(-0.5 * (offset_K / sigma_N[:, None]).square(), 1)
-    pixel_SK = (
-        torch.arange(pixels, device=sigma_N.device)[:, None] + offset_K
-    ).abs()  # reflects at the first
+    pixel_SK = (torch.arange(pixels, device=sigma_N.device)[:, None] + offset_K).abs()  # reflects at the first
     pixel_SK = (pixels - 1) - (pixels - 1 - pixel_SK).abs()  # ... and at the last pixel
     shape = (len(sigma_N), pixels, taps)
     return banded(pixel_SK.expand(shape), weight_NK[:, None].expand(shape), pixels)

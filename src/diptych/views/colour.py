@@ -87,7 +87,7 @@ def turn_hue_(images_N3P: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
         wave = torch.sub(h, centre, out=channel).abs_().clamp_(1 / 6, 1 / 3)
         torch.addcmul(top, spread, wave, value=-1, out=channel)
     torch.addcmul(bottom, spread, h.sub_(1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=red)
-    return images_N3P
+    return images_N3P.clamp_(0, 1)
 
 
 @dataclass(eq=False)
@@ -134,9 +134,7 @@ class ColorJitter(Operation):
         rows = draw["chosen"].nonzero().squeeze(1)  # this bookkeeping is on the CPU, where the draw is
         place_of_hue = (draw["order"][rows] == HUE).int().argmax(1)
         rows = rows[place_of_hue.argsort(stable=True)]
-        turned = (
-            torch.bincount(place_of_hue, minlength=4).cumsum(0).tolist()
-        )  # [k]: those with hue by place k
+        turned = torch.bincount(place_of_hue, minlength=4).cumsum(0).tolist()  # [k]: those with hue by place k
         order = draw["order"][rows]
         factor = torch.stack([draw[key][rows] for key in FACTORS], 1).gather(1, order)
         blend = torch.stack((factor, (order == CONTRAST).float(), (order == SATURATION).float()), 2)

@@ -46,9 +46,7 @@ def interpolation_matrix(
     """
     device, radius = start_N.device, RADIUS[interpolation]
     stretch_N1 = (length_N / size)[:, None]
-    centre_NS = (
-        torch.arange(size, device=device) + 0.5
-    ) * stretch_N1 - 0.5  # counted from the box's first pixel
+    centre_NS = (torch.arange(size, device=device) + 0.5) * stretch_N1 - 0.5  # counted from the box's first pixel
     if mirrored_N is not None:
         centre_NS = torch.where(mirrored_N[:, None], centre_NS.flip(1), centre_NS)
     # As many taps as the widest possible box needs: no image's result hangs on its neighbours' boxes.
@@ -189,9 +187,7 @@ class RandomCrop(Operation):
         """(N, 2) int64 on the CPU: top and left of each box in the image with its border."""
         down, across = (side + 2 * self.padding - self.size for side in (height, width))
         if min(down, across) < 0:
-            raise DataError(
-                f"random_crop: size {self.size} does not fit {height} x {width} images; raise padding"
-            )
+            raise DataError(f"random_crop: size {self.size} does not fit {height} x {width} images; raise padding")
         top, left = draw["top"].double() * (down + 1), draw["left"].double() * (across + 1)
         return torch.stack((top, left), 1).long()
 
@@ -200,9 +196,7 @@ class RandomCrop(Operation):
         top, left = self.corners(draw, height, width).T.to(images.device, non_blocking=True)[..., None, None]
         image, channel, pixel = (torch.arange(k, device=images.device) for k in (n, channels, self.size))
         row, column = top[..., None] + pixel[:, None], left[..., None] + pixel
-        return F.pad(images, (self.padding,) * 4)[
-            image[:, None, None, None], channel[:, None, None], row, column
-        ]
+        return F.pad(images, (self.padding,) * 4)[image[:, None, None, None], channel[:, None, None], row, column]
 
     def __str__(self) -> str:
         border = f" of the image with a border of {self.padding}" if self.padding else ""
@@ -227,9 +221,7 @@ class Resize(Operation):
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         for shape in ((images.shape[2], self.size), (self.size, self.size)):  # one axis, then the other
             images = F.interpolate(images, shape, mode=self.interpolation, antialias=self.antialias)
-            images = (
-                images.clamp_(0, 1) if self.interpolation == "bicubic" else images
-            )  # as RandomResizedCrop
+            images = images.clamp_(0, 1) if self.interpolation == "bicubic" else images  # as RandomResizedCrop
         return images
 
     def __str__(self) -> str:

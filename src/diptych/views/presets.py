@@ -16,9 +16,7 @@ CIFAR10: Normalization = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 SMALL = 64  # pixels up to which the variant "auto" is "small"
 
 
-def barlow_twins(
-    size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None
-) -> list[View]:
+def barlow_twins(size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None) -> list[View]:
     """The two views of Barlow Twins (arXiv:2103.03230, section 2.2), which are BYOL's.
 
     "original": bicubic crop of 8 to 100 %, flip, jitter, gray, blur in all of the first and a tenth of the
@@ -44,9 +42,7 @@ def barlow_twins(
     return [view(blur=1.0, solarize=0.0), view(blur=0.1, solarize=0.2)]
 
 
-def simsiam(
-    size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None
-) -> list[View]:
+def simsiam(size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None) -> list[View]:
     """The two views of SimSiam (arXiv:2011.10566, section 3), drawn alike: MoCo v2's set.
 
     "original": bilinear crop of 20 to 100 %, jitter, gray, blur in half of the views, flip, ImageNet's

@@ -1,0 +1,171 @@
+"""How a run begins and ends: device, checks, folder, the untrained encoder; the trained one, the correlation matrix."""
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych import checkpoints
+from diptych.distributed import agree, rank, world_size
+from diptych.errors import CheckpointError, RecipeError
+from diptych.images import Images
+from diptych.job import Job, State
+from diptych.losses import cross_correlation
+from diptych.methods import Method
+from diptych.optimizers import describe
+from diptych.random_at import random_at
+from diptych.run import Run
+from diptych.views import View
+from diptych.weights import Preprocessing, save_encoder
+
+PRECISIONS = ("float32", "bfloat16", "float64")
+LARGEST_PICTURE = 256  # rows of the correlation matrix that are kept for the report
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the GPU of this process where there is one. Asking for an absent GPU is an error, never a silent CPU run."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RecipeError("device cuda was asked for, but torch sees no GPU; use device=cpu or auto")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise RecipeError(f"device {device} was asked for, but there are {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(device)
+    return device
+
+
+def check(images: Images, views: Sequence[View], epochs: int, batch_size: int, precision: str) -> int:
+    """Steps an epoch; RecipeError for what cannot be trained."""
+    if precision not in PRECISIONS:
+        raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    if epochs < 1:
+        raise RecipeError(f"epochs is {epochs}; it must be at least 1")
+    if len(views) < 2:
+        raise RecipeError(f"a method compares two views; {len(views)} given")
+    if batch_size < 2 or batch_size % world_size():
+        raise RecipeError(f"batch_size {batch_size} must be at least 2 and divide by the {world_size()} processes")
+    if batch_size > len(images):
+        most = len(images) // world_size() * world_size()
+        raise RecipeError(f"batch_size {batch_size} is larger than the {len(images)} images; use at most {most}")
+    return len(images) // batch_size
+
+
+def describe_arguments(
+    method: Method, images: Images, views: Sequence[View], optimizer: torch.optim.Optimizer, settings: dict
+) -> dict:
+    """What a run from Python was asked to do, for recipe.yaml."""
+    built = getattr(method.encoder, "built_with", None) or {"name": type(method.encoder).__name__}
+    told = [{k: v for k, v in row.items() if isinstance(v, str | int | float | bool)} for row in describe(optimizer)]
+    return {"made_by": "diptych.pretrain in Python", "encoder": built, "method": {"name": type(method).__name__},
+            "images": {"count": len(images), "size": images.size}, "views": [view.describe() for view in views],
+            "optimizer": told, "pretrain": settings}  # fmt: skip
+
+
+def start_run(out: str | Path, record: dict, resume: bool, overwrite: bool, method: Method, optimizer: torch.optim.Optimizer,
+              images: Images) -> tuple[Run, State]:  # fmt: skip
+    """The folder and where to go on from. The first process writes; the others read the same checkpoint after it."""
+    if rank() == 0:
+        run = Run.start(out, record, resume, overwrite)
+    agree(False)  # wait: the others may open the folder when the first has made it
+    if rank() != 0:
+        run = Run(out)
+    with contextlib.ExitStack() as undo:
+        undo.callback(run.release)
+        found = checkpoints.newest(run.folder / "checkpoints")
+        state = State() if found is None else restore(found, method, optimizer, images)
+        if rank() == 0 and not state.finished:
+            run.rewind(state.step if found else -1)
+        undo.pop_all()
+    return run, state
+
+
+def restore(found: Path, method: Method, optimizer: torch.optim.Optimizer, images: Images) -> State:
+    """Put weights and the optimizer's memory back where a checkpoint left them."""
+    numbers = checkpoints.read_state(found)
+    if numbers["data"] != images.fingerprint:
+        raise CheckpointError(
+            f"{found} was made from other images (fingerprint {numbers['data'][:12]}, now {images.fingerprint[:12]}); "
+            "bring the same images back, or choose another --out"
+        )
+    checkpoints.load_exactly(method, checkpoints.read_tensors(found / "model.safetensors"), found)
+    checkpoints.unpack_optimizer(
+        optimizer, checkpoints.read_tensors(found / "optimizer.safetensors"), numbers["optimizer"]
+    )
+    best = found / "best.safetensors"
+    kept = {name: numbers[name] for name in State().numbers()}
+    return State(**kept, best_weights=checkpoints.read_tensors(best) if best.exists() else {})
+
+
+def preprocessing(job: Job) -> Preprocessing:
+    """What the encoder has been trained on: the first view's size and normalisation."""
+    mean, std = job.views[0].normalization
+    return Preprocessing(job.views[0].size or job.images.size, tuple(mean), tuple(std))
+
+
+def begin(job: Job) -> None:
+    """Before step 0: room on the disk, the untrained encoder to compare with, views to look at, a first reading."""
+    if job.state.step > 0:
+        return
+    if rank() == 0:
+        needed = 5 * sum(t.numel() * t.element_size() for t in job.method.state_dict().values())
+        checkpoints.require_space(job.run.folder, needed)
+        save_encoder(job.run.folder / "untrained", job.method.encoder, preprocessing(job))
+        originals = some_images(job, 12)
+        shown = [
+            view.display(view(originals, random_at(job.seed, "views", 0, index)))
+            for index, view in enumerate(job.views)
+        ]
+        first, second = (bytes_of(view) for view in shown[:2])
+        job.run.picture("views", originals=originals.permute(0, 2, 3, 1).numpy(), first=first, second=second)
+    job.look(0)
+
+
+def some_images(job: Job, count: int) -> Tensor:
+    """The same few images each time, from all over the set: sources come class by class. (n, 3, S, S) uint8."""
+    chosen = torch.randperm(len(job.images), generator=random_at(job.seed, "pictures"))[:count]
+    return torch.stack([job.images.load(int(i)) for i in chosen])
+
+
+def bytes_of(images: Tensor) -> np.ndarray:
+    """(n, 3, h, w) in [0, 1] as (n, h, w, 3) uint8."""
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def finish(job: Job) -> None:
+    """The best weights where early stopping kept some, the encoder, the correlation matrix, the last checkpoint."""
+    state = job.state
+    if state.best_weights and rank() == 0:
+        checkpoints.load_exactly(job.method, state.best_weights, "the best epoch's weights")
+    matrix = correlation(job)  # on every process: its statistics are over all of them
+    if rank() == 0:
+        save_encoder(job.run.folder / "encoder", job.method.encoder, preprocessing(job))
+        job.run.picture("correlation", matrix=matrix)
+        spent = max(time.monotonic() - (job.warm_at or job.began), 1e-9)
+        rate = (state.step - job.first_step - 1) * job.batch_size / spent
+        job.run.log("end", step=state.step, epochs=state.step // job.steps_per_epoch, best_epoch=state.best_epoch,
+                    elapsed_seconds=round(state.elapsed_seconds, 3), images_per_second=round(rate, 1))  # fmt: skip
+    state.finished = True
+    job.save()
+
+
+@torch.no_grad()
+def correlation(job: Job) -> np.ndarray:
+    """The cross-correlation of the two views' projections over up to 1,024 images, evaluation mode: (d, d) float32."""
+    job.method.eval()
+    some = some_images(job, 1024).to(job.device)
+    draws = [view.sample(len(some), random_at(job.seed, "picture", k)) for k, view in enumerate(job.views)]
+    pair = [view.apply(some, draw).to(job.dtype) for view, draw in zip(job.views, draws, strict=True)]
+    projections = job.method.project(pair)
+    z1, z2 = (projections[name][:, :LARGEST_PICTURE].float() for name in ("z1", "z2"))
+    return cross_correlation(z1, z2).cpu().numpy()
