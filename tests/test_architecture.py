@@ -12,12 +12,12 @@ FLOORS = {
     "0 ground": "errors strict_yaml",
     "1 mathematics": "random_at schedules distributed losses optimizers",
     "2 images": "threads decode sources.source sources.labels sources.folder sources.archives sources.arrays "
-    "sources.cifar sources.parquet sources squares images",
-    "2 views": "views.operation views.geometry views.colour views.blur views.view views.presets views",
+    "sources.cifar sources.parquet sources.photographs sources squares images",
+    "2 views": "views.operation views.geometry views.colour views.blur views.keras views.view views.presets views",
     "2 networks": "keras_networks encoders heads",
     "3 methods": "methods.method methods.barlow_twins methods.simsiam methods",
     "4 worth": "checkpoints weights embed probe evaluate diagnose",
-    "5 runs": "run watch signals progress job lifecycle pretrain",
+    "5 runs": "run boards watch signals progress job lifecycle pretrain",
     "6 leaving": "pictures judge charts report_data report_figures report_numbers report",
     "7 doors": "recipe build doctor demo cli __init__ __main__",
 }

@@ -64,6 +64,7 @@ def test_too_many_bad_images_stop_the_pass():
 def test_a_long_run_of_bad_images_stops_the_pass(monkeypatch):
     monkeypatch.setattr(sys.modules["diptych.images"], "BAD_SHARE", 1.0)
     assert len(images(Fake(300, range(100, 200))).pixels()) == 200
+    assert len(images(Fake(300, range(1, 300, 2))).pixels()) == 150  # no two in a row
     with pytest.raises(DataError, match="101 of 300"):
         images(Fake(300, range(100, 201))).pixels()
 

@@ -321,8 +321,9 @@ def test_impossible_arguments(name, arguments, word):
     assert message.startswith(f"{name}: ") and word in message and "\n" not in message
 
 
-def test_every_operation_is_tested_for_impossible_arguments():
-    assert {name for name, _, _ in IMPOSSIBLE} == set(OPERATIONS)
+def test_every_operation_here_is_tested_for_impossible_arguments():
+    plain = {name for name in OPERATIONS if not name.startswith("keras_")}  # those have tests of their own
+    assert {name for name, _, _ in IMPOSSIBLE} == plain
 
 
 def test_lists_of_a_recipe_are_as_good_as_tuples():

@@ -56,7 +56,7 @@ def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
     chosen = torch.randperm(len(images), generator=random_at(seed, "watch"))[: asked["images"] * 8]
     if not (asked["collapse"] or asked["knn"]):
         return []
-    pixels = torch.stack([images.load(int(i)) for i in chosen])
+    chosen, pixels = next(images.batches(chosen, len(chosen), replace=(seed, 0)))
     made = [collapse_watch(built.method, pixels[: asked["images"]], built.views, seed)] if asked["collapse"] else []
     if asked["knn"] and images.labels is not None:
         mean, std = built.views[0].normalization

@@ -54,7 +54,7 @@ def disk_error(path: Path, needed: int, error: OSError) -> OutputError:
         free = ""
     reason = (error.strerror or str(error)).lower()
     return OutputError(
-        f"cannot write {path} ({reason}): it needs {needed / 1e6:.1f} MB{free}; make room and run again with --resume"
+        f"cannot write {path} ({reason}): it needs {needed / 1e6:.1f} MB{free}; make room and run again (pretrain: with --resume)"
     )
 
 

@@ -165,13 +165,9 @@ def doctor(
 
 def open_images(source: str, options: dict, size: int | None):
     """The images of SOURCE at the recipe's size, or at the size that the views ask for."""
-    from diptych.images import NAMED, RESIDENT_BYTES, images
+    from diptych.images import RESIDENT_BYTES, images
     from diptych.progress import Progress
 
-    if source in ("demo", "demo-test"):
-        from diptych.demo import demo_source
-
-        NAMED[source] = lambda: demo_source("test" if source == "demo-test" else "train")
     wanted = options | {"size": options.get("size") or size}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     with Progress("read images") as progress:

@@ -30,12 +30,13 @@ def embeddings(
     device: torch.device | str | None = None,
     precision: str = "float32",
     progress: Callable[[int], object] | None = None,
+    resize: int | None = None,
 ) -> Tensor:
     """The embeddings of images as (M, E) float32 on the CPU, in their order.
 
     pixels: (M, 3, H, W) uint8, or an iterable of such batches when not all fit into memory at once. Each
-    image is scaled to [0, 1], resized and cropped in the middle to `size` pixels where it differs, and
-    normalized by `mean` and `std`. The encoder is in evaluation mode meanwhile, and each of its modules has
+    image is scaled to [0, 1], resized and cropped in the middle to `size` pixels where it differs (resize: the
+    shorter side before the crop, `size` unless given), and normalized by `mean` and `std`. The encoder is in evaluation mode meanwhile, and each of its modules has
     its own mode back afterwards. device: where to compute; the encoder is moved there and stays (default:
     where it is). progress: called with the images done so far.
 
@@ -53,7 +54,7 @@ def embeddings(
         torch.autocast(parameter.device.type, PRECISIONS[precision], precision != "float32"),
     ):
         for batch in _batches(pixels, batch_size):
-            images = prepare(batch.to(parameter.device), mean, std, size).to(parameter.dtype)
+            images = prepare(batch.to(parameter.device), mean, std, size, resize).to(parameter.dtype)
             vector = encoder(images.contiguous(memory_format=torch.channels_last))
             if vector.ndim != 2 or len(vector) != len(batch):
                 raise RecipeError(
@@ -82,16 +83,19 @@ def raw_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float], size
     return torch.cat(pieces)
 
 
-def prepare(pixels: Tensor, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> Tensor:
+def prepare(
+    pixels: Tensor, mean: Sequence[float], std: Sequence[float], size: int | None = None, resize: int | None = None
+) -> Tensor:
     """(n, 3, H, W) uint8 as the encoder wants it: (n, 3, size, size) float32, normalized; without `size`, (n,
     3, H, W).
 
-    The shorter side is resized to `size` (bilinear, antialiased: Pillow's way) and the middle is kept.
+    The shorter side is resized to `resize` pixels (`size` unless given; bilinear, antialiased: Pillow's way) and
+    the middle is kept.
     """
     images = pixels.float() / 255
     height, width = images.shape[2:]
-    if size is not None and (height, width) != (size, size):
-        scale = size / min(height, width)
+    if size is not None and (height, width, resize or size) != (size, size, size):
+        scale = (resize or size) / min(height, width)
         shape = max(size, round(height * scale)), max(size, round(width * scale))
         if shape != (height, width):
             images = F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)

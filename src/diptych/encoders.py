@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diptych.errors import RecipeError
 from diptych.keras_networks import KERAS_NETWORKS
 
-STEMS = ("auto", "small", "small-stride2", "standard")
+STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 SMALL = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
 
 
@@ -29,7 +29,8 @@ def encoder(
 
     name: any timm name ("resnet18", "convnext_tiny", ...), "keras_resnet34" or "keras_resnet20v2".
     stem: "small" makes the first convolution 3x3 at stride 1 and takes out the max-pool, "small-stride2" the
-    same at stride 2, "standard" changes nothing. "auto" is "small" for images of up to 64 pixels where the
+    same at stride 2, "small-padded" the same at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34
+    pixels from 32), "standard" changes nothing. "auto" is "small" for images of up to 64 pixels where the
     network has such a stem and no pretrained weights, else "standard".
     size: S in pixels. A network that is built for one size (a ViT) is built for this one.
     pretrained: with timm's weights, from its cache or the network.
@@ -62,7 +63,7 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
     if stem == "auto" and size is not None and size <= SMALL and _has_stem(network):
         stem = "small"
     if stem.startswith("small"):
-        _make_stem_small(network, name, stride=1 if stem == "small" else 2)
+        _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)
     width = _embedding_width(network, name, size or network.pretrained_cfg["input_size"][-1])
     if network.num_features != width:  # timm may count before a last, widening layer (MobileNetV3, VGG)
         network.num_features = width
@@ -115,13 +116,13 @@ def _has_stem(network: nn.Module) -> bool:
     return isinstance(convolution, nn.Conv2d | nn.Sequential) and hasattr(network, "maxpool")
 
 
-def _make_stem_small(network: Any, name: str, stride: int) -> None:
+def _make_stem_small(network: Any, name: str, stride: int, padding: int) -> None:
     if not _has_stem(network):
         fix = "use stem auto or standard, or a resnet"
         raise RecipeError(f"{name} has no first convolution and max-pool to make small: {fix}")
     first = "conv1.0" if isinstance(network.conv1, nn.Sequential) else "conv1"
     old = network.get_submodule(first)
-    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding=1, bias=False)
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding, bias=False)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")  # as timm starts its resnets
     network.set_submodule(first, new)
     network.set_submodule("maxpool", nn.Identity())

@@ -58,6 +58,7 @@ def evaluate(
     if unknown := [name for name in protocols if name not in PROTOCOLS]:
         raise RecipeError(f"there is no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
     folder, where = run.folder if isinstance(run, Run) else Path(run), choose_device(device)
+    train, test = readable(train), readable(test)
     lines: list[dict] = []
     with Progress("evaluate", show=show) as progress:
         vectors = dict(subjects(folder, train, test, baselines, where, encoder, progress))
@@ -87,8 +88,7 @@ def subjects(
     trained = load(folder, encoder)
     expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
     if baselines:
-        pixels = [torch.cat(list(stream(each))) for each in (train, test)]
-        flat = [raw_pixels(each, expected.mean, expected.std) for each in pixels]
+        flat = [raw_pixels(stream(each), expected.mean, expected.std) for each in (train, test)]
         yield "raw pixels", (flat[0], flat[1])
         if (folder / "untrained" / "config.json").is_file():
             weights = {name: value.clone() for name, value in trained.state_dict().items()}
@@ -117,10 +117,19 @@ def embed_both(encoder: nn.Module, train: Images, test: Images, expected: Prepro
 
 def stream(images: Images) -> Iterator[Tensor]:
     """All images as (n, 3, S, S) uint8 batches: from memory where they are few, else decoded again each time."""
-    if images.bytes_in_memory < RESIDENT_BYTES:
+    if images.bytes_in_memory <= RESIDENT_BYTES:
         yield from images.pixels().split(BATCH)
     else:
         yield from (pixels for _, pixels in images.batches(range(len(images)), BATCH))
+
+
+def readable(images: Images) -> Images:
+    """The images that can be read, so that rows, labels and keys go together; a set too large to keep is read once for it."""
+    if images.bytes_in_memory <= RESIDENT_BYTES:
+        images.pixels()
+        return images
+    used = torch.cat([indices for indices, _ in images.batches(range(len(images)), BATCH)])
+    return images if len(used) == len(images) else images.subset(used)
 
 
 def names(images: Images, what: str) -> list[str]:
@@ -181,7 +190,7 @@ def embed(run: Run | str | Path, images: Images, *, out: str | Path | None = Non
 def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> Image.Image:
     """The contact sheet of `diptych views`: each image beside its two views."""
     chosen = torch.randperm(len(images), generator=random_at(seed, "sheet"))[:count]
-    originals = torch.stack([images.load(int(i)) for i in chosen])
+    _, originals = next(images.batches(chosen, count, replace=(seed, 0)))
     made = [view.display(view(originals, random_at(seed, "views", 0, i))) for i, view in enumerate(views[:2])]
     return pictures.contact_sheet(bytes_of(originals / 255), bytes_of(made[0]), bytes_of(made[1]))
 

@@ -75,11 +75,9 @@ def describe_arguments(
 def start_run(out: str | Path, record: dict, resume: bool, overwrite: bool, method: Method, optimizer: torch.optim.Optimizer,
               images: Images) -> tuple[Run, State]:  # fmt: skip
     """The folder and where to go on from. The first process writes; the others read the same checkpoint after it."""
-    if rank() == 0:
-        run = Run.start(out, record, resume, overwrite)
-    agree(False)  # wait: the others may open the folder when the first has made it
-    if rank() != 0:
-        run = Run(out)
+    first = Run.start(out, record, resume, overwrite) if rank() == 0 else None
+    agree(False)  # wait: the others open the folder when the first has made it
+    run = first or Run(out)
     with contextlib.ExitStack() as undo:
         undo.callback(run.release)
         found = checkpoints.newest(run.folder / "checkpoints")
@@ -134,7 +132,7 @@ def begin(job: Job) -> None:
 def some_images(job: Job, count: int) -> Tensor:
     """The same few images each time, from all over the set: sources come class by class. (n, 3, S, S) uint8."""
     chosen = torch.randperm(len(job.images), generator=random_at(job.seed, "pictures"))[:count]
-    return torch.stack([job.images.load(int(i)) for i in chosen])
+    return next(job.images.batches(chosen, count, replace=(job.seed, 0)))[1]
 
 
 def bytes_of(images: Tensor) -> np.ndarray:

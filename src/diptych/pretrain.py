@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diptych import boards
 from diptych.distributed import agree, mean_over_ranks, rank, start, with_global_statistics, world_size, wrap
 from diptych.images import RESIDENT_BYTES, Images
 from diptych.job import Job, Watch
@@ -45,6 +46,7 @@ def pretrain(
     patience: int = 5,
     log_steps: int = 10,
     checkpoint_minutes: float = 5.0,
+    tensorboard: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     record: dict | None = None,
@@ -68,8 +70,8 @@ def pretrain(
         images.pixels()  # decodes once; bad images are left out before anything is counted
     steps_per_epoch = check(images, views, epochs, batch_size, precision)
     dtype = torch.float64 if precision == "float64" else torch.float32
-    method = with_global_statistics(method).to(where, dtype)
-    method = method.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    with_global_statistics(method)  # in place, as the two moves: the optimizer's parameters stay the method's
+    method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     numbers = dict(epochs=epochs, batch_size=batch_size, seed=seed, precision=precision, clip_norm=clip_norm)
     record = record or describe_arguments(method, images, views, optimizer, numbers)
     run, state = start_run(out, record, resume, overwrite, method, optimizer, images)
@@ -77,6 +79,8 @@ def pretrain(
               seed, where, dtype, precision == "bfloat16", clip_norm, tuple(watch), watch_epochs, stop_on, patience,
               log_steps, checkpoint_minutes)  # fmt: skip
     try:
+        if tensorboard and rank() == 0:
+            run.mirror = boards.tensorboard(run.folder)
         if not state.finished:
             begin(job)
             own_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))

@@ -6,6 +6,7 @@ Everything here goes to standard error; standard output belongs to results.
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 QUIET_SECONDS = 10.0  # between two lines where there is no terminal
 
@@ -17,11 +18,12 @@ class Progress:
         self.title, self.total, self.show = title, total, show
         self._begin = self._told = time.monotonic()
         self._first: int | None = None  # where this process began: a resumed run's rate counts only its own steps
-        self._bar, self._task = None, None
+        self._bar: Any = None  # rich's, imported where there is a terminal to draw on
+        self._task: Any = None
 
     def __enter__(self) -> "Progress":
         if self.show and sys.stderr.isatty():
-            from rich import progress  # 60 ms, only where there is a terminal to draw on
+            from rich import progress  # 60 ms
 
             self._bar = progress.Progress(
                 progress.TextColumn("{task.description}"),

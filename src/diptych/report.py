@@ -13,7 +13,7 @@ from diptych.checkpoints import write_file
 from diptych.errors import OutputError
 from diptych.report_data import Record, clip, read_run, real
 from diptych.report_numbers import accuracy_table, cost, environment_rows, facts, judged, summary, texts
-from diptych.run import flatten
+from diptych.run import Run, flatten
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 VERDICTS = {
@@ -26,13 +26,13 @@ VERDICTS = {
 }
 
 
-def report(run_folder: str | Path, out: str | Path | None = None) -> Path:
+def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
     """Writes `report.html` into the run folder (or the file `out`) and returns its path.
 
     What the folder lacks is told in the page, with the command that makes it. Raises `DataError` when the
     folder is not a run's, and `OutputError` when the page cannot be written.
     """
-    run = read_run(run_folder)
+    run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
     path = Path(out) if out is not None else run.folder / "report.html"
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name the file, for example {path / 'report.html'}")

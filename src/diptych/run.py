@@ -15,9 +15,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow", "safet
 
 class Run:
     """A run's folder. `Run(folder)` opens one that exists; `Run.start(...)` makes or continues one."""
+
+    mirror: Callable[[str, dict], None] | None = None  # is told every line that is logged
+    _lock: IO[str] | None = None
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -77,14 +81,16 @@ class Run:
 
     def release(self) -> None:
         """Let the next writer in."""
-        lock = self.__dict__.pop("_lock", None)
-        if lock is not None:
-            lock.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl, on disk at once."""
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps({"event": event, **fields}) + "\n")
+        if self.mirror is not None:
+            self.mirror(event, fields)
 
     def lines(self, event: str | None = None) -> list[dict]:
         """The lines of log.jsonl (of one kind); a last line cut short by a kill is left out."""
@@ -138,7 +144,7 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
-def take_lock(folder: Path):
+def take_lock(folder: Path) -> IO[str]:
     """The open, locked file; the system frees it when the process ends, however it ends."""
     file = open(folder / ".lock", "a+")  # noqa: SIM115  (it must stay open)
     try:

@@ -16,15 +16,11 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     At most workers + 2 results exist at once, the one being used included. What `work` raises is raised here.
     """
     workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:  # a reader that stops early waits for those at work
         waiting = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > workers:
                 yield waiting.popleft().result()
-        finally:  # the reader stopped early, or an item failed
-            for left in waiting:
-                left.cancel()
+        while waiting:
+            yield waiting.popleft().result()

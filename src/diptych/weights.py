@@ -18,15 +18,29 @@ from diptych.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects: square RGB images of `size` pixels in [0, 1], minus `mean`, over `std` (per channel)."""
+    """What an encoder expects: square RGB images of `size` pixels in [0, 1], minus `mean`, over `std` (per channel).
+
+    resize: pixels of the shorter side before the middle `size` are cut out, as 256 for 224; None: `size` itself.
+    """
 
     size: int
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize: int | None = None
+
+    @property
+    def opened(self) -> int:
+        """At which size, in pixels, the squares are best read: everything after is then a crop."""
+        return self.resize or self.size
 
 
-def save_encoder(folder: Path, encoder: nn.Module, preprocessing: Preprocessing, name: str = "model") -> Path:
-    """Write `encoder` to `folder`; timm's `local-dir:` reads the folder where the architecture is timm's own."""
+def save_encoder(
+    folder: Path, encoder: nn.Module, preprocessing: Preprocessing, name: str = "model", origin: dict | None = None
+) -> Path:
+    """Write `encoder` to `folder`; timm's `local-dir:` reads the folder where the architecture is timm's own.
+
+    origin: any JSON about where the weights come from, kept in config.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(plain(encoder.state_dict()), metadata={"format": "pt"})
     write_file(folder / f"{name}.safetensors", data)
@@ -41,10 +55,10 @@ def save_encoder(folder: Path, encoder: nn.Module, preprocessing: Preprocessing,
             "input_size": size,
             **channels,
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "crop_pct": preprocessing.size / preprocessing.opened,
             "num_classes": 0,
         },
-        "diptych": {"encoder": built, "preprocessing": asdict(preprocessing)},
+        "diptych": {"encoder": built, "preprocessing": asdict(preprocessing)} | ({"origin": origin} if origin else {}),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     write_file(folder / "config.json", json.dumps(config, indent=1).encode())
@@ -77,9 +91,14 @@ def load(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
             f"{weights} is damaged: its hash is not the one in config.json; restore or train it again"
         )
     load_exactly(encoder, read_tensors(weights), weights)
-    expected = own["preprocessing"]
-    encoder.preprocessing = Preprocessing(expected["size"], tuple(expected["mean"]), tuple(expected["std"]))  # pyrefly: ignore
+    encoder.preprocessing = preprocessing_of(own)  # pyrefly: ignore
     return encoder.eval()
+
+
+def preprocessing_of(own: dict) -> Preprocessing:
+    """From config.json's part "diptych"; folders of before `resize` was known have none."""
+    told = own["preprocessing"]
+    return Preprocessing(told["size"], tuple(told["mean"]), tuple(told["std"]), told.get("resize"))
 
 
 def encoder_folder(folder: str | Path) -> Path:

@@ -26,6 +26,8 @@ class SimSiam(Method):
     stop_gradient: False trains eq. 2 instead, to watch the collapse.
     keras: as Keras' example: its batch normalisation and starting weights, scale and shift in the last BN,
     ReLU before BN in the predictor.
+    frozen_statistics: BN takes its moving averages for mean and variance, which then never change, and nothing
+    is normalised by its batch. Keras' example trains so, as its train_step does not say `training=True`.
     width: E, needed for an encoder without `num_features`.
     """
 
@@ -36,6 +38,7 @@ class SimSiam(Method):
         predictor: int = 512,
         stop_gradient: bool = True,
         keras: bool = False,
+        frozen_statistics: bool = False,
         width: int | None = None,
     ):
         super().__init__()
@@ -44,9 +47,11 @@ class SimSiam(Method):
         self.projector = mlp(widths, last_norm="affine" if keras else "plain", keras=keras)
         bottleneck = (widths[-1], predictor, widths[-1])
         self.predictor = mlp(bottleneck, last_bias=True, relu_first=keras, keras=keras)
-        self.stop_gradient = stop_gradient
+        self.stop_gradient, self.frozen_statistics = stop_gradient, frozen_statistics
 
     def project(self, views: Sequence[Tensor]) -> Projections:
+        if self.frozen_statistics:
+            freeze_statistics(self)
         view1, view2 = two_views(views)  #           (N, 3, s, s)
         z1 = self.projector(self.encoder(view1))  #  (N, 3, s, s) -> (N, E) -> (N, D)
         z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
@@ -59,3 +64,10 @@ class SimSiam(Method):
         d1, d2 = negative_cosine(p1, z2), negative_cosine(p2, z1)  # eq. 1, mean over the rows
         parts = {"similarity_1": -d1.detach(), "similarity_2": -d2.detach()}  # of each guess, in [-1, 1]
         return (d1 + d2) / 2, parts
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Evaluation mode for each layer that keeps moving averages, until somebody calls `train` again."""
+    for layer in network.modules():
+        if hasattr(layer, "running_mean"):
+            layer.eval()

@@ -13,9 +13,11 @@ from diptych.sources.cifar import batches, open_cifar
 from diptych.sources.folder import OUTSIDE, nearest_with_images, open_folder
 from diptych.sources.labels import check_labels
 from diptych.sources.parquet import open_parquet
+from diptych.sources.photographs import demo_source
 from diptych.sources.source import Source, is_image_name
 
-NAMED: dict[str, Callable[[], Source]] = {}  # sources with a name in place of a path, such as "demo"
+# Sources with a name in place of a path.
+NAMED: dict[str, Callable[[], Source]] = {"demo": demo_source, "demo-test": lambda: demo_source("test")}
 KINDS = "a folder, .zip, .tar, .tar.gz, .tgz, .parquet, .npz, .npy or a CIFAR batch"
 
 

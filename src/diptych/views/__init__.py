@@ -3,6 +3,7 @@
 from diptych.views.blur import GaussianBlur
 from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize
 from diptych.views.geometry import HorizontalFlip, RandomCrop, RandomResizedCrop, Resize, VerticalFlip
+from diptych.views.keras import KerasBlur, KerasClip, KerasColorJitter, KerasCrop, KerasSolarize
 from diptych.views.operation import Operation
 from diptych.views.presets import CIFAR10, IMAGENET, barlow_twins, simsiam
 from diptych.views.view import View, draw_slice
@@ -18,6 +19,11 @@ OPERATIONS = {
     "gaussian_blur": GaussianBlur,
     "solarize": Solarize,
     "normalize": Normalize,
+    "keras_crop": KerasCrop,
+    "keras_color_jitter": KerasColorJitter,
+    "keras_blur": KerasBlur,
+    "keras_solarize": KerasSolarize,
+    "keras_clip": KerasClip,
 }
 
 __all__ = ["CIFAR10", "IMAGENET", "OPERATIONS", "Operation", "View", "barlow_twins", "draw_slice", "simsiam"]
