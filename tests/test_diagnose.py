@@ -171,6 +171,7 @@ def test_collapse_is_recognised(name):
 def test_between_health_and_collapse_is_a_warning():
     z = normal(400, 6) @ turn(128)[:6]
     assert diagnose(z).verdict == "WARNING" and "rank 6.0 of 128" in diagnose(z).reasons[0]
+    assert diagnose(normal(400, 2) @ turn(6)[:2]).verdict == "WARNING"  # 2 of 6 dimensions: no collapse yet
     found = diagnose(1 + 0.07 * normal(400, 128))
     assert "spread 0.070" in found.reasons[0]
 

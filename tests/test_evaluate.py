@@ -253,6 +253,16 @@ def test_hard_arrays_give_numbers():
     assert knn_accuracy(torch.zeros(40, 3), y, torch.zeros(40, 3), truth).accuracy <= 1
 
 
+def test_rounding_of_a_flat_spectrum_is_survived():
+    """400 columns that are mixtures of two: in float32 their Gram matrix has eigenvalues below -1e-6."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=rng) @ torch.randn(2, 400, generator=rng)
+    x = (x - x.mean(0)) / x.std(0)
+    assert torch.linalg.cholesky_ex(x.T @ x / 200 + 1e-6 * torch.eye(400)).info > 0
+    found = softmax_regression(x, (x[:, 0] > 0).long(), 2, 1e-6)
+    assert ((x @ found.weight_EK + found.bias_K).argmax(1) == (x[:, 0] > 0)).all()
+
+
 def test_one_image_a_class_is_told():
     z, y = torch.eye(4), torch.arange(4)
     score = linear_probe(z, y, z, y)

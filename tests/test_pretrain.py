@@ -247,3 +247,31 @@ def test_two_processes_are_one(tmp_path):
     for a, b in zip(two.lines("step"), one.lines("step"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-10)
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-10)
+
+
+def test_tensorboard_mirrors_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = tiny_run(tmp_path / "run", epochs=1, tensorboard=True, watch=[lambda step, encoder: {"score": 0.5}])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    steps = run.lines("step")
+    losses = [(one.step, one.value) for one in seen.Scalars("step/loss")]
+    assert losses == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in steps]
+    assert {"step/parts/on_diagonal", "watch/score", "epoch/loss"} <= set(seen.Tags()["scalars"])
+
+
+def test_readme_promise_on_bad_images(tmp_path, quiet):
+    """A few bad images are left out before anything is counted; the rest trains."""
+    from PIL import Image
+
+    from diptych.images import images
+
+    for i, pixels in enumerate(tiny_images().pixels().permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "00.png").write_bytes(b"")
+    (tmp_path / "01.png").write_text("<html>")
+    photos = images(tmp_path, size=12)
+    run = tiny_run(tmp_path / "run", photos=photos, epochs=1)
+    assert run.finished and len(photos) == 46
+    assert {row["key"] for row in photos.failed} == {"00.png", "01.png"}

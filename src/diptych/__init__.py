@@ -28,6 +28,7 @@ _DOOR = {
     "optimizers": "diptych.optimizers",
     "schedules": "diptych.schedules",
     "pretrain": "diptych.pretrain:pretrain",
+    "finetune": "diptych.finetune:finetune",
     "embed": "diptych.judge:embed",
     "evaluate": "diptych.judge:evaluate",
     "diagnose": "diptych.diagnose:diagnose",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from diptych import losses, methods, optimizers, schedules, views
     from diptych.diagnose import diagnose
     from diptych.encoders import encoder
+    from diptych.finetune import finetune
     from diptych.images import images
     from diptych.judge import embed, evaluate
     from diptych.pretrain import pretrain
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
     from diptych.views import View
     from diptych.weights import load
 
-__all__ = ["View", "diagnose", "embed", "encoder", "evaluate", "images", "load", "losses", "methods", "optimizers", "pretrain",
-           "report", "schedules", "views"]  # fmt: skip
+__all__ = ["View", "diagnose", "embed", "encoder", "evaluate", "finetune", "images", "load", "losses", "methods",
+           "optimizers", "pretrain", "report", "schedules", "views"]  # fmt: skip
 
 
 class _Door(ModuleType):

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from diptych.errors import DiptychError
+from diptych.opening import image_options, open_images
 
 app = typer.Typer(
     name="diptych",
@@ -83,6 +84,9 @@ def evaluate(
     labels: Labels = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the split that chooses the probe's regularisation.")] = 0,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="knn, linear, linear-sgd, ... (repeat for several).")
+    ] = None,
 ) -> None:
     """Judge an encoder: kNN and linear accuracy beside chance, raw pixels and the untrained encoder."""
     from diptych.judge import evaluate as judge
@@ -92,8 +96,36 @@ def evaluate(
     recipe = Run(run).recipe if is_run(run) else {}
     size, options = image_options(run, recipe)
     bank, queries = (open_images(source, options | {"labels": labels}, size) for source in (train, test))
-    lines = judge(run, bank, queries, device=device, **(recipe.get("evaluate", {}) | {"seed": seed}))
-    tell(table(lines))
+    asked = recipe.get("evaluate", {}) | {"seed": seed} | ({"protocols": protocol} if protocol else {})
+    tell(table(judge(run, bank, queries, device=device, **asked)))
+
+
+@app.command()
+def finetune(
+    run: RunFolder,
+    train: Annotated[str, typer.Option(help="Labelled images to train on (SOURCE).")],
+    test: Annotated[str, typer.Option(help="Labelled images to judge on (SOURCE).")],
+    labels: Annotated[
+        str, typer.Option(help="A share of each class, 0.01 to 1.0, or 10pc: 10 of each class.")
+    ] = "0.01",
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    encoder_lr: Annotated[float, typer.Option(min=0.0)] = 0.005,
+    head_lr: Annotated[float, typer.Option(min=0.0)] = 0.5,
+    seeds: Annotated[
+        int, typer.Option(help="Repeat with other labels, crops and weights; mean and spread.", min=1)
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train encoder and classifier on few labels, beside the same network from scratch on the same labels."""
+    from diptych.finetune import finetune as tune
+    from diptych.judge import table
+    from diptych.run import Run, is_run
+
+    size, options = image_options(run, Run(run).recipe if is_run(run) else {})
+    bank, queries = (open_images(source, options, size) for source in (train, test))
+    tell(table(tune(run, bank, queries, labels, epochs=epochs, encoder_lr=encoder_lr, head_lr=head_lr, seeds=seeds,
+                    seed=seed, device=device)))  # fmt: skip
 
 
 @app.command()
@@ -112,6 +144,62 @@ def embed(
     photos = open_images(source, options | {"labels": labels}, size)
     made = make(run, photos, out=out, device=device)
     tell(f"{out}/vectors.npy  {made.shape[0]} x {made.shape[1]} float32, {len(photos.failed)} images failed")
+
+
+@app.command()
+def classify(
+    encoder: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
+    source: Source,
+    train: Annotated[str, typer.Option(help="Labelled images to fit the head on (SOURCE).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet.")] = Path("labels.csv"),
+    labels: Labels = "auto",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the split that measures the head.")] = 0,
+) -> None:
+    """Label images: fit a linear head on labelled ones, write path, label and probability of every other."""
+    from diptych.classify import classify as make
+    from diptych.classify import free
+    from diptych.run import Run, is_run
+
+    free(out)
+    size, options = image_options(encoder, Run(encoder).recipe if is_run(encoder) else {})
+    known = open_images(train, options | {"labels": labels}, size)
+    made = make(
+        encoder, open_images(source, options | {"labels": "none"}, size), known, out=out, device=device, seed=seed
+    )
+    tell(f"{out}  {made}")
+
+
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="resnet50.pth, checkpoint_0099.pth.tar, a .ckpt, ...", metavar="FILE")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the encoder.")],
+    size: Annotated[int | None, typer.Option(help="Pixels it sees [224; 32 for a small stem].", min=8)] = None,
+    mean: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its images [ImageNet's].")] = None,
+    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its images [ImageNet's].")] = None,
+) -> None:
+    """Make an encoder folder of a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
+    from diptych.foreign import import_weights as make
+
+    tell(str(make(file, out, size, mean, std)))
+
+
+@app.command()
+def download(
+    name: Annotated[str | None, typer.Argument(help="Which; without it, list them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file [NAME.pth].")] = None,
+) -> None:
+    """Fetch published weights by name (the network is reached here, and for encoder.pretrained=true)."""
+    from diptych.download import PUBLISHED, listed
+    from diptych.download import download as fetch
+    from diptych.progress import Progress
+
+    if name is None:
+        return tell(listed())
+    with Progress("download (bytes)") as progress:
+        got = fetch(name, out, progress)
+    tell(f"{got.file}  {got.bytes:,} bytes, sha256 {got.sha256}, licence: {PUBLISHED[name].licence}\n"
+         f"next: diptych import-weights {got.file} --out {name}")  # fmt: skip
 
 
 @app.command()
@@ -161,31 +249,6 @@ def doctor(
     from diptych.doctor import examine
 
     tell(examine(source))
-
-
-def open_images(source: str, options: dict, size: int | None):
-    """The images of SOURCE at the recipe's size, or at the size that the views ask for."""
-    from diptych.images import RESIDENT_BYTES, images
-    from diptych.progress import Progress
-
-    wanted = options | {"size": options.get("size") or size}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    with Progress("read images") as progress:
-        photos = images(source, **wanted, progress=progress)
-        if photos.bytes_in_memory <= RESIDENT_BYTES:
-            photos.pixels()
-    return photos
-
-
-def image_options(run: Path, recipe: dict) -> tuple[int, dict]:
-    """How a run's encoder wants its images: its own size; background, fit and bad images as in training."""
-    import json
-
-    from diptych.weights import encoder_folder
-
-    config = json.loads((encoder_folder(run) / "config.json").read_bytes())
-    asked = recipe.get("images") or {}
-    return config["diptych"]["preprocessing"]["size"], {k: v for k, v in asked.items() if k not in ("size", "labels")}
 
 
 def save_png(picture, out: Path) -> None:

@@ -36,9 +36,9 @@ def embeddings(
 
     pixels: (M, 3, H, W) uint8, or an iterable of such batches when not all fit into memory at once. Each
     image is scaled to [0, 1], resized and cropped in the middle to `size` pixels where it differs (resize: the
-    shorter side before the crop, `size` unless given), and normalized by `mean` and `std`. The encoder is in evaluation mode meanwhile, and each of its modules has
-    its own mode back afterwards. device: where to compute; the encoder is moved there and stays (default:
-    where it is). progress: called with the images done so far.
+    shorter side before the crop, `size` unless given), and normalized by `mean` and `std`. The encoder is in
+    evaluation mode meanwhile, and each of its modules has its own mode back afterwards. device: where to
+    compute; the encoder is moved there and stays (default: where it is). progress: called with the images done so far.
 
     Raises DataError for no images or ones that are not uint8 (M, 3, H, W), RecipeError for an unknown
     precision or an encoder that does not give (n, E).
@@ -69,7 +69,9 @@ def embeddings(
     return torch.cat(vectors)
 
 
-def raw_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float], size: int = RAW_SIZE) -> Tensor:
+def raw_pixels(
+    pixels: Tensor | Iterable[Tensor], mean: Sequence[float], std: Sequence[float], size: int = RAW_SIZE
+) -> Tensor:
     """The baseline without any network: the normalized pixels of each image as one vector, (M, 3 * s * s)
     float32.
 

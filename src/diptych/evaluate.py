@@ -73,7 +73,7 @@ def knn_accuracy(
     details = {"k": min(k, len(task.y_M)), "temperature": temperature, "similarity": "cosine"}
     if k > len(task.y_M):
         details["note"] = f"k was {k}; there are only {len(task.y_M)} training images"
-    return _score("knn", votes_NK, task, None, details)
+    return score("knn", votes_NK, task.y_N, len(task.y_M), len(task.classes), None, details)
 
 
 def knn_predict(train: Array, train_labels: Labels, test: Array, k: int = 200, temperature: float = 0.1) -> list:
@@ -165,7 +165,7 @@ def linear_probe(
     }
     if not probe.tried:
         details["note"] = "one image a class: the penalty could not be chosen, it is the middle one"
-    return _score("linear", probe.scores(task.z_NE), task, seed, details)
+    return score("linear", probe.scores(task.z_NE), task.y_N, len(task.y_M), len(task.classes), seed, details)
 
 
 def chance(labels: Labels) -> Score:
@@ -281,10 +281,12 @@ def _listed(classes: list) -> str:
     return ", ".join(map(str, classes[:20])) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
 
 
-def _score(protocol: str, scores_NK: Tensor, task: Task, seed: int | None, details: dict) -> Score:
-    right = scores_NK.argmax(1) == task.y_N
-    if len(task.classes) > 5:
-        details = details | {"top5_accuracy": top_k_accuracy(scores_NK, task.y_N, 5)}
+def score(
+    protocol: str, scores_NK: Tensor, y_N: Tensor, train_images: int, classes: int, seed: int | None, details: dict
+) -> Score:
+    """Accuracy and interval of the classes with the highest scores (N, K), against the true ones (N,)."""
+    right = scores_NK.argmax(1) == y_N
+    if classes > 5:
+        details = details | {"top5_accuracy": top_k_accuracy(scores_NK, y_N, 5)}
     accuracy, interval = right.double().mean().item(), accuracy_interval(right)
-    counts = len(task.y_M), len(task.y_N), len(task.classes)
-    return Score(protocol, accuracy, interval, *counts, seed, details)
+    return Score(protocol, accuracy, interval, train_images, len(y_N), classes, seed, details)

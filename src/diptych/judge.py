@@ -11,24 +11,25 @@ from torch import Tensor, nn
 from diptych import pictures
 from diptych.diagnose import diagnose
 from diptych.embed import embeddings, raw_pixels, save_embeddings
-from diptych.errors import DataError, RecipeError
-from diptych.evaluate import chance, check_classes, knn_accuracy, linear_probe, nearest
-from diptych.images import RESIDENT_BYTES, Images
+from diptych.errors import RecipeError
+from diptych.evaluate import chance, check_classes, nearest
+from diptych.images import Images
 from diptych.lifecycle import bytes_of, choose_device
 from diptych.progress import Progress
+from diptych.protocols import PROTOCOLS, Subject, Task
 from diptych.random_at import random_at
 from diptych.run import Run, is_run
+from diptych.supervised import names, readable, stream
 from diptych.views import View
 from diptych.weights import Preprocessing, load
 
-PROTOCOLS = ("knn", "linear")
+DEFAULT = ("knn", "linear")  # quick, and made of embeddings alone
 MAPPED, QUERIES, NEIGHBOURS = (
     600,
     10,
     6,
 )  # test images on the report's map; rows and columns of its neighbours
 THUMBNAIL = 48  # pixels
-BATCH = 512
 
 
 def evaluate(
@@ -38,7 +39,7 @@ def evaluate(
     *,
     k: int = 200,
     temperature: float = 0.1,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] = DEFAULT,
     baselines: bool = True,
     seed: int = 0,
     device: str = "auto",
@@ -48,9 +49,9 @@ def evaluate(
     """Judge the encoder of a run (or of an encoder folder) on labelled images; a run keeps the result for its report.
 
     Returns the lines of evaluations.jsonl: one a protocol and subject ("chance", "raw pixels", "untrained", "trained"),
-    with accuracy, 95 % interval and sizes, and one with the diagnosis of the test images' embeddings. The probe's
-    regularisation is chosen on a held-out part of `train`; `test` is looked at once. `encoder` is needed where the trained
-    network was the user's own module.
+    with accuracy, 95 % interval and sizes, and one with the diagnosis of the test images' embeddings. `protocols` are names
+    of `diptych.protocols.PROTOCOLS`. The probe's regularisation is chosen on a held-out part of `train`; `test` is looked
+    at once. `encoder` is needed where the trained network was the user's own module.
 
     Raises DataError when labels are missing or `test` has classes that `train` lacks, CheckpointError when there is no
     encoder, RecipeError for an unknown protocol.
@@ -59,18 +60,22 @@ def evaluate(
         raise RecipeError(f"there is no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
     folder, where = run.folder if isinstance(run, Run) else Path(run), choose_device(device)
     train, test = readable(train), readable(test)
-    lines: list[dict] = []
+    vectors: dict[str, tuple[Tensor, Tensor]] = {}
+    rows: list[dict] = []
     with Progress("evaluate", show=show) as progress:
-        vectors = dict(subjects(folder, train, test, baselines, where, encoder, progress))
-        bank_labels, labels = names(train, "training"), names(test, "test")
-        check_classes(bank_labels, labels)
-        for protocol in protocols:
-            lines.append(chance(labels).row("chance") | {"protocol": protocol})
-            for subject, (bank, queries) in vectors.items():
-                progress.say(f"{protocol} accuracy of {subject} ...")
-                data = (bank, bank_labels, queries, labels)
-                score = knn_accuracy(*data, k, temperature) if protocol == "knn" else linear_probe(*data, seed=seed)
-                lines.append(score.row(subject))
+        for subject, expected in subjects(folder, train, test, baselines, where, encoder, progress):
+            vectors[subject.name] = subject.train, subject.test
+            bank_labels, labels = names(train, "training"), names(test, "test")
+            check_classes(bank_labels, labels)
+            task = Task(train, test, bank_labels, labels, expected, where, k, temperature, seed, progress)
+            if not rows:
+                rows = [chance(labels).row("chance") | {"protocol": protocol} for protocol in protocols]
+            for protocol in protocols:
+                progress.say(f"{protocol} accuracy of {subject.name} ...")
+                made = PROTOCOLS[protocol](subject, task)
+                scratch = (protocol, subject.name) == ("finetune", "untrained")
+                rows += [] if made is None else [made.row("from scratch" if scratch else subject.name)]
+    lines = sorted(rows, key=lambda row: list(protocols).index(row["protocol"]))  # stable: subjects keep their order
     bank, queries = vectors["trained"]
     found = diagnose(queries, untrained=vectors["untrained"][1] if "untrained" in vectors else None)
     lines.append({"diagnosis": vars(found)})
@@ -83,19 +88,21 @@ def evaluate(
 def subjects(
     folder: Path, train: Images, test: Images, baselines: bool, device: torch.device, encoder: nn.Module | None,
     progress: Progress,
-) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:  # fmt: skip
-    """(name, (training vectors, test vectors)) of the trained encoder and, when asked, of what it is compared with."""
+) -> Iterator[tuple[Subject, Preprocessing]]:  # fmt: skip
+    """The trained encoder and, when asked, what it is compared with; a subject's network is to be used before the next."""
     trained = load(folder, encoder)
     expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
     if baselines:
         flat = [raw_pixels(stream(each), expected.mean, expected.std) for each in (train, test)]
-        yield "raw pixels", (flat[0], flat[1])
+        yield Subject("raw pixels", flat[0], flat[1], None, folder), expected
         if (folder / "untrained" / "config.json").is_file():
             weights = {name: value.clone() for name, value in trained.state_dict().items()}
             untrained = load(folder / "untrained", encoder)
-            yield "untrained", embed_both(untrained, train, test, expected, device, progress, "untrained")
+            both = embed_both(untrained, train, test, expected, device, progress, "untrained")
+            yield Subject("untrained", *both, untrained, folder), expected
             trained.load_state_dict(weights)  # of the user's own module there is only one: the two took turns in it
-    yield "trained", embed_both(trained, train, test, expected, device, progress, "trained")
+    both = embed_both(trained, train, test, expected, device, progress, "trained")
+    yield Subject("trained", *both, trained, folder), expected
 
 
 def embed_both(encoder: nn.Module, train: Images, test: Images, expected: Preprocessing, device: torch.device,
@@ -109,34 +116,17 @@ def embed_both(encoder: nn.Module, train: Images, test: Images, expected: Prepro
 
         vectors.append(
             embeddings(
-                encoder, stream(images), expected.mean, expected.std, expected.size, device=device, progress=tell
+                encoder,
+                stream(images),
+                expected.mean,
+                expected.std,
+                expected.size,
+                device=device,
+                progress=tell,
+                resize=expected.resize,
             )
         )
     return vectors[0], vectors[1]
-
-
-def stream(images: Images) -> Iterator[Tensor]:
-    """All images as (n, 3, S, S) uint8 batches: from memory where they are few, else decoded again each time."""
-    if images.bytes_in_memory <= RESIDENT_BYTES:
-        yield from images.pixels().split(BATCH)
-    else:
-        yield from (pixels for _, pixels in images.batches(range(len(images)), BATCH))
-
-
-def readable(images: Images) -> Images:
-    """The images that can be read, so that rows, labels and keys go together; a set too large to keep is read once for it."""
-    if images.bytes_in_memory <= RESIDENT_BYTES:
-        images.pixels()
-        return images
-    used = torch.cat([indices for indices, _ in images.batches(range(len(images)), BATCH)])
-    return images if len(used) == len(images) else images.subset(used)
-
-
-def names(images: Images, what: str) -> list[str]:
-    """The class name of each image, so that two sets with other numbers for their classes are never mixed up."""
-    if images.labels is None or images.classes is None:
-        raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source that has some")
-    return [images.classes[label] for label in images.labels]
 
 
 def keep_pictures(run: Run, bank: Tensor, queries: Tensor, train: Images, test: Images, seed: int) -> None:
@@ -177,7 +167,7 @@ def embed(run: Run | str | Path, images: Images, *, out: str | Path | None = Non
     expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
     with Progress("embed", len(images), show) as progress:
         vectors = embeddings(trained, stream(images), expected.mean, expected.std, expected.size,
-                             device=choose_device(device), progress=progress)  # fmt: skip
+                             device=choose_device(device), progress=progress, resize=expected.resize)  # fmt: skip
     if out is not None:
         reasons = {row["key"]: row["reason"] for row in images.failed}
         named = {} if images.labels is None else dict(zip(images.keys, names(images, "embedded"), strict=True))
@@ -201,13 +191,19 @@ def table(lines: list[dict]) -> str:
     columns = list(dict.fromkeys(line["protocol"] for line in scores))
     rows = list(dict.fromkeys(line["subject"] for line in scores))
     found = {(line["subject"], line["protocol"]): line for line in scores}
-    text = [f"{'accuracy, %':<14}" + "".join(f"{name:>20}" for name in columns)]
+    wide = {name: max(20, len(name) + 2) for name in columns}
+    text = [f"{'accuracy, %':<14}" + "".join(f"{name:>{wide[name]}}" for name in columns)]
     for row in rows:
-        cells = [found.get((row, column)) for column in columns]
-        text.append(f"{row:<14}" + "".join(f"{cell_of(cell):>20}" for cell in cells))
+        cells = [f"{cell_of(found.get((row, column))):>{wide[column]}}" for column in columns]
+        text.append(f"{row:<14}" + "".join(cells))
     one = scores[-1]
     text.append(f"{one['test_images']:,} test and {one['train_images']:,} training images of {one['classes']} classes; "
                 "[95 % interval over the test images]")  # fmt: skip
+    for line in scores:
+        if each := line["details"].get("accuracies"):
+            told = ", ".join(f"{100 * accuracy:.1f}" for accuracy in each)
+            spread = f"{100 * line['details']['spread']:.1f}"
+            text.append(f"{line['subject']}: mean of {len(each)} seeds, standard deviation {spread} ({told})")
     for line in lines:
         if "diagnosis" in line:
             told = line["diagnosis"]

@@ -98,7 +98,10 @@ def read_evaluations(run: Record) -> None:
         accuracy = real(line.get("accuracy"))
         if accuracy is None or "protocol" not in line or "subject" not in line:
             continue
-        key = clip(line["protocol"]), clip(line["subject"])
+        details = line.get("details")
+        labels = details.get("labels") if isinstance(details, dict) else None  # of fine-tuning: each share is a column
+        protocol = line["protocol"] if labels is None else f"{line['protocol']}, labels {labels}"
+        key = clip(protocol), clip(line["subject"])
         told = latest.pop(key, {}).get("told", 0) + 1
         latest[key] = {
             **line,

@@ -13,12 +13,29 @@ SUBJECTS = {
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
 }
+MAYBE = {
+    "from scratch": "the same network, never pretrained, trained on the same labels"
+}  # a row only where it was judged
 PROTOCOLS = {
     "knn": ("kNN", "Each test image gets the class of its nearest training images; nothing is fitted."),
     "linear": (
         "linear",
         "One linear layer is fitted to the frozen encoder's embeddings of the training images.",
     ),
+    "linear-sgd": (
+        "linear-sgd",
+        "One linear layer is trained by SGD on crops and flips through the frozen encoder.",
+    ),
+    "linear-keras": (
+        "linear-keras",
+        "One linear layer on the frozen projector's output, as Keras' Barlow Twins example.",
+    ),
+    "linear-keras-embedding": ("linear-keras-embedding", "The same layer on the encoder's embeddings."),
+    "linear-keras-simsiam": (
+        "linear-keras-simsiam",
+        "One linear layer is trained on flips through the frozen encoder, as Keras' SimSiam example.",
+    ),
+    "finetune": ("finetune", "Encoder and linear layer are trained together on labels."),
 }
 SIZES = {"train_images": "training images", "test_images": "test images", "classes": "classes"}
 
@@ -36,7 +53,7 @@ def accuracy_table(run: Record) -> dict | None:
         # Guessing does not depend on the protocol: one such line serves every column.
         lines = [results.get((name, subject), guess if subject == "chance" else None) for name in protocols]
         cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
-        rows.append({"subject": subject, "why": SUBJECTS.get(subject, ""), "cells": cells})
+        rows.append({"subject": subject, "why": (SUBJECTS | MAYBE).get(subject, ""), "cells": cells})
     return {
         "protocols": [protocol_note(name, run.results) for name in protocols],
         "rows": rows,
@@ -63,7 +80,7 @@ def protocol_note(name: str, results: list[dict]) -> dict:
     """A protocol in words: what it does, on how many images, with which settings."""
     lines = [line for line in results if line["protocol"] == name and line["subject"] != "chance"]
     line = next((line for line in lines if line["subject"] == "trained"), lines[0])
-    title, explained = PROTOCOLS.get(name, (name, ""))
+    title, explained = PROTOCOLS.get(name, (name, PROTOCOLS.get(name.split(",")[0], ("", ""))[1]))
     sizes = [(real(line.get(key)), what) for key, what in SIZES.items()]
     details = flatten(line["details"]) if isinstance(line.get("details"), dict) else {}
     details = dict(list(details.items())[:12]) | {"seed": line.get("seed")}
@@ -99,11 +116,11 @@ def summary(accuracy: dict | None) -> str:
 
 
 def judged(accuracy: dict | None) -> tuple[str, dict | None]:
-    """The last protocol that judged the trained encoder (linear, where it did), and what it found."""
+    """The protocol that judges the run (linear, else the last that judged the trained encoder), and what it found."""
     rows = {row["subject"]: row["cells"] for row in accuracy["rows"]} if accuracy else {}
     titles = [protocol["title"] for protocol in accuracy["protocols"]] if accuracy else []
     found = [pair for pair in zip(titles, rows.get("trained", []), strict=True) if pair[1] is not None]
-    return found[-1] if found else ("", None)
+    return next((pair for pair in found if pair[0] == "linear"), found[-1] if found else ("", None))
 
 
 def facts(run: Record) -> list[str]:

@@ -66,7 +66,9 @@ def check_pixels(name: str, key: str, value: int, least: int) -> None:
     require(whole and value >= least, f"{name}: {key} is {value!r}; give whole pixels, {least} or more")
 
 
-def check_range(name: str, key: str, value: tuple[float, float], above: float, most: float = math.inf):
+def check_range(
+    name: str, key: str, value: tuple[float, float], above: float, most: float = math.inf
+) -> tuple[float, float]:
     """`value` as a tuple of two floats with above < value[0] <= value[1] <= most, or RecipeError."""
     pair = isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) for v in value)
     wanted = f"above {above:g}" + (f" and up to {most:g}" if most < math.inf else "")

@@ -1,0 +1,29 @@
+"""What a command opens: the images of a SOURCE, at the size and in the way that an encoder wants them."""
+
+from pathlib import Path
+
+
+def open_images(source: str, options: dict, size: int | None):
+    """The images of SOURCE at the recipe's size, or at the size that the views ask for."""
+    from diptych.images import RESIDENT_BYTES, images
+    from diptych.progress import Progress
+
+    wanted = options | {"size": options.get("size") or size}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    with Progress("read images") as progress:
+        photos = images(source, **wanted, progress=progress)
+        if photos.bytes_in_memory <= RESIDENT_BYTES:
+            photos.pixels()
+    return photos
+
+
+def image_options(run: Path, recipe: dict) -> tuple[int, dict]:
+    """How a run's encoder wants its images: its own size; background, fit and bad images as in training."""
+    import json
+
+    from diptych.weights import encoder_folder, preprocessing_of
+
+    config = json.loads((encoder_folder(run) / "config.json").read_bytes())
+    asked = recipe.get("images") or {}
+    told = ("size", "labels", "count")  # not how to read: of these, a run made in Python wrote down size and count
+    return preprocessing_of(config["diptych"]).opened, {k: v for k, v in asked.items() if k not in told}
