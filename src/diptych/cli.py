@@ -63,6 +63,7 @@ def pretrain(
     """Train an encoder on unlabelled images."""
     from diptych import recipe as recipes
     from diptych.build import build, build_watches
+    from diptych.judge import finished
     from diptych.pretrain import pretrain as train
 
     asked = recipes.read(recipe, overrides or [])
@@ -71,9 +72,7 @@ def pretrain(
     watch = build_watches(asked, built, photos)
     run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
                 overwrite=overwrite, record={"recipe": recipe, "source": source, **asked}, **asked["pretrain"])  # fmt: skip
-    tell(
-        f"{run.folder}  (next: diptych evaluate {run.folder} --train SOURCE --test SOURCE; diptych report {run.folder})"
-    )
+    tell(finished(run))
 
 
 @app.command()
@@ -286,6 +285,9 @@ def main() -> None:
     except BrokenPipeError:  # `diptych recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    finally:
+        if (processes := sys.modules.get("diptych.distributed")) is not None:
+            processes.stop()
 
 
 if __name__ == "__main__":

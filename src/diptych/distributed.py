@@ -110,7 +110,7 @@ def with_global_statistics(module: nn.Module) -> nn.Module:
 
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
     for name, child in module.named_modules():
-        if type(child) in known:
+        if type(child) in known or getattr(child, "population_variance", False):  # the latter: Keras', see there
             child.__class__ = GlobalBatchNorm  # only forward differs
         elif isinstance(child, _BatchNorm) and not isinstance(child, GlobalBatchNorm | nn.SyncBatchNorm):
             raise DiptychError(
@@ -129,7 +129,9 @@ class GlobalBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:  # pyrefly: ignore
         if self.training:
             x, mean, variance, count = _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps)
-            self._remember(mean, variance * count / (count - 1))  # unbiased, as torch remembers it
+            # Unbiased, as torch remembers it, but for Keras' layers.
+            keras = getattr(self, "population_variance", False)
+            self._remember(mean, variance if keras else variance * count / (count - 1))
         else:
             mean, variance = self.running_mean, self.running_var
             x = F.batch_norm(x, mean, variance, self.weight, self.bias, mean is None, 0.0, self.eps)

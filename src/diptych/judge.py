@@ -18,7 +18,7 @@ from diptych.lifecycle import bytes_of, choose_device
 from diptych.progress import Progress
 from diptych.protocols import PROTOCOLS, Subject, Task
 from diptych.random_at import random_at
-from diptych.run import Run, is_run
+from diptych.run import Run, is_run, read_lines
 from diptych.supervised import names, readable, stream
 from diptych.views import View
 from diptych.weights import Preprocessing, load
@@ -77,12 +77,22 @@ def evaluate(
                 rows += [] if made is None else [made.row("from scratch" if scratch else subject.name)]
     lines = sorted(rows, key=lambda row: list(protocols).index(row["protocol"]))  # stable: subjects keep their order
     bank, queries = vectors["trained"]
-    found = diagnose(queries, untrained=vectors["untrained"][1] if "untrained" in vectors else None)
-    lines.append({"diagnosis": vars(found)})
+    before = vectors["untrained"][1] if "untrained" in vectors else None
+    lines.append({"diagnosis": vars(diagnose(queries, *training_signs(folder), untrained=before))})
     if is_run(folder):
         Run(folder).append("evaluations.jsonl", lines)
         keep_pictures(Run(folder), bank, queries, train, test, seed)
     return lines
+
+
+def training_signs(folder: Path) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
+    """The projections of two views and the last loss that a run left: they may show a collapse that embeddings hide."""
+    path = folder / "pictures" / "projections.npz"
+    if not path.is_file():
+        return None, None
+    with np.load(path, allow_pickle=False) as kept:
+        epochs = Run(folder).lines("epoch")
+        return (kept["z1"], kept["z2"]), epochs[-1]["loss"] if epochs else None
 
 
 def subjects(
@@ -204,12 +214,20 @@ def table(lines: list[dict]) -> str:
             told = ", ".join(f"{100 * accuracy:.1f}" for accuracy in each)
             spread = f"{100 * line['details']['spread']:.1f}"
             text.append(f"{line['subject']}: mean of {len(each)} seeds, standard deviation {spread} ({told})")
-    for line in lines:
-        if "diagnosis" in line:
-            told = line["diagnosis"]
-            text.append("; ".join([f"verdict: {told['verdict']}", *told["reasons"]]))
-            text += [f"  try: {advice}" for advice in told["advice"]]
-    return "\n".join(text)
+    return "\n".join(text + [verdict(line["diagnosis"]) for line in lines if "diagnosis" in line])
+
+
+def verdict(diagnosis: dict) -> str:
+    """The verdict, why, and what to try, a line each."""
+    first = "; ".join([f"verdict: {diagnosis['verdict']}", *diagnosis["reasons"]])
+    return "\n  try: ".join([first, *diagnosis["advice"]])
+
+
+def finished(run: Run) -> str:
+    """What a run that has ended says: its folder, the verdict, what to do next."""
+    told = [line["diagnosis"] for line in read_lines(run.folder / "evaluations.jsonl") if "diagnosis" in line]
+    after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE, or diptych report {run.folder}"
+    return "\n".join([str(run.folder), *map(verdict, told[-1:]), after])
 
 
 def cell_of(line: dict | None) -> str:

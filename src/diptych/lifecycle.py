@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych import checkpoints
+from diptych.diagnose import diagnose
 from diptych.distributed import agree, rank, world_size
 from diptych.errors import CheckpointError, RecipeError
 from diptych.images import Images
@@ -145,10 +146,18 @@ def finish(job: Job) -> None:
     state = job.state
     if state.best_weights and rank() == 0:
         checkpoints.load_exactly(job.method, state.best_weights, "the best epoch's weights")
-    matrix = correlation(job)  # on every process: its statistics are over all of them
+    embedding, z1, z2 = last_look(job)
+    matrix = cross_correlation(
+        z1[:, :LARGEST_PICTURE], z2[:, :LARGEST_PICTURE]
+    )  # over all processes, so on each of them
     if rank() == 0:
         save_encoder(job.run.folder / "encoder", job.method.encoder, preprocessing(job))
-        job.run.picture("correlation", matrix=matrix)
+        job.run.picture("correlation", matrix=matrix.cpu().numpy())
+        job.run.picture(
+            "projections", z1=z1[:, :LARGEST_PICTURE].cpu().numpy(), z2=z2[:, :LARGEST_PICTURE].cpu().numpy()
+        )
+        found = diagnose(embedding, (z1, z2), job.run.lines("epoch")[-1]["loss"])
+        job.run.append("evaluations.jsonl", [{"diagnosis": vars(found)}])
         spent = max(time.monotonic() - (job.warm_at or job.began), 1e-9)
         rate = (state.step - job.first_step - 1) * job.batch_size / spent
         job.run.log("end", step=state.step, epochs=state.step // job.steps_per_epoch, best_epoch=state.best_epoch,
@@ -158,12 +167,11 @@ def finish(job: Job) -> None:
 
 
 @torch.no_grad()
-def correlation(job: Job) -> np.ndarray:
-    """The cross-correlation of the two views' projections over up to 1,024 images, evaluation mode: (d, d) float32."""
+def last_look(job: Job) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of up to 1,024 images and the projections of their two views, in evaluation mode, float32."""
     job.method.eval()
     some = some_images(job, 1024).to(job.device)
     draws = [view.sample(len(some), random_at(job.seed, "picture", k)) for k, view in enumerate(job.views)]
     pair = [view.apply(some, draw).to(job.dtype) for view, draw in zip(job.views, draws, strict=True)]
     projections = job.method.project(pair)
-    z1, z2 = (projections[name][:, :LARGEST_PICTURE].float() for name in ("z1", "z2"))
-    return cross_correlation(z1, z2).cpu().numpy()
+    return job.method.encoder(pair[0]).float().cpu(), projections["z1"].float(), projections["z2"].float()

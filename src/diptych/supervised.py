@@ -52,7 +52,9 @@ class Classifier(nn.Module):
 
 def linear_head(width: int, classes: int, seed: int, keras: bool = False) -> nn.Linear:
     """A linear layer with starting weights of its own address: small normal ones, or Keras' (Glorot uniform)."""
-    head, rng = nn.utils.skip_init(nn.Linear, width, classes), random_at(seed, "labels", "head")
+    rng = random_at(seed, "labels", "head")
+    with torch.random.fork_rng():  # torch fills a new layer from the global generator; these numbers are then replaced
+        head = nn.Linear(width, classes)
     if keras:
         nn.init.xavier_uniform_(head.weight, generator=rng)
     else:
