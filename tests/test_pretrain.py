@@ -68,6 +68,7 @@ def test_a_run_leaves_what_it_promises(quiet):
         "recipe.yaml",
         "log.jsonl",
         "environment.json",
+        "evaluations.jsonl",
         "checkpoints",
         "encoder",
         "untrained",

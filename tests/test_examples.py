@@ -1,0 +1,24 @@
+"""Every example runs."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_example_runs(path, tmp_path, capsys):
+    pytest.importorskip("skimage")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(str(tmp_path / "out.png"))
+    assert re.search(r"\(\d+, \d+", capsys.readouterr().out)
+
+
+def test_every_example_is_listed():
+    text = (EXAMPLES / "README.md").read_text()
+    assert all(f"]({path.name})" in text for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))
