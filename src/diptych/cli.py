@@ -63,6 +63,7 @@ def pretrain(
     """Train an encoder on unlabelled images."""
     from diptych import recipe as recipes
     from diptych.build import build, build_watches
+    from diptych.distributed import rank
     from diptych.judge import finished
     from diptych.pretrain import pretrain as train
 
@@ -72,7 +73,8 @@ def pretrain(
     watch = build_watches(asked, built, photos)
     run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
                 overwrite=overwrite, record={"recipe": recipe, "source": source, **asked}, **asked["pretrain"])  # fmt: skip
-    tell(finished(run))
+    if rank() == 0:
+        tell(finished(run))
 
 
 @app.command()
