@@ -11,7 +11,7 @@ from diptych.optimizers import sgd
 from diptych.random_at import random_at
 
 
-def train(stop_gradient: bool, steps: int = 60) -> tuple[object, float]:
+def train(stop_gradient: bool, steps: int = 100) -> tuple[object, float]:
     """The diagnosis after some steps on textured images, and the last loss."""
     torch.manual_seed(0)
     encoder = nn.Sequential(
@@ -48,5 +48,5 @@ def test_without_the_stop_gradient_the_doctor_says_collapsed():
 
 def test_with_it_the_doctor_says_ok():
     found, loss = train(stop_gradient=True)
-    assert loss > -0.6
+    assert loss > -0.65
     assert found.verdict == "OK", found
