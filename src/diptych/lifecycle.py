@@ -29,7 +29,10 @@ LARGEST_PICTURE = 256  # rows of the correlation matrix that are kept for the re
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU of this process where there is one. Asking for an absent GPU is an error, never a silent CPU run."""
+    """The device of that name; "auto" is this process' GPU where there is one.
+
+    Asking for an absent GPU is a RecipeError, never a silent CPU run.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
