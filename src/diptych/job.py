@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych import checkpoints
 from diptych.distributed import agree, mean_over_ranks, rank
@@ -16,8 +16,7 @@ from diptych.images import Images
 from diptych.methods import Method
 from diptych.run import Run
 from diptych.views import View
-
-Watch = Callable[[int, nn.Module], Mapping[str, float]]
+from diptych.watch import Watch
 
 
 @dataclass

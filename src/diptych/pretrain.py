@@ -14,7 +14,7 @@ from torch import Tensor
 from diptych import boards
 from diptych.distributed import agree, mean_over_ranks, rank, start, with_global_statistics, world_size, wrap
 from diptych.images import RESIDENT_BYTES, Images
-from diptych.job import Job, Watch
+from diptych.job import Job
 from diptych.lifecycle import begin, check, choose_device, describe_arguments, finish, start_run
 from diptych.methods import Method
 from diptych.optimizers import set_rates
@@ -24,6 +24,7 @@ from diptych.run import Run
 from diptych.schedules import warmup_cosine
 from diptych.signals import Preempted, StopRequest
 from diptych.views import View, draw_slice
+from diptych.watch import Watch
 
 
 def pretrain(

@@ -1,6 +1,6 @@
 """Readings during training: is it collapsing, and is it getting better? Each maker returns `watch(step, encoder) -> dict`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from diptych.methods import Method
 from diptych.random_at import random_at
 from diptych.views import View
 
-Watch = Callable[[int, nn.Module], dict[str, float]]
+Watch = Callable[[int, nn.Module], Mapping[str, float]]
 
 
 def collapse_watch(method: Method, images: Tensor, views: Sequence[View], seed: int = 0) -> Watch:
