@@ -1,0 +1,1 @@
+"""How fast, beside whom. One command a question: `python -m benchmarks.views`, from the repository's root. See README.md here."""
