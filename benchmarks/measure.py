@@ -5,6 +5,8 @@ quoted. A number is the median of the repeats; its spread is the smallest and th
 """
 
 import argparse
+import ctypes
+import gc
 import importlib.metadata
 import json
 import os
@@ -79,10 +81,13 @@ def missing(*libraries: str) -> str:
 
 
 def version_of(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    """Empty where it is not installed. TensorFlow without a GPU is a distribution of another name."""
+    for name in (library, f"{library}-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def machine() -> dict:
@@ -105,28 +110,69 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Of the code that was measured, with "+" where files had changed since; "unknown" outside of git."""
+    """Of the code that was measured, with "+" where files are changed or new since; "unknown" outside of git."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks/*.py")
+        changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
         return (git("rev-parse", "--short", "HEAD") or "unknown") + "+" * bool(changed)
     except OSError:
         return "unknown"
 
 
+def faster(ours: Row, row: Row) -> float:
+    """How many times as fast ours is, from the medians of one run."""
+    return row.median / ours.median if row.unit == "s" else ours.median / row.median
+
+
+def goal(what: str, reached: float, wanted: float, unit: str = "", at_most: bool = False) -> str:
+    """A note for `report`: what was promised, and whether it holds here."""
+    holds = reached <= wanted if at_most else reached >= wanted
+    limit = f"at {'most' if at_most else 'least'} {shown(wanted)}{unit}"
+    return f"goal: {what} {limit}: {shown(reached)}{unit}, {'reached' if holds else 'MISSED'}"
+
+
+def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
+    """The most memory that a call holds over what was held before; on a CPU from Linux' own count, elsewhere None."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    reset = Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        return None
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what earlier work has freed goes back to the system, else nothing new would show
+    reset.write_text("5")  # sets the peak back to what is resident now
+    before = kilobytes("VmRSS")
+    work()
+    return 1024 * max(0, kilobytes("VmHWM") - before)
+
+
+def kilobytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
 def report(question: str, what: str, rows: list[Row], against: str, arguments: argparse.Namespace, notes=()) -> None:
-    """Print the table and write OUT/QUESTION-DEVICE.json. `against`: the row's name that ratios refer to, ours."""
-    ours = next(row for row in rows if row.name == against)
-    unit = {"s": "s"}.get(ours.unit, ours.unit)
-    print(f"\n{what}\n{'':<44}{unit:>12}{'min':>12}{'max':>12}{'ours is':>14}")
+    """Print the table and write OUT/QUESTION-DEVICE.json, a table for each `what` and number of threads.
+
+    against: the name of our row, which the ratios refer to; "" where the rows answer different questions.
+    """
+    ours = next((row for row in rows if row.name == against), None)
+    if against and ours is None:
+        raise ValueError(f"no row is called {against!r}; there are {[row.name for row in rows]}")
+    threads = f"{arguments.threads} thread{'s' * (arguments.threads != 1)}"
+    heads = f"{rows[0].unit:>12}{'min':>12}{'max':>12}" + f"{'ours is':>18}" * bool(ours)
+    print(f"\n{what}\n{f'{threads}, {arguments.device}':<44}{heads}")
     for row in rows:
-        faster = row.median / ours.median if row.unit == "s" else ours.median / row.median
-        told = "" if row is ours else f"{faster:.2f} x as fast"
+        told = f"{faster(ours, row):.2f} x as fast" if ours and row is not ours and row.unit == ours.unit else ""
         numbers = "".join(f"{shown(value):>12}" for value in (row.median, min(row.values), max(row.values)))
-        print(f"{row.name:<44}{numbers}{told:>18}  {row.note}")
+        print(f"{row.name:<44}{numbers}{told:>18}  {row.note}".rstrip())
     for note in notes:
         print(note)
     if arguments.quick:
@@ -138,7 +184,7 @@ def report(question: str, what: str, rows: list[Row], against: str, arguments: a
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{question}-{arguments.device}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | {what: told}, indent=1) + "\n")
+    path.write_text(json.dumps(known | {f"{what}; {threads}": told}, indent=1, default=str) + "\n")
 
 
 def shown(value: float) -> str:

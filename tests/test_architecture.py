@@ -17,9 +17,9 @@ FLOORS = {
     "2 networks": "keras_networks encoders heads",
     "3 methods": "methods.method methods.barlow_twins methods.simsiam methods",
     "4 worth": "checkpoints weights foreign embed probe evaluate diagnose",
-    "5 runs": "run boards watch signals progress job lifecycle pretrain supervised finetune protocols",
+    "5 runs": "run boards watch signals progress job lifecycle gradients pretrain supervised finetune protocols",
     "6 leaving": "pictures judge classify download charts report_data report_figures report_numbers report",
-    "7 doors": "recipe build doctor demo opening cli __init__ __main__",
+    "7 doors": "recipe build doctor demo opening launch ending cli __init__ __main__",
 }
 PLACE = {name: place for place, name in enumerate(" ".join(FLOORS.values()).split())}
 DOORS = set(FLOORS["7 doors"].split())

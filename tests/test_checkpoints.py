@@ -36,6 +36,13 @@ def test_the_two_newest_are_kept(folder):
     assert [path.name for path in checkpoints.steps(folder)] == ["step_0000020", "step_0000030"]
 
 
+def test_a_broken_one_of_a_later_step_takes_no_place(folder):
+    """The run has resumed from step 20: what it saves now must not push step 20 out beside a broken step 30."""
+    flip(folder / "step_0000030" / "model.safetensors")
+    checkpoints.save(folder, 25, tensors(25), {})
+    assert [path.name for path in checkpoints.steps(folder)] == ["step_0000020", "step_0000025"]
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -85,7 +92,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"no space left.*it needs 0.0 MB, \d+ MB are free; make room.*--resume"):
+    with pytest.raises(OutputError, match=r"no space left.*it needs 0.00 MB, [\d,]+ MB are free; make room.*--resume"):
         checkpoints.save(folder, 40, tensors(40), {})
     monkeypatch.undo()
     assert checkpoints.newest(folder).name == "step_0000030"

@@ -193,3 +193,19 @@ def test_scatter_fills_the_map_and_gives_room_once():
 def test_fifty_classes_have_fifty_marks():
     marks = {tuple(charts.mark(label).values()) for label in range(50)}
     assert len(marks) == 50 and charts.mark(-1)["colour"] == "none"
+
+
+def test_a_curve_as_a_picture_goes_where_its_values_are():
+    """At 3 pixels a unit, 26 units below the title: ink at each point, none half-way up where the line is not."""
+    chart = charts.line_chart("loss", "Loss", "", {"a": [(0, 0.0), (10, 1.0)], "b": [(0, 1.0), (10, 1.0)]})
+    picture = np.asarray(pictures.line_picture(chart, (charts.WIDTH, charts.HEIGHT))).astype(int)
+    assert picture.shape == (3 * (charts.HEIGHT + 26), 3 * charts.WIDTH, 3)
+    for line, ink in zip(chart["lines"], pictures.INKS[:2], strict=True):
+        x, y = line["hover"][0][:2]
+        seen = picture[round(3 * (y + 26)), round(3 * x) + 2]
+        assert np.abs(seen - ink).max() < 30, (line["label"], seen)
+    (x0, y0), (x1, y1) = chart["lines"][0]["hover"][0][:2], chart["lines"][0]["hover"][1][:2]
+    middle = picture[round(3 * ((y0 + y1) / 2 + 26)), round(3 * (x0 + x1) / 2)]
+    assert np.abs(middle - pictures.INKS[0]).max() < 30
+    beside = picture[round(3 * (y0 * 0.75 + y1 * 0.25 + 26)), round(3 * x1) - 30]
+    assert all(np.abs(beside - ink).max() > 60 for ink in pictures.INKS[:2])

@@ -225,7 +225,8 @@ def test_bfloat16_and_clipping_run(tmp_path):
 
 
 def test_two_processes_are_one(tmp_path):
-    """torchrun with two processes: three steps in float64 end within 1e-10 of one process on the same global batch."""
+    """torchrun with two processes: three steps in float64 end within 1e-10 of one process on the same global batch; with
+    `micro_batch`, pieces of two processes end where one process' whole batch ends."""
     script = HERE / "two_processes.py"
     command = [
         sys.executable,
@@ -236,18 +237,20 @@ def test_two_processes_are_one(tmp_path):
         "2",
         str(script),
     ]
-    done = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, timeout=240, cwd=HERE)
+    out = [str(tmp_path / name) for name in ("two", "two-pieces")]
+    done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=240, cwd=HERE)
     assert done.returncode == 0, done.stderr[-3000:]
-    from two_processes import train
+    from two_processes import train, train_in_pieces
 
-    one, two = train(tmp_path / "one"), Run(tmp_path / "two")
-    ours, theirs = weights_of(two), weights_of(one)
-    assert ours.keys() == theirs.keys()
-    worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-    assert worst < 1e-10
-    for a, b in zip(two.lines("step"), one.lines("step"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-10)
-        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-10)
+    for alone, name in ((train, "two"), (train_in_pieces, "two-pieces")):
+        one, two = alone(tmp_path / f"{name}-alone"), Run(tmp_path / name)
+        ours, theirs = weights_of(two), weights_of(one)
+        assert ours.keys() == theirs.keys()
+        worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+        assert worst < 1e-10
+        for a, b in zip(two.lines("step"), one.lines("step"), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-10)
+            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-10)
 
 
 def test_tensorboard_mirrors_the_log(tmp_path):

@@ -1,9 +1,10 @@
 """The Keras recipes beside what the published programs gave, on CIFAR-10 (the JPEG copy beside the repository).
 
-Whole epochs on a CPU: 20 minutes to an hour a test, hence `slow`. docs/recipes.md holds the results. Run all with
-`python -m pytest -m slow tests/test_published.py`; `--basetemp FOLDER` keeps the runs.
+Whole epochs on a CPU: half an hour to an hour a training, hence `slow`. docs/recipes.md holds the results. Run all with
+`python -m pytest -m slow tests/test_published.py`; with DIPTYCH_PROOFS=FOLDER the runs stay there, and are continued.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ def diptych(*words: str | Path) -> str:
     return done.stdout
 
 
-def trained(recipe: str, out: Path, *overrides: str) -> Path:
-    diptych("pretrain", shared("data/cifar10-jpeg-train.parquet"), "--recipe", recipe, "--out", out, *overrides)
+def trained(recipe: str, elsewhere: Path, *overrides: str) -> Path:
+    source, out = shared("data/cifar10-jpeg-train.parquet"), Path(os.environ.get("DIPTYCH_PROOFS", elsewhere)) / recipe
+    diptych("pretrain", source, "--recipe", recipe, "--out", out, "--resume", *overrides)
     return out
 
 
@@ -45,13 +47,13 @@ def epoch_losses(run: Path) -> list[float]:
 def test_barlow_twins_loses_in_two_epochs_what_the_program_loses(tmp_path):
     """The rate is constant, so two epochs of 160 are two epochs. The program was run once; its sigma of the blur, one
     random number a run, is not known."""
-    run = trained("barlow-twins-keras-published", tmp_path / "run", "pretrain.epochs=2")
+    run = trained("barlow-twins-keras-published", tmp_path, "pretrain.epochs=2")
     assert epoch_losses(run) == pytest.approx(BARLOW_TWINS, rel=0.04)
 
 
 @pytest.fixture(scope="module")
 def simsiam(tmp_path_factory) -> Path:
-    return trained("simsiam-keras-published", tmp_path_factory.mktemp("published") / "run")
+    return trained("simsiam-keras-published", tmp_path_factory.mktemp("published"))
 
 
 def test_simsiam_loses_in_five_epochs_what_the_program_loses(simsiam):
@@ -60,7 +62,7 @@ def test_simsiam_loses_in_five_epochs_what_the_program_loses(simsiam):
 
 def test_the_doctor_tells_the_published_simsiam_from_the_intended(simsiam, tmp_path):
     """bfloat16 for the second run: nobody published numbers of it, and it halves the time."""
-    intended = trained("simsiam-keras-intended", tmp_path / "run", "pretrain.precision=bfloat16")
+    intended = trained("simsiam-keras-intended", tmp_path, "pretrain.precision=bfloat16")
     epoch_losses(intended)
     verdicts = [judged(run, "linear-keras-simsiam", "linear")[-1]["diagnosis"] for run in (simsiam, intended)]
     print(verdicts)

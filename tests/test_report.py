@@ -225,3 +225,31 @@ def test_folders_and_files_that_cannot_be(run, tmp_path):
     with pytest.raises(OutputError, match="does not exist; make it"):
         report(run, tmp_path / "absent" / "report.html")
     assert report(run, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
+
+
+def test_figures_lie_beside_the_page(finished, run):
+    names = {path.name for path in (finished / "figures").iterdir()}
+    assert {
+        "loss.png",
+        "lr.png",
+        "gradient_norm.png",
+        "knn_accuracy.png",
+        "rank.png",
+        "spread.png",
+        "views.png",
+    } <= names
+    with Image.open(finished / "figures" / "loss.png") as loss:
+        assert loss.format == "PNG" and loss.width > 900
+    shutil.rmtree(run / "figures", ignore_errors=True)
+    report(run, out=run.parent / "page.html")
+    assert not (run / "figures").exists(), "a page that goes elsewhere writes nothing here"
+
+
+def test_readings_that_are_no_names_for_files_write_none(run):
+    lines = (run / "log.jsonl").read_text().replace('"rank"', '"../../rank"').replace('"on_diagonal"', '"../on"')
+    (run / "log.jsonl").write_text(lines)
+    before = {path for path in run.parent.rglob("*")}
+    report(run)
+    fresh = {path.relative_to(run).parts[0] for path in set(run.parent.rglob("*")) - before}
+    assert fresh <= {"figures", "report.html"}
+    assert not any("on" == path.stem for path in run.parent.rglob("*.png"))

@@ -31,6 +31,23 @@ class TinyEncoder(nn.Sequential):
         )  # fmt: skip
 
 
+class NormlessEncoder(nn.Sequential):
+    """(N, 3, 12, 12) -> (N, 8), each image by itself: pieces of a batch are the batch."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 8))
+
+
+def without_norms(method: Method) -> Method:
+    for parent in [*method.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d):
+                setattr(parent, name, nn.Identity())
+    return method
+
+
 def tiny_images(count: int = 48) -> Images:
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 1, 1, 3))

@@ -1,12 +1,12 @@
-"""Three steps in float64, started by torchrun with two processes and by the test with one."""
+"""Three steps in float64, whole and in pieces, started by torchrun with two processes and by the test with one."""
 
 import sys
 from pathlib import Path
 
 import torch
-from tiny import TinyEncoder, tiny_images, tiny_run
+from tiny import NormlessEncoder, TinyEncoder, tiny_images, tiny_run, without_norms
 
-from diptych.methods import SimSiam
+from diptych.methods import BarlowTwins, SimSiam
 from diptych.run import Run
 
 
@@ -19,8 +19,17 @@ def train(out: Path) -> Run:
     return tiny_run(out, method, tiny_images(12 * 3), epochs=1, precision="float64", checkpoint_minutes=5.0)
 
 
+def train_in_pieces(out: Path) -> Run:
+    """Two images of each process at a time; batch statistics, which see the pieces, are left out."""
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    method = without_norms(BarlowTwins(NormlessEncoder(), projector=(16, 16)))
+    return tiny_run(out, method, tiny_images(12 * 3), epochs=1, precision="float64", micro_batch=2)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     train(Path(sys.argv[1]))
+    train_in_pieces(Path(sys.argv[2]))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from diptych.encoders import encoder
+from diptych.errors import RecipeError
 from diptych.images import Images
 from diptych.methods import METHODS, Method
 from diptych.optimizers import OPTIMIZERS
@@ -29,8 +30,8 @@ def build(recipe: dict) -> Built:
     """Method, views, optimizer and schedule of a recipe that `recipe.read` has checked; weights start from its seed."""
     views = build_views(recipe["views"])
     size = recipe["encoder"].get("size") or views[0].size or recipe["images"]["size"]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_at(recipe["pretrain"]["seed"], "init"))
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU is touched before it is chosen
+        torch.default_generator.manual_seed(seed_at(recipe["pretrain"]["seed"], "init"))
         network = encoder(**recipe["encoder"] | {"size": size})
         method = make(METHODS, recipe["method"], network)
     return Built(method, views, make(OPTIMIZERS, recipe["optimizer"], method), make(SCHEDULES, recipe["schedule"]))
@@ -56,6 +57,10 @@ def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
     chosen = torch.randperm(len(images), generator=random_at(seed, "watch"))[: asked["images"] * 8]
     if not (asked["collapse"] or asked["knn"]):
         return []
+    if asked["images"] < 2:
+        raise RecipeError(
+            f"watch.images is {asked['images']}; it must be at least 2 (or watch.collapse=false watch.knn=false)"
+        )
     chosen, pixels = next(images.batches(chosen, len(chosen), replace=(seed, 0)))
     made = [collapse_watch(built.method, pixels[: asked["images"]], built.views, seed)] if asked["collapse"] else []
     if asked["knn"] and images.labels is not None:

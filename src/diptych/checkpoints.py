@@ -20,6 +20,7 @@ from torch import Tensor
 from diptych.errors import CheckpointError, OutputError
 
 KEEP = 2  # the newest, and one to fall back to
+FORMAT = 1  # of the folder; a newer one is refused by name, not misread
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -49,20 +50,25 @@ def flush_folder(folder: Path) -> None:
 def disk_error(path: Path, needed: int, error: OSError) -> OutputError:
     """One line with what a full or read-only disk lacks."""
     try:
-        free = f", {shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free"
+        free = f", {megabytes(shutil.disk_usage(path.parent).free)} are free"
     except OSError:
         free = ""
     reason = (error.strerror or str(error)).lower()
     return OutputError(
-        f"cannot write {path} ({reason}): it needs {needed / 1e6:.1f} MB{free}; make room and run again (pretrain: with --resume)"
+        f"cannot write {path} ({reason}): it needs {megabytes(needed)}{free}; make room and run again (pretrain: with --resume)"
     )
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count > 1e7 else 2}f} MB"
 
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise OutputError at the start of a run rather than at its first checkpoint."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(f"{folder} needs about {needed / 1e6:,.0f} MB for checkpoints, {free / 1e6:,.0f} MB are free")
+        raise OutputError(f"{folder} needs about {megabytes(needed)} for checkpoints, {megabytes(free)} are free; "
+                          "make room, or choose another --out")  # fmt: skip
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int = KEEP) -> Path:
@@ -71,15 +77,14 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     `tensors` maps a file's stem to its named tensors, `state` is any JSON. Raises OutputError when the disk refuses: the
     checkpoints before it are then untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     whole, aside = folder / f"step_{step:07d}", folder / f".step_{step:07d}.tmp-{os.getpid()}"
     files = {f"{name}.safetensors": safetensors.torch.save(plain(group)) for name, group in tensors.items()}
     files["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["manifest.json"] = json.dumps({"format": 1, "sha256": hashes}, indent=1).encode()
+    files["manifest.json"] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1).encode()
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
+        aside.mkdir(parents=True)
         for name, data in files.items():
             write_file(aside / name, data)
         shutil.rmtree(whole, ignore_errors=True)  # a broken one of the same step, else there is nothing to save
@@ -91,7 +96,9 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
         shutil.rmtree(aside, ignore_errors=True)
     write_file(folder / "last", whole.name.encode())
     if fault(whole) is None:
-        for old in steps(folder)[:-keep]:
+        # Those of later steps are broken, the run has resumed before them: none may take a whole one's place.
+        kept = [path for path in steps(folder) if path <= whole][-keep:]
+        for old in set(steps(folder)) - set(kept):
             shutil.rmtree(old, ignore_errors=True)
     return whole
 
@@ -109,7 +116,10 @@ def steps(folder: Path) -> list[Path]:
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None when every file has the hash it was written with."""
     try:
-        hashes = json.loads((checkpoint / "manifest.json").read_bytes())["sha256"]
+        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        if manifest["format"] != FORMAT:
+            return f"it has format {manifest['format']!r}, this version of diptych reads {FORMAT}"
+        hashes = manifest["sha256"]
         for name, expected in hashes.items():
             if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
                 return f"{name} is damaged (its hash has changed)"
@@ -117,7 +127,7 @@ def fault(checkpoint: Path) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "manifest.json is damaged"
     return None
 
@@ -151,8 +161,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """The JSON state of a checkpoint that `newest` has verified."""
-    return json.loads((checkpoint / "state.json").read_bytes())
+    """The JSON state of a checkpoint that `newest` has verified. Raises CheckpointError where there is none."""
+    try:
+        return json.loads((checkpoint / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # its manifest lists no such file, or it was never ours
+        raise CheckpointError(f"{checkpoint}/state.json cannot be read ({type(error).__name__})") from None
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:

@@ -5,14 +5,14 @@ Everything heavy is imported inside a command, so that `--help` and a mistyped o
 
 import os
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from diptych.errors import DiptychError
+from diptych.ending import run as run_command
 from diptych.opening import image_options, open_images
+from diptych.progress import open_streams
 
 app = typer.Typer(
     name="diptych",
@@ -59,15 +59,21 @@ def pretrain(
         bool, typer.Option("--resume", help="Continue where there is something to continue, else start.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option(help="Train in so many processes: one a GPU, or with pretrain.device=cpu.", min=1)
+    ] = None,
 ) -> None:
     """Train an encoder on unlabelled images."""
     from diptych import recipe as recipes
     from diptych.build import build, build_watches
     from diptych.distributed import rank
     from diptych.judge import finished
+    from diptych.launch import launch, launched
     from diptych.pretrain import pretrain as train
 
     asked = recipes.read(recipe, overrides or [])
+    if gpus is not None and not launched():
+        sys.exit(launch(gpus, asked["pretrain"]["device"]))
     built = build(asked)
     photos = open_images(source, asked["images"], built.views[0].size)
     watch = build_watches(asked, built, photos)
@@ -245,11 +251,12 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
 @app.command()
 def doctor(
     source: Annotated[str | None, typer.Argument(help="Also scan these images.", metavar="[SOURCE]")] = None,
+    hash: Annotated[Path | None, typer.Option(help="Note each image's content here, or compare with it.")] = None,
 ) -> None:
     """Tell versions, devices, threads, free space and distributed back ends, and scan a source for bad images."""
     from diptych.doctor import examine
 
-    tell(examine(source))
+    tell(examine(source, hash))
 
 
 def save_png(picture, out: Path) -> None:
@@ -262,34 +269,17 @@ def save_png(picture, out: Path) -> None:
 
 
 def tell(text: str) -> None:
-    """A result, on standard output."""
-    typer.echo(text)
-
-
-def stop(message: str, code: int) -> NoReturn:
-    print(f"diptych: {message}", file=sys.stderr)
-    sys.exit(code)
+    """A result, on standard output, which nobody may be reading any more (`diptych recipes | head`)."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """Run a command; turn what a user can cause into one line and its exit code."""
-    from diptych.signals import INTERRUPTED, Preempted
-
-    warnings.showwarning = lambda message, *rest, **more: print(f"diptych: {message}", file=sys.stderr)
-    try:
-        app()
-    except DiptychError as error:
-        stop(str(error), error.exit_code)
-    except Preempted as request:
-        stop(request.message, 75)
-    except KeyboardInterrupt:
-        stop("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `diptych recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    finally:
-        if (processes := sys.modules.get("diptych.distributed")) is not None:
-            processes.stop()
+    """Run the command that the shell asks for; it ends as ending.py says."""
+    open_streams()
+    run_command(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))
 
 
 if __name__ == "__main__":

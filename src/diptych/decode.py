@@ -126,6 +126,21 @@ def header_size(data: bytes, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:
     return _open(data, max_pixels).size
 
 
+def remarks(data: bytes, max_pixels: float = MAX_PIXELS) -> list[str]:
+    """What `decode` changes or leaves out of an image that it reads, seen in the header; [] of a plain picture."""
+    try:
+        image = _open(data, max_pixels)
+        several = getattr(image, "is_animated", False)
+    except (BadImage, *PILLOW_FAULTS):
+        return []
+    found = {
+        "an animation or several pages: only the first is used": several,
+        "gray beyond 8 bits: rescaled to 0..255": image.mode in ("I", "F") or image.mode.startswith("I;16"),
+        "an alpha channel: laid on the background colour": image.has_transparency_data,
+    }
+    return [text for text, true in found.items() if true]
+
+
 def fit_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     """`image` as (size, size, 3) uint8, antialiased bilinear.
 

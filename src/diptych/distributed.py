@@ -8,7 +8,7 @@ loss.
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -76,13 +76,27 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat([piece[:n] for piece, n in zip(pieces, rows, strict=True)])
 
 
+def means(*numbers: float) -> list[float]:
+    """The mean over the ranks of each number, in one collective between CPUs. All ranks wait for each other here."""
+    if world_size() == 1:
+        return [float(number) for number in numbers]
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total)
+    return (total / world_size()).tolist()
+
+
 def agree(flag: bool) -> bool:
     """True on every rank as soon as it is true on one. All ranks wait for each other here."""
+    return means(flag)[0] > 0
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Each gradient to its mean over the ranks: what DistributedDataParallel does, for a backward pass in pieces."""
     if world_size() == 1:
-        return flag
-    raised = torch.tensor(int(flag))
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised)
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = mean_over_ranks(parameter.grad)
 
 
 def wrap(method: nn.Module) -> nn.Module:

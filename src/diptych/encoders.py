@@ -15,6 +15,8 @@ from diptych.errors import RecipeError
 from diptych.keras_networks import KERAS_NETWORKS
 
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
+# Options by which timm reads or fetches what they name: not for recipes and encoder folders, which others may have made.
+REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
 SMALL = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
 
 
@@ -47,8 +49,13 @@ def encoder(
     else:
         network = _timm_network(name, stem, size, pretrained, options)
     # What to call again for the same network, without its weights: `load` does, from an encoder folder.
-    network.built_with = {"name": name, "stem": stem, "size": size, **options}
+    network.built_with = {"name": name, "stem": stem, "size": size, **without_weights(options)}
     return network
+
+
+def without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `encoder` but those that say where weights are."""
+    return {key: value for key, value in options.items() if key not in (*REACHING, "pretrained")}
 
 
 def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:

@@ -157,14 +157,15 @@ class Images:
             return faults
 
         chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-        for chunk, faults in zip(chunks, in_order(work, chunks, workers), strict=True):
+        for chunk, faults in zip(chunks, in_order(work, chunks, workers, self._slow), strict=True):
             for k, reason in faults:
                 bad.add(k, int(self.rows[k]), reason)
             if self.progress:
                 self.progress(chunk.stop, count)
         good = np.setdiff1d(np.arange(count), bad.positions)
         if not len(good):
-            raise DataError(f"no image can be read, first: {self.failed[0]['key']} ({self.failed[0]['reason']})")
+            raise DataError(f"no image can be read, first: {self.failed[0]['key']} ({self.failed[0]['reason']}); "
+                            "`diptych doctor SOURCE` lists the others")  # fmt: skip
         for new, old in enumerate(good.tolist() if bad.positions else ()):
             target[new] = target[old]  # in place: a second copy may not fit
         self._keep(good)
@@ -186,7 +187,7 @@ class Images:
         """
         indices = np.asarray(indices, np.int64)
         parts = [indices[start : start + batch_size].tolist() for start in range(0, len(indices), batch_size)]
-        made = in_order(lambda part: self._batch(part, replace), parts, workers)
+        made = in_order(lambda part: self._batch(part, replace), parts, workers, self._slow)
         bad = _Run(self)
         for start, (used, pixels, faults) in zip(range(0, len(indices), batch_size), made, strict=True):
             for k, i, reason in faults:
@@ -223,6 +224,12 @@ class Images:
                     break
         return used, pixels[: len(used)], faults
 
+    def _slow(self, seconds: float) -> None:
+        """Names the images that the threads are at: a disk of the network that is gone makes a read wait for ever."""
+        rows = list(self.squares.reading.values())
+        shown = ", ".join(self.source.key(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        warnings.warn(f"no image came for {seconds:.0f} s; still being read: {shown}", stacklevel=2)
+
     def _keep(self, indices: np.ndarray) -> None:
         self.rows = self.rows[indices]
         if self.labels is not None:
@@ -239,12 +246,17 @@ class _Run:
         """Raises BadImage where on_bad="error"; DataError beyond 1 % (and 10), or 100 one after the other."""
         images = self.images
         if images.on_bad == "error":
-            raise BadImage(reason, images.source.key(row))
+            raise BadImage(f"{reason}; mend or remove it, or say on_bad=skip", images.source.key(row))
         images._bad[row] = reason
         self.run = self.run + 1 if self.positions and position - self.positions[-1] <= 1 else 1
         self.positions.append(position)
         bad, total = len(images._bad), len(images._asked)
-        if bad > max(BAD_FEW, BAD_SHARE * total) or self.run > BAD_RUN:
-            first = images.failed[0]
-            found = f"{bad} of {total} images cannot be read"
-            raise DataError(f"{found}, too many; first: {first['key']} ({first['reason']})")
+        if too_many(bad, total) or self.run > BAD_RUN:
+            first = f"{images.failed[0]['key']} ({images.failed[0]['reason']})"
+            found = f"{bad} of {total} images cannot be read, too many; first: {first}"
+            raise DataError(f"{found}; `diptych doctor SOURCE` lists them all: mend or remove them")
+
+
+def too_many(bad: int, total: int) -> bool:
+    """Whether so many unreadable images stop a run: more than 1 % of all, and more than 10."""
+    return bad > max(BAD_FEW, BAD_SHARE * total)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych import checkpoints
-from diptych.distributed import agree, mean_over_ranks, rank
+from diptych.distributed import agree, mean_over_ranks, means, rank
 from diptych.errors import DivergedError
 from diptych.images import Images
 from diptych.methods import Method
@@ -35,6 +35,45 @@ class State:
         return {name: value for name, value in vars(self).items() if name != "best_weights"}
 
 
+Taken = tuple[int, Tensor, Mapping[str, Tensor], Tensor]  # step, loss, parts, norm of the gradient, on the device
+
+
+@dataclass
+class Kept:
+    """Weights, buffers and the optimizer's memory as they were at a look, on their device."""
+
+    tensors: list[Tensor]
+    settings: list[dict]  # of the optimizer's groups
+
+    @classmethod
+    def of(cls, method: Method, optimizer: torch.optim.Optimizer, before: "Kept | None") -> "Kept":
+        """A copy, into the memory of the one before."""
+        live = live_tensors(method, optimizer)
+        tensors = before.tensors if before else [torch.empty_like(tensor) for tensor in live]
+        copy(live, tensors)
+        return cls(
+            tensors,
+            [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+        )
+
+    def put_back(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
+        copy(self.tensors, live_tensors(method, optimizer))
+        for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
+            group.update(settings)
+
+
+def live_tensors(method: Method, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that a step changes, in one order. Groups hold tensors too (timm's LAMB counts its steps in one)."""
+    owners = [*optimizer.state.values(), *optimizer.param_groups]
+    remembered = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
+    return [*(p.data for p in method.parameters()), *method.buffers(), *remembered]
+
+
+def copy(tensors: list[Tensor], into: list[Tensor]) -> None:
+    if into:  # a network without buffers is one too
+        torch._foreach_copy_(into, tensors)
+
+
 @dataclass
 class Job:
     """One run's things, named once, so that the loop reads like a recipe."""
@@ -54,6 +93,8 @@ class Job:
     dtype: torch.dtype
     autocast: bool
     clip_norm: float | None
+    micro_batch: int | None
+    compile: bool
     watches: tuple[Watch, ...]
     watch_epochs: int
     stop_on: str | None
@@ -69,16 +110,56 @@ class Job:
         self.resident: Tensor | None = None  # the whole set on the GPU, after its first use
         self.buffers = list(self.method.buffers())
         self.kept_buffers = [buffer.clone() for buffer in self.buffers]
+        self.taken: list[Taken] = []  # since the last look
+        self.waits = self.device.type != "cpu"  # to look at a number of the device is to wait for it
+        self.kept: Kept | None = None
 
     @property
     def total(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def careful(self) -> bool:
+        """Look at every step: on a CPU, where it costs nothing, and as long as there is nothing to go back to."""
+        return not self.waits or self.kept is None
+
+    def looks_at(self, step: int) -> bool:
+        """Whether the step's numbers are waited for when it has been taken."""
+        return self.careful or (step + 1) % self.log_steps == 0 or (step + 1) % self.steps_per_epoch == 0
+
+    def arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
     def remember_buffers(self) -> None:
         """Running statistics as they are before a step: a step that turns out not finite has already moved them."""
-        torch._foreach_copy_(self.kept_buffers, self.buffers)
+        copy(self.buffers, self.kept_buffers)
 
-    def count(self, step: int, loss: float, parts: Mapping[str, Tensor], norm: Tensor) -> str:
+    def look_back(self, *flags: bool) -> tuple[str, bool, bool] | None:
+        """Count and log the steps taken since the last look: one wait for the device, one collective.
+
+        Returns the line for the progress bar and each flag as soon as one rank raised it; None where a number was not
+        finite: then everything is back at the last look, and the job has become careful.
+        """
+        own = torch.stack([torch.stack((loss.double(), norm.double())) for _, loss, _, norm in self.taken]).tolist()
+        *losses, asked, due = means(*(loss for loss, _ in own), *flags)
+        if not all(math.isfinite(loss + norm) for loss, (_, norm) in zip(losses, own, strict=True)):
+            self.go_back()
+            return None
+        line = ""
+        for (step, _, parts, _), loss, (_, norm) in zip(self.taken, losses, own, strict=True):
+            line = self.count(step, loss, parts, norm)
+        self.taken.clear()
+        if self.waits:
+            self.kept = Kept.of(self.method, self.optimizer, self.kept)
+        return line, asked > 0, due > 0
+
+    def go_back(self) -> None:
+        assert self.kept is not None  # a careful job has stopped before
+        self.kept.put_back(self.method, self.optimizer)
+        self.taken.clear()
+        self.waits = False
+
+    def count(self, step: int, loss: float, parts: Mapping[str, Tensor], norm: float) -> str:
         """Count a step that has ended, log it when it is its turn, and return the line for the progress bar."""
         state, now = self.state, time.monotonic()
         state.step, state.epoch_loss, state.elapsed_seconds = (
@@ -94,12 +175,12 @@ class Job:
             self.log_step(loss, parts, norm, rate)
         return f"{rate:,.0f} img/s  loss {loss:.4g}  {tell(parts)}"
 
-    def log_step(self, loss: float, parts: Mapping[str, Tensor], norm: Tensor, rate: float) -> None:
+    def log_step(self, loss: float, parts: Mapping[str, Tensor], norm: float, rate: float) -> None:
         values = {name: float(mean_over_ranks(part.detach())) for name, part in parts.items()}
         if rank() == 0:
             state, rates = self.state, [group["lr"] for group in self.optimizer.param_groups]
             self.run.log("step", step=state.step, epoch=(state.step - 1) // self.steps_per_epoch + 1,
-                         progress=state.step / self.total, loss=loss, parts=values, gradient_norm=float(norm), lr=rates,
+                         progress=state.step / self.total, loss=loss, parts=values, gradient_norm=norm, lr=rates,
                          images_per_second=round(rate, 1), elapsed_seconds=round(state.elapsed_seconds, 3))  # fmt: skip
 
     def end_epoch(self) -> bool:
@@ -132,7 +213,7 @@ class Job:
 
     def diverged(self, step: int, loss: Tensor, parts: Mapping[str, Tensor], norm: Tensor) -> None:
         """Save the last good step, write down what is known of the bad one, and stop."""
-        torch._foreach_copy_(self.buffers, self.kept_buffers)
+        copy(self.kept_buffers, self.buffers)
         self.save()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         told = {"step": step, "rank": rank(), "loss": str(float(loss.detach())), "gradient_norm": str(float(norm)), "lr": rates,
@@ -153,7 +234,11 @@ class Job:
             tensors = {"model": self.method.state_dict(), "optimizer": memory}
             if self.state.best_weights:
                 tensors["best"] = self.state.best_weights
-            numbers = self.state.numbers() | {"optimizer": remainder, "data": self.images.fingerprint}
+            numbers = self.state.numbers() | {
+                "optimizer": remainder,
+                "data": self.images.fingerprint,
+                "images": len(self.images),
+            }
             checkpoints.save(self.run.folder / "checkpoints", self.state.step, tensors, numbers)
 
 

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from diptych import checkpoints
 from diptych.diagnose import diagnose
-from diptych.distributed import agree, rank, world_size
-from diptych.errors import CheckpointError, RecipeError
+from diptych.distributed import agree, gather, rank, world_size
+from diptych.errors import CheckpointError, DataError, DivergedError, RecipeError
 from diptych.images import Images
 from diptych.job import Job, State
 from diptych.losses import cross_correlation
 from diptych.methods import Method
 from diptych.optimizers import describe
 from diptych.random_at import random_at
-from diptych.run import Run
+from diptych.run import Run, read_lines
 from diptych.views import View
 from diptych.weights import Preprocessing, save_encoder
 
@@ -41,16 +41,20 @@ def choose_device(name: str) -> torch.device:
         raise RecipeError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise RecipeError("device cuda was asked for, but torch sees no GPU; use device=cpu or auto")
+            raise RecipeError(f"device {name} was asked for, but torch sees no GPU; use device=cpu or auto")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
-            raise RecipeError(f"device {device} was asked for, but there are {torch.cuda.device_count()} GPUs")
+            count = torch.cuda.device_count()
+            last = f" to cuda:{count - 1}" if count > 1 else ""
+            raise RecipeError(f"device {device} was asked for, but there are {count} GPUs; use cuda or cuda:0{last}")
         torch.cuda.set_device(device)
     return device
 
 
-def check(images: Images, views: Sequence[View], epochs: int, batch_size: int, precision: str) -> int:
-    """Steps an epoch; RecipeError for what cannot be trained."""
+def check(images: Images, views: Sequence[View], epochs: int, batch_size: int, precision: str,
+          micro_batch: int | None = None, compile: bool = False) -> int:  # fmt: skip
+    """Steps an epoch; RecipeError for what cannot be trained, DataError where the processes see different images."""
+    same_images(images)
     if precision not in PRECISIONS:
         raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
     if epochs < 1:
@@ -58,11 +62,29 @@ def check(images: Images, views: Sequence[View], epochs: int, batch_size: int, p
     if len(views) < 2:
         raise RecipeError(f"a method compares two views; {len(views)} given")
     if batch_size < 2 or batch_size % world_size():
-        raise RecipeError(f"batch_size {batch_size} must be at least 2 and divide by the {world_size()} processes")
+        share = f" and divide by the {world_size()} processes" if world_size() > 1 else ""
+        raise RecipeError(f"batch_size {batch_size} must be at least 2{share}: images are compared within their batch")
     if batch_size > len(images):
         most = len(images) // world_size() * world_size()
-        raise RecipeError(f"batch_size {batch_size} is larger than the {len(images)} images; use at most {most}")
+        fix = f"use at most {most}" if most > 1 else f"bring more images, at least {max(2, world_size())}"
+        raise RecipeError(f"batch_size {batch_size} is larger than the {len(images)} images; {fix}")
+    share = batch_size // world_size()
+    if micro_batch is not None and compile:
+        raise RecipeError("micro_batch and compile do not go together yet; leave one of them out")
+    if micro_batch is not None and (micro_batch < 2 or share % micro_batch):
+        raise RecipeError(
+            f"micro_batch {micro_batch} must be at least 2 and divide the {share} images of a process' batch"
+        )
     return len(images) // batch_size
+
+
+def same_images(images: Images) -> None:
+    """DataError on every process where one sees other images: their epochs would have different lengths."""
+    rows = gather(torch.tensor([[len(images), int(images.fingerprint[:15], 16)]]))
+    for other, (count, mark) in enumerate(rows.tolist()):
+        if (count, mark) != tuple(rows[0].tolist()):
+            raise DataError(f"process {other} reads {count} images (fingerprint {mark:015x}), process 0 reads {int(rows[0, 0])} "
+                            f"({int(rows[0, 1]):015x}): give every process the same, whole source")  # fmt: skip
 
 
 def describe_arguments(
@@ -88,25 +110,44 @@ def start_run(out: str | Path, record: dict, resume: bool, overwrite: bool, meth
         state = State() if found is None else restore(found, method, optimizer, images)
         if rank() == 0 and not state.finished:
             run.rewind(state.step if found else -1)
+            list_bad(run, images)
         undo.pop_all()
     return run, state
 
 
+def list_bad(run: Run, images: Images) -> None:
+    """Append the images that could not be read, each once, to bad_files.jsonl."""
+    listed = {line["key"] for line in read_lines(run.folder / "bad_files.jsonl")}
+    if new := [row for row in images.failed if row["key"] not in listed]:
+        run.append("bad_files.jsonl", new)
+
+
 def restore(found: Path, method: Method, optimizer: torch.optim.Optimizer, images: Images) -> State:
     """Put weights and the optimizer's memory back where a checkpoint left them."""
-    numbers = checkpoints.read_state(found)
+    try:
+        return State(**fill(checkpoints.read_state(found), found, method, optimizer, images))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:  # whole, by its hashes, but not as we write it
+        raise CheckpointError(f"{found} was written by another version of diptych ({type(error).__name__}: {error}); "
+                              "use that version, or start over with --overwrite") from None  # fmt: skip
+
+
+def fill(numbers: dict, found: Path, method: Method, optimizer: torch.optim.Optimizer, images: Images) -> dict:
+    """Load a checkpoint's tensors; returns what makes its State."""
+    if (count := numbers.get("images", len(images))) != len(images):  # the same files, but another one turned out bad
+        raise CheckpointError(f"{found} was made from {count} images, of which now {len(images)} can be read; "
+                              "bring the same images back, or start a new run with another --out")  # fmt: skip
     if numbers["data"] != images.fingerprint:
         raise CheckpointError(
             f"{found} was made from other images (fingerprint {numbers['data'][:12]}, now {images.fingerprint[:12]}); "
-            "bring the same images back, or choose another --out"
+            "bring the same images back, or start a new run with another --out"
         )
     checkpoints.load_exactly(method, checkpoints.read_tensors(found / "model.safetensors"), found)
     checkpoints.unpack_optimizer(
         optimizer, checkpoints.read_tensors(found / "optimizer.safetensors"), numbers["optimizer"]
     )
     best = found / "best.safetensors"
-    kept = {name: numbers[name] for name in State().numbers()}
-    return State(**kept, best_weights=checkpoints.read_tensors(best) if best.exists() else {})
+    kept = {name: type(value)(numbers[name]) for name, value in State().numbers().items()}
+    return kept | {"best_weights": checkpoints.read_tensors(best) if best.exists() else {}}
 
 
 def preprocessing(job: Job) -> Preprocessing:
@@ -116,12 +157,12 @@ def preprocessing(job: Job) -> Preprocessing:
 
 
 def begin(job: Job) -> None:
-    """Before step 0: room on the disk, the untrained encoder to compare with, views to look at, a first reading."""
+    """Room on the disk; before step 0 the untrained encoder to compare with, views to look at, a first reading."""
+    if rank() == 0:
+        checkpoints.require_space(job.run.folder, room(job))
     if job.state.step > 0:
         return
     if rank() == 0:
-        needed = 5 * sum(t.numel() * t.element_size() for t in job.method.state_dict().values())
-        checkpoints.require_space(job.run.folder, needed)
         save_encoder(job.run.folder / "untrained", job.method.encoder, preprocessing(job))
         originals = some_images(job, 12)
         shown = [
@@ -131,6 +172,15 @@ def begin(job: Job) -> None:
         first, second = (bytes_of(view) for view in shown[:2])
         job.run.picture("views", originals=originals.permute(0, 2, 3, 1).numpy(), first=first, second=second)
     job.look(0)
+
+
+def room(job: Job) -> int:
+    """Bytes still to be written at most: two encoders, the checkpoints that are kept and the one that replaces them."""
+    weights = sum(t.numel() * t.element_size() for t in job.method.state_dict().values())
+    moments = 2 if "betas" in job.optimizer.defaults else 1  # Adam and LAMB remember two numbers a weight
+    held = len(checkpoints.steps(job.run.folder / "checkpoints"))
+    best = 1 if job.stop_on else 0
+    return 2 * weights + (checkpoints.KEEP + 1 - held) * (1 + moments + best) * weights
 
 
 def some_images(job: Job, count: int) -> Tensor:
@@ -154,6 +204,7 @@ def finish(job: Job) -> None:
         z1[:, :LARGEST_PICTURE], z2[:, :LARGEST_PICTURE]
     )  # over all processes, so on each of them
     if rank() == 0:
+        list_bad(job.run, job.images)  # of a stream, they turned up on the way
         save_encoder(job.run.folder / "encoder", job.method.encoder, preprocessing(job))
         job.run.picture("correlation", matrix=matrix.cpu().numpy())
         job.run.picture(
@@ -177,4 +228,10 @@ def last_look(job: Job) -> tuple[Tensor, Tensor, Tensor]:
     draws = [view.sample(len(some), random_at(job.seed, "picture", k)) for k, view in enumerate(job.views)]
     pair = [view.apply(some, draw).to(job.dtype) for view, draw in zip(job.views, draws, strict=True)]
     projections = job.method.project(pair)
-    return job.method.encoder(pair[0]).float().cpu(), projections["z1"].float(), projections["z2"].float()
+    embedding = job.method.encoder(pair[0]).float().cpu()
+    if not embedding.isfinite().all():  # the last update, which no loss has seen
+        raise DivergedError(
+            "the encoder's embeddings are not finite after the last step: lower optimizer.lr or set pretrain.clip_norm; "
+            "checkpoints/ holds an earlier step"
+        )
+    return embedding, projections["z1"].float(), projections["z2"].float()

@@ -13,17 +13,19 @@ def open_images(source: str, options: dict, size: int | None):
     with Progress("read images") as progress:
         photos = images(source, **wanted, progress=progress)
         if photos.bytes_in_memory <= RESIDENT_BYTES:
+            count = len(photos)
             photos.pixels()
+            if bad := photos.failed:
+                first = f"first: {bad[0]['key']} ({bad[0]['reason']})"
+                progress.say(f"{source}: {len(bad)} of {count} images cannot be read and are left out, {first}")
     return photos
 
 
 def image_options(run: Path, recipe: dict) -> tuple[int, dict]:
     """How a run's encoder wants its images: its own size; background, fit and bad images as in training."""
-    import json
+    from diptych.weights import encoder_folder, preprocessing_of, read_config
 
-    from diptych.weights import encoder_folder, preprocessing_of
-
-    config = json.loads((encoder_folder(run) / "config.json").read_bytes())
+    config = read_config(encoder_folder(run))
     asked = recipe.get("images") or {}
     told = ("size", "labels", "count")  # not how to read: of these, a run made in Python wrote down size and count
     return preprocessing_of(config["diptych"]).opened, {k: v for k, v in asked.items() if k not in told}

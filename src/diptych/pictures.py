@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.errors import DataError
 
-PAPER, SOFT = (252, 251, 248), (95, 91, 84)
+PAPER, SOFT, FAINT = (252, 251, 248), (95, 91, 84), (222, 218, 210)
+INKS = ((36, 112, 196), (214, 96, 24), (40, 140, 90), (150, 80, 170), (120, 120, 40), (70, 70, 70))  # of lines, in turn
 SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels of one image on a contact sheet
 
 
@@ -68,6 +69,47 @@ def contact_sheet(
                 draw.text((left + offset, margin - 2), label, fill=SOFT, font=font)
             sheet.paste(_tile(images[index], tile), (left + offset, margin + heading + row * (tile + apart)))
     return sheet
+
+
+def line_picture(chart: dict, size: tuple[int, int], scale: int = 3) -> Image.Image:
+    """A chart of `charts.line_chart` (places in `size` units) as a picture of `size` times `scale` pixels.
+
+    Drawn four times as large and shrunk: Pillow draws lines without grey edges.
+    """
+    fine, (width, height) = 4 * scale, size
+    heading = 26  # units above the chart: its title, and the lines' names where there are several
+    sheet = Image.new("RGB", (fine * width, fine * (height + heading)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    title, small = (ImageFont.load_default(size=fine * points) for points in (10, 8))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return fine * x, fine * (y + heading)
+
+    across = [x for x, _ in chart["x_ticks"]] + [place[0] for line in chart["lines"] for place in line["hover"]]
+    left, right = min(across), max(across)
+    for y, told in chart["y_ticks"]:
+        draw.line([at(left, y), at(right, y)], fill=FAINT, width=fine)
+        draw.text(at(left - 5, y), told, fill=SOFT, font=small, anchor="rm")
+    bottom = max(y for y, _ in chart["y_ticks"])
+    for x, told in chart["x_ticks"]:
+        draw.text(at(x, bottom + 6), told, fill=SOFT, font=small, anchor="mt")
+    draw.text(at(right, bottom + 18), "step", fill=SOFT, font=small, anchor="rt")
+    draw.text(at(left, -heading + 6), chart["title"], fill=(30, 28, 26), font=title, anchor="lt")
+    if chart["reference"]:
+        y = chart["reference"]["y"]
+        for x in range(round(left), round(right), 6):
+            draw.line([at(x, y), at(x + 3, y)], fill=SOFT, width=fine)
+        draw.text(at(right, y - 2), chart["reference"]["label"], fill=SOFT, font=small, anchor="rb")
+    names = right
+    for index, line in reversed(list(enumerate(chart["lines"]))):
+        ink, points = INKS[index % len(INKS)], [at(x, y) for x, y, *_ in line["hover"]]
+        draw.line(points, fill=ink, width=round(1.6 * fine), joint="curve")
+        for x, y in points if len(points) <= 24 else points[-1:]:
+            draw.ellipse((x - 2 * fine, y - 2 * fine, x + 2 * fine, y + 2 * fine), fill=ink)
+        if len(chart["lines"]) > 1:
+            draw.text(at(names, -heading + 8), line["label"], fill=ink, font=small, anchor="rt")
+            names -= draw.textlength(line["label"], font=small) / fine + 8
+    return sheet.resize((scale * width, scale * (height + heading)), Image.Resampling.LANCZOS)
 
 
 def principal_map(vectors: np.ndarray) -> np.ndarray:

@@ -6,13 +6,15 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diptych import boards
-from diptych.distributed import agree, mean_over_ranks, rank, start, with_global_statistics, world_size, wrap
+from diptych.distributed import rank, start, with_global_statistics, world_size, wrap
+from diptych.gradients import in_pieces
 from diptych.images import RESIDENT_BYTES, Images
 from diptych.job import Job
 from diptych.lifecycle import begin, check, choose_device, describe_arguments, finish, start_run
@@ -41,6 +43,8 @@ def pretrain(
     device: str = "auto",
     precision: str = "float32",
     clip_norm: float | None = None,
+    micro_batch: int | None = None,
+    compile: bool = False,
     watch: Sequence[Watch] = (),
     watch_epochs: int = 1,
     stop_on: str | None = None,
@@ -56,10 +60,13 @@ def pretrain(
     """Train `method` on two views of each image and leave a run folder with an encoder in it.
 
     batch_size is the global number of images a step, over all processes; a short last batch is dropped. precision is
-    "float32", "bfloat16" (autocast; losses stay float32) or "float64". stop_on names what early stopping looks at: "loss"
-    (the epoch's mean) or a number that a watch returns, with a minus where larger is better ("-knn_accuracy"); after
-    `patience` epochs without a better one the run ends, and the best weights are restored. `record` is what recipe.yaml
-    will hold, by default a description of the arguments.
+    "float32", "bfloat16" (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a
+    time; loss and gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the
+    pieces. compile: method and loss through torch.compile, which fuses them into fewer kernels and takes a minute or more at
+    the start (it needs a GPU or a C++ compiler). stop_on names what early stopping looks at: "loss" (the epoch's mean) or a
+    number that a watch returns, with a minus where larger is better ("-knn_accuracy"); after `patience` epochs without a
+    better one the run ends, and the best weights are restored. `record` is what recipe.yaml will hold, by default a
+    description of the arguments.
 
     Raises RecipeError for impossible arguments, OutputError for a folder that may not be written, CheckpointError when
     `resume` meets another recipe or other images, DivergedError at the first loss or gradient that is not finite, and
@@ -69,22 +76,30 @@ def pretrain(
     start(where)
     if images.bytes_in_memory <= RESIDENT_BYTES:
         images.pixels()  # decodes once; bad images are left out before anything is counted
-    steps_per_epoch = check(images, views, epochs, batch_size, precision)
+    steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
     with_global_statistics(method)  # in place, as the two moves: the optimizer's parameters stay the method's
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-    numbers = dict(epochs=epochs, batch_size=batch_size, seed=seed, precision=precision, clip_norm=clip_norm)
+    numbers = dict(
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        clip_norm=clip_norm,
+        micro_batch=micro_batch,
+        compile=compile,
+    )
     record = record or describe_arguments(method, images, views, optimizer, numbers)
     run, state = start_run(out, record, resume, overwrite, method, optimizer, images)
     job = Job(run, state, method, images, views, optimizer, schedule or warmup_cosine(), epochs, batch_size, steps_per_epoch,
-              seed, where, dtype, precision == "bfloat16", clip_norm, tuple(watch), watch_epochs, stop_on, patience,
-              log_steps, checkpoint_minutes)  # fmt: skip
+              seed, where, dtype, precision == "bfloat16", clip_norm, micro_batch, compile, tuple(watch), watch_epochs,
+              stop_on, patience, log_steps, checkpoint_minutes)  # fmt: skip
     try:
         if tensorboard and rank() == 0:
             run.mirror = boards.tensorboard(run.folder)
         if not state.finished:
             begin(job)
-            own_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+            own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
             with own_random, StopRequest() as stop, Progress("pretrain", job.total, show and rank() == 0) as progress:
                 loop(job, stop, progress)
             finish(job)
@@ -94,40 +109,60 @@ def pretrain(
 
 
 def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
-    """Rates, views, loss, gradient, update, log; then what happens between steps. Waits for the device once a step."""
+    """Rates, views, loss, gradient, update; then what happens between steps.
+
+    A careful job looks at each step's numbers before its update. On a GPU to look is to wait, so there a job looks at log
+    lines only; should a number then not be finite, it goes back to the look before and takes the same steps carefully.
+    """
     state, method, optimizer, model = job.state, job.method, job.optimizer, wrap(job.method)
+    if job.compile:
+        model = torch.compile(model)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for step, batch in feed(job):
         set_rates(optimizer, job.schedule(step / job.total))
-        torch.manual_seed(seed_at(job.seed, "network", step, rank()))  # for networks with dropout: no state to save
         pair = make_views(job, batch, step)
         method.train()
-        job.remember_buffers()
-        with torch.autocast(job.device.type, torch.bfloat16, enabled=job.autocast):
-            loss, parts = model(pair)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if job.careful:
+            job.remember_buffers()
+        if job.micro_batch is None:
+            seed_networks(job, step)
+            with job.arithmetic():
+                loss, parts = model(pair)
+            loss.backward()
+        else:
+            loss, parts = in_pieces(method, pair, job.micro_batch, job.arithmetic, partial(seed_networks, job, step))
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(float(loss.detach() + norm)):  # waits for the device; the mean gradient tells every rank
+        if job.careful and not math.isfinite(float(loss.detach() + norm)):  # the mean gradient tells every rank
             job.diverged(step, loss, parts, norm)
         if job.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, job.clip_norm, norm)
         optimizer.step()
         method.after_step((step + 1) / job.total)
+        job.taken.append((step, loss.detach(), parts, norm))
+        if not job.looks_at(step):
+            continue
 
-        value = float(mean_over_ranks(loss.detach()))
-        line = job.count(step, value, parts, norm)
+        told = job.look_back(bool(stop.asked), time.monotonic() - job.saved_at > 60 * job.checkpoint_minutes)
+        if told is None:
+            return loop(job, stop, progress)  # from the look before, carefully
+        line, asked_to_stop, time_to_save = told
         progress(state.step, line)
         if state.step % job.steps_per_epoch == 0 and job.end_epoch():
             progress.say(f"stopped early: no better {job.stop_on} for {job.patience} epochs")
             return
-        if agree(bool(stop.asked)):
+        if asked_to_stop:
             job.save()
             raise Preempted(
                 f"{stop.asked or 'a signal'}: saved at step {state.step} of {job.total}; --resume continues"
             )
-        if agree(time.monotonic() - job.saved_at > 60 * job.checkpoint_minutes):
+        if time_to_save:
             job.save()
+
+
+def seed_networks(job: Job, step: int, piece: int = 0) -> None:
+    """For networks with dropout: their random numbers are a function of the step, and no state has to be saved."""
+    torch.manual_seed(seed_at(job.seed, "network", step, rank(), piece))
 
 
 def feed(job: Job) -> Iterator[tuple[int, Tensor]]:

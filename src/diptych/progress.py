@@ -3,6 +3,7 @@
 Everything here goes to standard error; standard output belongs to results.
 """
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -72,6 +73,16 @@ class Progress:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self.show:
             print(text, file=sys.stderr, flush=True)
+
+
+def open_streams() -> None:
+    """Where a process was started with closed streams (`>&-`), open ones that lead nowhere.
+
+    Else the next file opened would get the number of standard error, and with it what torch writes there.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (it must stay open)
 
 
 def _stderr():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diptych import strict_yaml
-from diptych.encoders import encoder
+from diptych.encoders import REACHING, encoder
 from diptych.errors import RecipeError
 from diptych.images import images
 from diptych.judge import evaluate
@@ -73,7 +73,7 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise RecipeError(f"there is no recipe file {name}")
+            raise RecipeError(f"there is no recipe file {name}; give its path, or a name that `diptych recipes` lists")
         return path
     if name not in names():
         fail(f"there is no recipe {name!r}", name, names(), "`diptych recipes` lists them")
@@ -137,6 +137,8 @@ def resolve(recipe: dict, where: str) -> dict:
                               for name, operations in views_of(options, where).items()}  # fmt: skip
         elif section in FIXED:
             whole[section] = arguments(*FIXED[section], options, f"{where}: {section}")
+            if section == "encoder" and (reaching := [key for key in options if key in REACHING]):
+                raise RecipeError(f"{where}: encoder takes no {reaching[0]}; use pretrained, or import-weights")
         else:
             whole[section] = named(section, options, where)
     return whole
@@ -150,7 +152,7 @@ def named(section: str, options: Any, where: str) -> dict:
     if not isinstance(options, dict) or "name" not in options:
         raise RecipeError(f"{where}: {section} needs a name, one of {', '.join(makers)}")
     name = options["name"]
-    if name not in makers:
+    if not isinstance(name, str) or name not in makers:
         fail(
             f"{where}: {section}.name {name!r} is unknown",
             str(name),
@@ -176,7 +178,7 @@ def operation(entry: Any, where: str) -> dict[str, dict]:
     if not isinstance(entry, dict) or len(entry) != 1:
         raise RecipeError(f"{where}: {entry!r} is not one operation; write `- name: {{argument: value}}`")
     [(name, options)] = entry.items()
-    if name not in OPERATIONS:
+    if not isinstance(name, str) or name not in OPERATIONS:
         fail(
             f"{where}: there is no operation {name!r}",
             str(name),

@@ -2,13 +2,16 @@
 
 import base64
 import hashlib
+import io
 import shlex
 from pathlib import Path
 
 import jinja2
+from PIL import Image
 
+from diptych import pictures
 from diptych import report_figures as figures
-from diptych.charts import MAP_HEIGHT, MAP_WIDTH, number
+from diptych.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
 from diptych.checkpoints import write_file
 from diptych.errors import OutputError
 from diptych.report_data import Record, clip, read_run, real
@@ -27,7 +30,7 @@ VERDICTS = {
 
 
 def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
-    """Writes `report.html` into the run folder (or the file `out`) and returns its path.
+    """Writes `report.html`, and its figures as PNG, into the run folder (or only the page, as `out`); returns its path.
 
     What the folder lacks is told in the page, with the command that makes it. Raises `DataError` when the
     folder is not a run's, and `OutputError` when the page cannot be written.
@@ -40,7 +43,27 @@ def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
         raise OutputError(f"the folder {path.parent} does not exist; make it, or choose another --out")
     # A file name may hold bytes that are no text (lone surrogates); they become question marks.
     write_file(path, render(run).encode("utf-8", "replace"))
+    if out is None:
+        save_figures(run)
     return path
+
+
+def save_figures(run: Record) -> None:
+    """The page's curves and its grid of views as figures/NAME.png in the run folder, for slides and papers."""
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    for chart in [*figures.training_charts(run), *figures.watch_charts(run)]:
+        if chart["name"] in figures.TITLES:  # other names are the run's own, and no names for files
+            save_png(folder / f"{chart['name']}.png", pictures.line_picture(chart, (WIDTH, HEIGHT)))
+    if "views" in run.pictures:
+        originals, firsts, seconds = (run.pictures["views"][key][:24] for key in ("originals", "first", "second"))
+        save_png(folder / "views.png", pictures.contact_sheet(originals, firsts, seconds))
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    write_file(path, file.getvalue())
 
 
 def render(run: Record) -> str:

@@ -4,10 +4,12 @@ recipe.yaml         what was asked, every default written out        log.jsonl  
 environment.json    versions, device, threads, commit                checkpoints/        to continue from
 encoder/            what remains: weights and preprocessing          untrained/          the same encoder before step 0
 pictures/           arrays that the report draws                     evaluations.jsonl   what it is worth
+bad_files.jsonl     images that could not be read, and why; absent when all could
 """
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import platform
@@ -15,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 
 from diptych import strict_yaml
-from diptych.checkpoints import write_file
+from diptych.checkpoints import disk_error, write_file
 from diptych.errors import CheckpointError, DataError, OutputError
 
 # What may change between a run and its continuation: none of it changes what is computed.
@@ -56,7 +59,9 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot make the folder {folder} ({error.strerror}); choose another --out") from None
+            raise OutputError(
+                f"cannot make the folder {folder} ({(error.strerror or '').lower()}); choose another --out"
+            ) from None
         held = [path for path in folder.iterdir() if path.name != ".lock"]
         if held and not is_run(folder):
             raise OutputError(f"{folder} is not empty and not a run; choose another --out")
@@ -66,6 +71,9 @@ class Run:
             )
         with contextlib.ExitStack() as undo:
             lock = undo.enter_context(take_lock(folder))
+            for stray in folder.rglob(".*.tmp-*"):  # half-written, left by a process that was killed
+                if stray.is_file():
+                    stray.unlink()
             if held and overwrite and not resume:
                 for path in held:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -87,8 +95,7 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl, on disk at once."""
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps({"event": event, **fields}) + "\n")
+        self.append("log.jsonl", [{"event": event, **fields}])
         if self.mirror is not None:
             self.mirror(event, fields)
 
@@ -102,16 +109,20 @@ class Run:
         write_file(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append(self, name: str, lines: list[dict]) -> None:
-        """Append lines to another of the folder's JSON-lines files."""
-        with open(self.folder / name, "a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        """Append lines to one of the folder's JSON-lines files. Raises OutputError when the disk refuses."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        try:
+            with open(self.folder / name, "a") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(self.folder / name, len(text), error) from None
 
     def picture(self, name: str, **arrays: np.ndarray) -> None:
         """Keep arrays for the report in pictures/NAME.npz."""
         (self.folder / "pictures").mkdir(exist_ok=True)
-        aside = self.folder / "pictures" / f".{name}.tmp.npz"
-        np.savez_compressed(aside, allow_pickle=False, **arrays)
-        os.replace(aside, self.folder / "pictures" / f"{name}.npz")
+        made = io.BytesIO()
+        np.savez_compressed(made, allow_pickle=False, **arrays)
+        write_file(self.folder / "pictures" / f"{name}.npz", made.getvalue())
 
     @property
     def recipe(self) -> dict:
@@ -146,16 +157,23 @@ def read_lines(path: Path) -> list[dict]:
 
 def take_lock(folder: Path) -> IO[str]:
     """The open, locked file; the system frees it when the process ends, however it ends."""
-    file = open(folder / ".lock", "a+")  # noqa: SIM115  (it must stay open)
+    try:
+        file = open(folder / ".lock", "a+")  # noqa: SIM115  (it must stay open)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder} ({(error.strerror or '').lower()}); choose another --out"
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown process"
         file.close()
         raise OutputError(
             f"another run is writing to {folder} ({holder}); wait for it, or choose another --out"
         ) from None
+    except OSError as error:  # some network file systems lock nothing
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): start no second run there", stacklevel=2)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
@@ -15,6 +17,22 @@ class Preempted(SystemExit):
     def __init__(self, message: str):
         super().__init__(PREEMPTED)
         self.message = message
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Outside the loop there is nothing to save: SIGTERM and SIGUSR1 end the command there and then, to be run again."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Preempted(f"{signal.Signals(number).name}: stopped; run the same command again (pretrain: with --resume)")
+
+    asked = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    old = {number: signal.signal(number, leave) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

@@ -1,6 +1,7 @@
 """One image of a source -> a square of pixels: read, decode, upright, resize, crop."""
 
 import errno
+import threading
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -29,15 +30,31 @@ class Squares:
         except ValueError as error:
             raise RecipeError(f"background={background!r} is no colour: use white, #808080 or the like") from error
         self.source, self.max_pixels, self.background, self.fit = source, max_pixels, background, fit
+        self.reading: dict[int, int] = {}  # thread -> its row, for those who wait too long
         self.native = size is None
         self.size = self._native_size() if size is None else size
 
     def __call__(self, row: int) -> np.ndarray:
-        """Raises BadImage, without the key."""
+        """Raises BadImage, without the key. Whatever else a source raises is noted to have come from this image."""
+        thread = threading.get_ident()
+        self.reading[thread] = row
         try:
-            data = self.source.read(row)
+            return self.square(row, self.read(row))
+        except BaseException as error:
+            error.add_note(f"while reading image {self.source.key(row)}")
+            raise
+        finally:
+            del self.reading[thread]
+
+    def read(self, row: int) -> bytes | np.ndarray:
+        """What the source has. Raises BadImage."""
+        try:
+            return self.source.read(row)
         except OSError as error:
             raise BadImage(f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}") from error
+
+    def square(self, row: int, data: bytes | np.ndarray) -> np.ndarray:
+        """The square made of what `read` gave. Raises BadImage."""
         if isinstance(data, np.ndarray):
             if data.shape[:2] == (self.size, self.size):
                 return data

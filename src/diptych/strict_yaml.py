@@ -72,8 +72,12 @@ def parse(text: str | bytes, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
-        raise RecipeError(f"{name}{line}: {error.problem}{hint}") from None
+        problem, hint = str(error.problem), ""
+        if "'\\t'" in problem:
+            hint = " (indent with spaces, not tabs)"
+        elif "<stream end>" in problem:
+            hint = "; a bracket or a quote before it is never closed"
+        raise RecipeError(f"{name}{line}: {problem}{hint}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name}: not YAML ({str(error).splitlines()[0]})") from None
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from diptych.checkpoints import load_exactly, plain, read_tensors, write_file
 from diptych.encoders import encoder as make_encoder
+from diptych.encoders import without_weights
 from diptych.errors import CheckpointError
 
 
@@ -72,19 +73,14 @@ def load(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
     Raises CheckpointError when the folder holds no encoder, or weights that were damaged or do not fit.
     """
     folder = encoder_folder(folder)
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        own = config["diptych"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}/config.json is missing or damaged ({error}); point to a run or an encoder folder"
-        ) from None
+    config = read_config(folder)
+    own = config["diptych"]
     if encoder is None and own["encoder"] is None:
         raise CheckpointError(
             f"{folder} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...)"
         )
     if encoder is None:
-        encoder = make_encoder(**own["encoder"])
+        encoder = make_encoder(**without_weights(own["encoder"]))  # they lie beside it: nothing else is read or fetched
     weights = folder / "model.safetensors"
     if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != config["sha256"]:
         raise CheckpointError(
@@ -93,6 +89,19 @@ def load(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
     load_exactly(encoder, read_tensors(weights), weights)
     encoder.preprocessing = preprocessing_of(own)  # pyrefly: ignore
     return encoder.eval()
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of an encoder folder. Raises CheckpointError when it is missing or not as `save_encoder` writes it."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        preprocessing_of(config["diptych"])
+        if not (isinstance(config["sha256"], str) and isinstance(config["diptych"]["encoder"], dict | None)):
+            raise ValueError("an entry of another kind")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/config.json is missing or damaged ({type(error).__name__}: {error}); bring it back, or "
+                              "make the folder again") from None  # fmt: skip
+    return config
 
 
 def preprocessing_of(own: dict) -> Preprocessing:
@@ -104,6 +113,10 @@ def preprocessing_of(own: dict) -> Preprocessing:
 def encoder_folder(folder: str | Path) -> Path:
     """`folder` itself, or the `encoder/` in it when it is a run."""
     folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a file; `diptych import-weights {folder} --out FOLDER` makes an encoder folder of it"
+        )
     if (folder / "encoder" / "config.json").is_file():
         return folder / "encoder"
     if not (folder / "config.json").is_file():
@@ -111,7 +124,7 @@ def encoder_folder(folder: str | Path) -> Path:
         told = (
             "its training has not finished: continue it with `diptych pretrain ... --resume`"
             if unfinished
-            else "no config.json"
+            else "no config.json; point to a run, or to a folder that import-weights has made"
         )
         raise CheckpointError(f"{folder} holds no encoder ({told})")
     return folder

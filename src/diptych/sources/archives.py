@@ -40,8 +40,8 @@ def open_zip(path: str | Path, labels: str = "auto") -> Files:
     index = _Index()
     for member in members:
         name = _zip_name(member)
-        if not member.is_dir():
-            index.add(name, _zip_fault(member), member.file_size, member)
+        if not member.filename.endswith("/"):  # is_dir() of Python 3.11 fails at an empty name
+            index.add(name, _zip_fault(member), max(member.file_size, member.compress_size), member)
     rows = index.rows()
     places = np.array(
         [(m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC) for *_, m in rows], np.int64

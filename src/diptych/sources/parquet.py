@@ -41,8 +41,8 @@ def open_parquet(path: str | Path, labels: str = "auto") -> "Parquet":
         raise DataError(f"{path} mixes the splits {', '.join(splits)}: name one, as {file.parent}/*{name}*.parquet")
     try:
         return Parquet(root, files, labels == "auto")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not whole Parquet ({' '.join(str(error).split())[:200]})") from error
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not whole Parquet ({' '.join(str(error).split())[:200]!r})") from error
 
 
 def _pyarrow():
@@ -71,6 +71,8 @@ class Parquet:
         self.groups = [(f, g) for f, footer in enumerate(self.footers) for g in range(footer.num_row_groups)]
         self.group_starts = np.cumsum([0, *(self.footers[f].row_group(g).num_rows for f, g in self.groups)])
         self.file_starts = np.cumsum([0, *(footer.num_rows for footer in self.footers)])
+        if self.group_starts[-1] != self.file_starts[-1] or (np.diff(self.group_starts) < 0).any():
+            raise DataError(f"{files[0].parent} holds Parquet whose footer contradicts itself: copy it again")
         schema = self.footers[0].schema.to_arrow_schema()
         self.column = _image_column(files[0], schema)
         label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
@@ -97,8 +99,11 @@ class Parquet:
 
     def read(self, i: int) -> bytes:
         with self.lock:
-            start, block = self._block(i)
-        data = block[i - start].as_py()
+            try:
+                start, block = self._block(i)
+                data = block[i - start].as_py()
+            except (_pyarrow().ArrowException, LookupError, StopIteration) as error:
+                raise BadImage(f"the Parquet file is damaged here ({error})") from error
         if data is None:
             raise BadImage("no bytes in this row (null)")
         return data
@@ -152,8 +157,8 @@ def _bytes(column):
 
 def _image_column(file: Path, schema) -> str:
     """The dotted name of the image bytes: in image or img, or in the only column of {bytes, path}."""
-    structs = [field.name for field in schema if "bytes" in [part.name for part in _parts(field.type)]]
-    binaries = [field.name for field in schema if str(field.type) in ("binary", "large_binary")]
+    structs = [f.name for f in schema if "bytes" in [part.name for part in _parts(f.type) if _is_bytes(part)]]
+    binaries = [field.name for field in schema if _is_bytes(field)]
     for name in (*IMAGE_COLUMNS, *structs[: len(structs) == 1]):
         if name in structs:
             return f"{name}.bytes"
@@ -161,6 +166,10 @@ def _image_column(file: Path, schema) -> str:
             return name
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     raise DataError(f"{file} has no column image or img of {{bytes, path}}; it has {columns}")
+
+
+def _is_bytes(field) -> bool:
+    return str(field.type) in ("binary", "large_binary")
 
 
 def _parts(kind) -> list:

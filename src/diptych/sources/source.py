@@ -11,7 +11,8 @@ from diptych.decode import EXTENSIONS
 
 MAX_BYTES = 512 * 2**20  # of one image file, compressed or not
 IMAGE_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
-UNPRINTABLE = re.compile(rb"[\x00-\x1f\x7f%]")
+# Controls (of Unicode's too: a terminal obeys them), what ends a line or turns the direction of text, and % itself.
+UNPRINTABLE = re.compile(rb"[\x00-\x1f\x7f%]|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 
 @runtime_checkable
@@ -94,7 +95,7 @@ def key_of(name: bytes) -> str:
             return name.decode()
     except UnicodeDecodeError:
         pass
-    name = UNPRINTABLE.sub(lambda found: b"%%%02X" % found[0][0], name)
+    name = UNPRINTABLE.sub(lambda found: b"".join(b"%%%02X" % byte for byte in found[0]), name)
     text = name.decode("utf-8", "surrogateescape")  # a byte that is no UTF-8 becomes U+DC80..U+DCFF
     return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
 

@@ -1,0 +1,253 @@
+"""The loop's fast paths beside their slow twins: looking at log lines only, the networks on pieces of a batch."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from tiny import TOTAL, NormlessEncoder, TinyEncoder, tiny_images, tiny_method, tiny_run, without_norms
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diptych import checkpoints, optimizers
+from diptych.errors import DivergedError, RecipeError
+from diptych.images import Images
+from diptych.job import Job, State
+from diptych.methods import BarlowTwins, Method, SimSiam
+from diptych.pretrain import loop
+from diptych.run import Run
+from diptych.views import View, presets
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    newest = checkpoints.newest(run.folder / "checkpoints")
+    return {f"{name}.{key}": value for name in ("model", "optimizer")
+            for key, value in checkpoints.read_tensors(newest / f"{name}.safetensors").items()}  # fmt: skip
+
+
+def told(run: Run) -> list[dict]:
+    clocks = ("elapsed_seconds", "images_per_second")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in run.lines()]
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Jobs that treat this CPU as a device that one has to wait for."""
+    start = Job.__post_init__
+
+    def slow_to_answer(job: Job) -> None:
+        start(job)
+        job.waits = True
+
+    monkeypatch.setattr(Job, "__post_init__", slow_to_answer)
+
+
+@pytest.fixture(scope="module")
+def careful(tmp_path_factory) -> Run:
+    return tiny_run(tmp_path_factory.mktemp("careful") / "run", log_steps=3)
+
+
+@pytest.mark.parametrize("log_steps", [3])
+def test_looking_at_log_lines_only_changes_nothing(log_steps, careful, waiting, tmp_path, monkeypatch):
+    looks = []
+    look_back = Job.look_back
+    monkeypatch.setattr(Job, "look_back", lambda job, *flags: looks.append(len(job.taken)) or look_back(job, *flags))
+    run = tiny_run(tmp_path / "run", log_steps=log_steps)
+    assert looks == [1, 2, 1, 2, 2, 1, 3]  # after steps 0, 2, 3 (epoch), 5, 7 (epoch), 8, 11
+    assert told(run) == told(careful)
+    ours, theirs = weights(run), weights(careful)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+class Breaks(type(tiny_method())):
+    """Gives a loss that is not finite at one step, however often that step is taken."""
+
+    bad_step, done = -1, 0
+
+    def compare(self, projections):
+        loss, parts = super().compare(projections)
+        return (loss * float("nan") if self.done == self.bad_step else loss), parts
+
+    def after_step(self, progress: float) -> None:
+        self.done = round(progress * TOTAL)
+
+
+def breaking(step: int) -> Breaks:
+    method = tiny_method()
+    method.__class__, method.bad_step = Breaks, step
+    return method
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "lamb", "adamw"])
+def test_a_number_that_is_not_finite_is_found_at_its_step_afterwards(optimizer, waiting, tmp_path, monkeypatch):
+    """Step 10 is noticed at the look after step 11, two updates with NaN later; steps 9 to 10 are then taken again."""
+    made = getattr(optimizers, optimizer)
+    monkeypatch.setattr(sys.modules["tiny"], "lars", lambda method, lr, weight_decay: made(method, lr=lr / 100))
+    with pytest.raises(DivergedError, match="loss nan .* at step 10; step 9 is saved"):
+        tiny_run(tmp_path / "run", breaking(10), log_steps=3)
+    assert json.loads((tmp_path / "run/crash/step_0000010_rank_0.json").read_text())["step"] == 10
+    resumed = tiny_run(tmp_path / "run", breaking(-2), log_steps=3)
+    quiet = tiny_run(tmp_path / "quiet", breaking(-2), log_steps=3)
+    ours, theirs = weights(resumed), weights(quiet)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert [line for line in told(resumed) if line.get("step") != 11] == told(
+        quiet
+    )  # a resumed run logs its first step
+
+
+def normless(method: type[Method]) -> Method:
+    torch.manual_seed(2)
+    return without_norms(method(NormlessEncoder(), projector=(16, 16)))
+
+
+@pytest.mark.parametrize("method", [BarlowTwins, SimSiam])
+def test_pieces_are_the_batch(method, tmp_path):
+    """Without batch normalisation: three epochs in pieces of 4 of 12 images end where whole batches end."""
+    asked = dict(precision="float64", epochs=3)
+    whole = tiny_run(tmp_path / "whole", normless(method), **asked)
+    pieces = tiny_run(tmp_path / "pieces", normless(method), **asked, micro_batch=4)
+    ours, theirs = weights(pieces), weights(whole)
+    assert any(not torch.equal(ours[name], theirs[name]) for name in theirs), "pieces are summed in another order"
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=name)
+    for mine, his in zip(pieces.lines("step"), whole.lines("step"), strict=True):
+        assert mine["loss"] == pytest.approx(his["loss"], rel=1e-9)
+        assert mine["gradient_norm"] == pytest.approx(his["gradient_norm"], rel=1e-9)
+
+
+def test_one_piece_is_the_batch_with_its_statistics_and_dropout(tmp_path, careful):
+    """Batch statistics move once a step, dropout draws the same twice, bfloat16 weights get their gradient."""
+    run = tiny_run(tmp_path / "run", log_steps=3, micro_batch=12)
+    ours, theirs = weights(run), weights(careful)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
+    options = dict(precision="bfloat16", epochs=1, log_steps=1)
+    norms = [
+        tiny_run(tmp_path / str(size), micro_batch=size, **options).lines("step")[0]["gradient_norm"]
+        for size in (None, 12)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3) and norms[0] > 0
+
+
+def test_a_last_update_that_no_loss_has_seen(tmp_path, monkeypatch):
+    """One step of an enormous rate: its loss was finite, the encoder is not."""
+    monkeypatch.setattr(sys.modules["tiny"], "lars", lambda method, lr, weight_decay: optimizers.sgd(method, lr=1e38))
+    with pytest.raises(DivergedError, match="embeddings are not finite after the last step"):
+        tiny_run(tmp_path / "run", epochs=1, batch_size=48, schedule=lambda progress: 1.0)
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+@pytest.mark.parametrize("method", [BarlowTwins, SimSiam])
+def test_compiled_training_is_training(method, tmp_path, monkeypatch):
+    """As one graph without breaks, autograd included; without the last stage, which makes machine code and takes a minute."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="aot_eager", fullgraph=True))
+    runs = []
+    for compile in (False, True):
+        torch.manual_seed(4)
+        encoder = TinyEncoder()
+        encoder[3].p = 0.0  # compiled dropout draws other numbers
+        runs.append(tiny_run(tmp_path / str(compile), method(encoder, projector=(16, 16)), epochs=1, compile=compile))
+    ours, theirs = map(weights, runs[::-1])
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_to_machine_code(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    whole, compiled = (
+        tiny_run(tmp_path / str(compile), normless(BarlowTwins), epochs=1, compile=compile) for compile in (False, True)
+    )
+    for mine, his in zip(compiled.lines("step"), whole.lines("step"), strict=True):
+        assert mine["loss"] == pytest.approx(his["loss"], rel=1e-4)
+
+
+def test_pieces_are_not_compiled(tmp_path):
+    with pytest.raises(RecipeError, match="micro_batch and compile do not go together"):
+        tiny_run(tmp_path / "run", micro_batch=4, compile=True)
+
+
+@pytest.mark.parametrize("size", [1, 5, 24])
+def test_pieces_of_another_size_are_refused(size, tmp_path):
+    with pytest.raises(RecipeError, match=f"micro_batch {size} must be at least 2 and divide the 12 images"):
+        tiny_run(tmp_path / "run", micro_batch=size)
+    assert not (tmp_path / "run").exists()
+
+
+class OnlyTheGpuIsFake(TorchDispatchMode):
+    """What lies on the CPU alone, draws and orders, keeps its numbers."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))) or str(
+            kwargs.get("device")
+        ).startswith("cuda"):
+            return function(*args, **kwargs)
+        with unset_fake_temporarily():
+            return function(*args, **kwargs)
+
+
+def backward(*outputs: torch.Tensor) -> None:
+    """Autograd's engine wants a true GPU: this gives each leaf behind `outputs` a gradient of its shape."""
+    waiting, seen = [output.grad_fn for output in outputs], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                node.variable.grad = torch.zeros_like(node.variable)
+
+
+class Mute:
+    """A run folder that writes nothing."""
+
+    def log(self, *_, **__) -> None: ...
+
+
+def on_a_gpu(photos: Images, views: list[View], method: Method, optimizer: torch.optim.Optimizer, **options) -> Job:
+    defaults = dict(precision=False, clip_norm=1.0, micro_batch=None, log_steps=100) | options
+    job = Job(Mute(), State(), method, photos, views, optimizer, lambda _: 1.0, 1, 12, 4, 0, torch.device("cuda", 0),
+              torch.float32, defaults["precision"], defaults["clip_norm"], defaults["micro_batch"], False, (), 1, None, 5,
+              defaults["log_steps"], 5.0)  # fmt: skip
+    return job
+
+
+@pytest.mark.parametrize(
+    ("preset", "optimizer", "micro_batch"),
+    [("simsiam", "sgd", None), ("barlow_twins", "adamw", 4), ("barlow_twins", "lars", None), ("simsiam", "lamb", None)],
+)
+def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_batch, monkeypatch):
+    """Four whole steps on a GPU that is not there: torch's fake tensors know device and shape, but no numbers. An
+    operation that needs one (`.item()`, a boolean mask, a branch) raises, and so does one that mixes devices."""
+    photos = tiny_images()
+    photos.pixels()
+    looks = []
+    monkeypatch.setattr(Job, "careful", False)
+    monkeypatch.setattr(
+        Job, "look_back", lambda job, *_: (looks.append(len(job.taken)), job.taken.clear(), ("", 0, 0))[-1]
+    )
+    monkeypatch.setattr(Job, "end_epoch", lambda job: False)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss))
+    monkeypatch.setattr(torch.autograd, "backward", lambda outputs, _: backward(*outputs))
+    with FakeTensorMode(allow_non_fake_inputs=True), OnlyTheGpuIsFake():
+        with torch.device("cuda"):
+            kind = BarlowTwins if preset == "barlow_twins" else SimSiam
+            method = kind(TinyEncoder(), projector=(16, 16))
+        made = getattr(optimizers, optimizer)(method, lr=0.1)
+        job = on_a_gpu(photos, getattr(presets, preset)(12), method, made, micro_batch=micro_batch)
+        with pytest.raises(DataDependentOutputException):
+            float(next(method.parameters()).sum())  # it would be noticed
+        loop(job, type("Stop", (), {"asked": None})(), lambda *_: None)
+        assert {parameter.device.type for parameter in method.parameters()} == {"cuda"}
+    assert looks == [4]
