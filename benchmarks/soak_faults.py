@@ -243,8 +243,11 @@ def damage_last(soak: Soak, luck: random.Random) -> None:
 
 
 def cut_log(soak: Soak, luck: random.Random) -> None:
+    """A power cut in the middle of writing a line. Lines of steps that a checkpoint knows of are on the disk by then."""
     log = soak.run / "log.jsonl"
-    os.truncate(log, log.stat().st_size - luck.randrange(2, 60))
+    line = log.read_text().splitlines()[-1].encode()
+    with open(log, "ab") as file:
+        file.write(line[: luck.randrange(1, len(line))])
     soak.start(luck)
     soak.reach(0)
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +147,28 @@ def test_an_optimizer_goes_on_as_if_never_stopped(make, tmp_path):
     checkpoints.unpack_optimizer(second, checkpoints.read_tensors(saved / "optimizer.safetensors"), state["optimizer"])
     steps(again, second, 4)
     assert torch.equal(module.weight, again.weight) and torch.equal(module.bias, again.bias)
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_saving_a_step_again_never_leaves_none(killed_at, tmp_path, monkeypatch):
+    """A run that ends saves its last step again. It may be the only one: killed at either rename, one of the two is left."""
+    checkpoints.save(tmp_path, 7, {"model": {"a": torch.ones(3)}}, {"finished": False})
+    replace, renames = os.replace, []
+
+    def mortal(source, target):
+        if Path(target).name.startswith(("step_", ".step_")) and Path(source).is_dir():
+            renames.append(target)
+            if len(renames) == killed_at:
+                raise KeyboardInterrupt
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", mortal)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(tmp_path, 7, {"model": {"a": torch.ones(3)}}, {"finished": True})
+    monkeypatch.undo()
+    found = checkpoints.newest(tmp_path)
+    assert found.name == "step_0000007" and checkpoints.read_state(found)["finished"] is False
+    assert not list(tmp_path.glob(".step*"))
+    again = checkpoints.save(tmp_path, 7, {"model": {"a": torch.ones(3)}}, {"finished": True})
+    assert checkpoints.read_state(again)["finished"] is True and not list(tmp_path.glob(".step*"))

@@ -162,6 +162,7 @@ def test_compiled_training_is_training(method, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_to_machine_code(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
@@ -251,3 +252,72 @@ def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_bat
         loop(job, type("Stop", (), {"asked": None})(), lambda *_: None)
         assert {parameter.device.type for parameter in method.parameters()} == {"cuda"}
     assert looks == [4]
+
+
+class FollowsItself(BarlowTwins):
+    """With a target network, as BYOL has: one projection comes without a gradient, one is a count."""
+
+    def project(self, views):
+        z1 = super().project(views)["z1"]
+        with torch.no_grad():
+            target = super().project(views)["z2"]
+        return {"z1": z1, "z2": target, "index": torch.arange(len(z1))}
+
+
+def test_pieces_of_a_method_with_a_target_network(tmp_path):
+    runs = [tiny_run(tmp_path / str(size), normless(FollowsItself), precision="float64", epochs=1, micro_batch=size)
+            for size in (None, 4)]  # fmt: skip
+    whole, pieces = map(weights, runs)
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+class Counts(torch.optim.SGD):
+    """Remembers a plain number, and from its fifth step on a tensor that it did not have before."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            memory = self.state[parameter]
+            memory["steps"] = memory.get("steps", 0) + 1
+            if memory["steps"] >= 5:
+                memory["late"] = memory.get("late", torch.zeros(())) + parameter.detach().sum()
+                parameter.data.mul_(1 - 1e-3 * memory["steps"])
+
+
+@pytest.mark.parametrize("bad", [5, 10])
+def test_whatever_an_optimizer_remembers_goes_back_with_the_rest(bad, waiting, tmp_path, monkeypatch):
+    """Step 5 is noticed after it, when the late tensor has come between two looks; step 10 when it has long been there."""
+    monkeypatch.setattr(
+        sys.modules["tiny"], "lars", lambda method, lr, weight_decay: Counts(method.parameters(), lr=0.01)
+    )
+    with pytest.raises(DivergedError, match=f"at step {bad}; step {bad - 1} is saved"):
+        tiny_run(tmp_path / "run", breaking(bad), log_steps=3)
+    monkeypatch.setattr(Job, "careful", True)
+    with pytest.raises(DivergedError, match=f"at step {bad}; step {bad - 1} is saved"):
+        tiny_run(tmp_path / "careful", breaking(bad), log_steps=3)
+    ours, theirs = weights(Run(tmp_path / "run")), weights(Run(tmp_path / "careful"))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    states = [
+        checkpoints.read_state(checkpoints.newest(tmp_path / name / "checkpoints"))["optimizer"]
+        for name in ("run", "careful")
+    ]
+    assert states[0] == states[1]
+
+
+@pytest.mark.gpu
+def test_between_two_looks_a_true_gpu_is_not_waited_for(tmp_path, monkeypatch):
+    look_back = Job.look_back
+
+    def look(job: Job, *flags: bool):
+        torch.cuda.set_sync_debug_mode("default")
+        told = look_back(job, *flags)
+        torch.cuda.set_sync_debug_mode("error")
+        return told
+
+    monkeypatch.setattr(Job, "look_back", look)
+    try:
+        tiny_run(tmp_path / "run", device="cuda", epochs=1, log_steps=100)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -190,6 +190,15 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
     assert torch.equal(kept, seen[2]) and not torch.equal(kept, seen[4])
 
 
+def test_early_stopping_waits_for_readings_and_refuses_what_nothing_reads(tmp_path):
+    readings = iter([0.0, 3.0, 2.0])
+    options = dict(watch=[lambda step, encoder: {"score": next(readings)}], patience=1, watch_epochs=2, epochs=4)
+    assert len(tiny_run(tmp_path / "run", stop_on="score", **options).lines("epoch")) == 4  # read in epochs 2 and 4
+    readings = iter([0.0, 3.0])
+    with pytest.raises(RecipeError, match="stop_on names 'scoer', which nothing reads; there are loss, score"):
+        tiny_run(tmp_path / "other", stop_on="-scoer", **options)
+
+
 def test_larger_is_better_with_a_minus(tmp_path):
     readings = iter([0.0, 0.1, 0.5, 0.4])
     run = tiny_run(tmp_path / "run", watch=[lambda step, encoder: {"knn": next(readings)}], stop_on="-knn", patience=1)
@@ -279,3 +288,13 @@ def test_readme_promise_on_bad_images(tmp_path, quiet):
     run = tiny_run(tmp_path / "run", photos=photos, epochs=1)
     assert run.finished and len(photos) == 46
     assert {row["key"] for row in photos.failed} == {"00.png", "01.png"}
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
+    """Else a power cut could leave a checkpoint that has forgotten lines of its own steps, and they are never made again."""
+    order = []
+    flush, save = Run.flush, checkpoints.save
+    monkeypatch.setattr(Run, "flush", lambda run: (order.append("log"), flush(run))[1])
+    monkeypatch.setattr(checkpoints, "save", lambda *words: (order.append("checkpoint"), save(*words))[1])
+    tiny_run(tmp_path / "run", epochs=1)
+    assert order == ["log", "checkpoint"] * (STEPS + 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from shared import shared
 
+from diptych import evaluate, images
 from diptych.run import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 60 * 60)]
@@ -32,10 +33,13 @@ def trained(recipe: str, elsewhere: Path, *overrides: str) -> Path:
     return out
 
 
-def judged(run: Path, *protocols: str) -> list[dict]:
-    sets = (f"--{part}={shared(f'data/cifar10-jpeg-{part}.parquet')}" for part in ("train", "test"))
-    print(diptych("evaluate", run, *sets, *(f"--protocol={name}" for name in protocols)))
-    return read_lines(run / "evaluations.jsonl")
+def judged(run: Path) -> tuple[dict[str, float], str]:
+    """Accuracies by protocol, without references, which would double the time; and the doctor's verdict."""
+    train, test = (images(shared(f"data/cifar10-jpeg-{part}.parquet"), size=32) for part in ("train", "test"))
+    lines = evaluate(run, train, test, protocols=["linear-keras-simsiam", "linear"], baselines=False, show=False)
+    accuracies = {line["protocol"]: line["accuracy"] for line in lines if line.get("subject") == "trained"}
+    print(run.name, accuracies, lines[-1])
+    return accuracies, lines[-1]["diagnosis"]["verdict"]
 
 
 def epoch_losses(run: Path) -> list[float]:
@@ -64,6 +68,8 @@ def test_the_doctor_tells_the_published_simsiam_from_the_intended(simsiam, tmp_p
     """bfloat16 for the second run: nobody published numbers of it, and it halves the time."""
     intended = trained("simsiam-keras-intended", tmp_path, "pretrain.precision=bfloat16")
     epoch_losses(intended)
-    verdicts = [judged(run, "linear-keras-simsiam", "linear")[-1]["diagnosis"] for run in (simsiam, intended)]
-    print(verdicts)
-    assert [found["verdict"] for found in verdicts] == ["COLLAPSED", "OK"]
+    (published, collapsed), (better, healthy) = judged(simsiam), judged(intended)
+    assert (collapsed, healthy) == ("COLLAPSED", "OK")
+    # 23.4 % published, 31.6 % when the program was run again; an untrained network reaches more than 30 by `linear`.
+    assert 0.15 < published["linear-keras-simsiam"] < 0.40
+    assert better["linear"] > published["linear"]

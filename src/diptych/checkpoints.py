@@ -82,13 +82,17 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     files["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1).encode()
-    shutil.rmtree(aside, ignore_errors=True)
+    replaced = folder / f".step_{step:07d}.tmp-{os.getpid()}-old"  # swept away like the other, should we be killed here
+    for leftover in (aside, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         for name, data in files.items():
             write_file(aside / name, data)
-        shutil.rmtree(whole, ignore_errors=True)  # a broken one of the same step, else there is nothing to save
+        if whole.exists():  # of the same step: broken, or about to be told that the run has ended
+            os.replace(whole, replaced)
         os.replace(aside, whole)
+        shutil.rmtree(replaced, ignore_errors=True)
         flush_folder(folder)
     except OSError as error:
         raise disk_error(whole, sum(map(len, files.values())), error) from error
@@ -137,8 +141,12 @@ def newest(folder: Path) -> Path | None:
 
     Raises CheckpointError when there are checkpoints and all are broken: starting over silently would lose a run.
     """
-    for stray in folder.glob(".step_*.tmp-*"):
-        shutil.rmtree(stray, ignore_errors=True)  # left by a process that was killed while it wrote
+    for stray in folder.glob(".step_*.tmp-*"):  # left by a process that was killed while it wrote
+        whole = folder / stray.name[1:].split(".")[0]
+        if stray.name.endswith("-old") and not whole.exists():
+            os.replace(stray, whole)  # killed between the two renames
+        else:
+            shutil.rmtree(stray, ignore_errors=True)
     found = steps(folder)
     for checkpoint in reversed(found):
         reason = fault(checkpoint)

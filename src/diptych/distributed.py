@@ -80,9 +80,7 @@ def means(*numbers: float) -> list[float]:
     """The mean over the ranks of each number, in one collective between CPUs. All ranks wait for each other here."""
     if world_size() == 1:
         return [float(number) for number in numbers]
-    total = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(total)
-    return (total / world_size()).tolist()
+    return (_all_reduce(torch.tensor(numbers, dtype=torch.float64)) / world_size()).tolist()
 
 
 def agree(flag: bool) -> bool:
@@ -90,11 +88,15 @@ def agree(flag: bool) -> bool:
     return means(flag)[0] > 0
 
 
+def copy_from_first(module: nn.Module) -> None:
+    """Parameters and buffers of the first process' module to all others."""
+    for tensor in module.state_dict().values() if world_size() > 1 else ():
+        dist.broadcast(tensor, 0)
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Each gradient to its mean over the ranks: what DistributedDataParallel does, for a backward pass in pieces."""
-    if world_size() == 1:
-        return
-    for parameter in parameters:
+    for parameter in parameters if world_size() > 1 else ():
         if parameter.grad is not None:
             parameter.grad = mean_over_ranks(parameter.grad)
 
@@ -223,11 +225,11 @@ def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -
         return device
     here, world, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device.type == "cuda":
+        if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
+            local = 0  # each process is shown its own GPU only, as by srun --gpus-per-task=1
         if local >= torch.cuda.device_count():
-            raise DiptychError(
-                f"LOCAL_RANK is {local} but this machine shows {torch.cuda.device_count()} GPUs: "
-                "start one process for each"
-            )
+            shown = f"LOCAL_RANK is {local} but this machine shows {torch.cuda.device_count()} GPUs"
+            raise DiptychError(f"{shown}: start one process for each")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if dist.is_initialized():

@@ -86,6 +86,6 @@ def in_words(error: OSError | RuntimeError | MemoryError) -> DiptychError | None
 
 
 SMALLER = (
-    "halve pretrain.batch_size, or set pretrain.micro_batch to a part of it (slower, the same result); "
-    "evaluate and embed: use --device cpu"
+    "halve pretrain.batch_size, or set pretrain.micro_batch to a part of it (slower; batch normalisation sees the part), in a "
+    "new --out; evaluate and embed: use --device cpu"
 )

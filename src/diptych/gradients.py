@@ -35,8 +35,10 @@ def in_pieces(
         with torch.no_grad(), arithmetic():
             made.append(method.project(piece))
     if buffers:
-        torch._foreach_copy_(buffers, before)  # running statistics move once a step, in the second projection
-    whole = {name: torch.cat([each[name] for each in made]).requires_grad_() for name in made[0]}
+        torch._foreach_copy_(buffers, before)  # running statistics move in the second projection only
+    whole = {name: torch.cat([each[name] for each in made]) for name in made[0]}
+    for z in whole.values():
+        z.requires_grad_(z.is_floating_point())
     with arithmetic():
         loss, parts = method.compare(whole)
     loss.backward()
@@ -45,6 +47,7 @@ def in_pieces(
         seed(index)
         with arithmetic():  # of its own: under no_grad autocast caches weights that no gradient reaches
             again = method.project(piece)
-        torch.autograd.backward([again[name] for name in wanted], [gradients[index] for gradients in wanted.values()])
+        reached = [name for name in wanted if again[name].requires_grad]  # not a target network's
+        torch.autograd.backward([again[name] for name in reached], [wanted[name][index] for name in reached])
     average_gradients(method.parameters())
     return loss, parts

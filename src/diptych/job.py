@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych import checkpoints
 from diptych.distributed import agree, mean_over_ranks, means, rank
-from diptych.errors import DivergedError
+from diptych.errors import DivergedError, RecipeError
 from diptych.images import Images
 from diptych.methods import Method
 from diptych.run import Run
@@ -43,29 +43,39 @@ class Kept:
     """Weights, buffers and the optimizer's memory as they were at a look, on their device."""
 
     tensors: list[Tensor]
-    settings: list[dict]  # of the optimizer's groups
+    numbers: dict[int, dict]  # what else stands in the optimizer's dicts, by their identity; its tensors' names too
 
     @classmethod
     def of(cls, method: Method, optimizer: torch.optim.Optimizer, before: "Kept | None") -> "Kept":
-        """A copy, into the memory of the one before."""
+        """A copy, into the memory of the one before where that fits."""
         live = live_tensors(method, optimizer)
-        tensors = before.tensors if before else [torch.empty_like(tensor) for tensor in live]
+        fits = before is not None and len(before.tensors) == len(live)
+        tensors = before.tensors if before is not None and fits else [torch.empty_like(tensor) for tensor in live]
         copy(live, tensors)
-        return cls(
-            tensors,
-            [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
-        )
+        numbers = {id(owner): {key: None if isinstance(value, Tensor) else value for key, value in owner.items()}
+                   for owner in owners(optimizer)}  # fmt: skip
+        return cls(tensors, numbers)
 
     def put_back(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
+        """What the optimizer has begun to remember since the look is forgotten."""
+        for parameter in [p for p, memory in optimizer.state.items() if id(memory) not in self.numbers]:
+            del optimizer.state[parameter]
+        for owner in owners(optimizer):
+            kept = self.numbers[id(owner)]
+            for key in set(owner) - set(kept):
+                del owner[key]
+            owner.update({key: value for key, value in kept.items() if value is not None or owner[key] is None})
         copy(self.tensors, live_tensors(method, optimizer))
-        for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
-            group.update(settings)
+
+
+def owners(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """The dicts in which an optimizer remembers: one a parameter, one a group (timm's LAMB counts its steps there)."""
+    return [*optimizer.state.values(), *optimizer.param_groups]
 
 
 def live_tensors(method: Method, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """All that a step changes, in one order. Groups hold tensors too (timm's LAMB counts its steps in one)."""
-    owners = [*optimizer.state.values(), *optimizer.param_groups]
-    remembered = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
+    """All that a step changes, in one order."""
+    remembered = [value for owner in owners(optimizer) for value in owner.values() if isinstance(value, Tensor)]
     return [*(p.data for p in method.parameters()), *method.buffers(), *remembered]
 
 
@@ -190,17 +200,22 @@ class Job:
         state.epoch_loss = 0.0
         if rank() == 0:
             self.run.log("epoch", step=state.step, epoch=epoch, loss=readings["loss"])
-        if epoch % self.watch_epochs == 0 or epoch == self.epochs:
+        looked = epoch % self.watch_epochs == 0 or epoch == self.epochs
+        if looked:
             readings |= self.look(epoch)
         if self.stop_on is None:
             return False
         name = self.stop_on.removeprefix("-")
-        if name in readings:  # on the first process alone where a watch made it; it decides for all
+        read = name in readings  # on the first process alone where a watch made it; it decides for all
+        if agree(rank() == 0 and looked and not read):
+            told = ", ".join(readings) if rank() == 0 else "those of the watches"
+            raise RecipeError(f"stop_on names {name!r}, which nothing reads; there are {told}")
+        if read:
             value = readings[name] * (-1 if self.stop_on.startswith("-") else 1)
             if value < state.best:
                 state.best, state.best_epoch = value, epoch
                 state.best_weights = checkpoints.plain(self.method.state_dict())
-        return agree(rank() == 0 and epoch - state.best_epoch >= self.patience)
+        return agree(rank() == 0 and read and epoch - state.best_epoch >= self.patience)
 
     def look(self, epoch: int) -> dict[str, float]:
         """What the watches read, logged. The first process looks, the others wait for it in the next gradient."""
@@ -221,9 +236,10 @@ class Job:
         folder = self.run.folder / "crash"
         folder.mkdir(exist_ok=True)
         checkpoints.write_file(folder / f"step_{step:07d}_rank_{rank()}.json", json.dumps(told, indent=1).encode())
+        saved = f"step {step - 1} is saved" if step else "nothing has been trained"
         raise DivergedError(
-            f"loss {told['loss']} ({tell(parts)}), gradient norm {told['gradient_norm']} at step {step}; step {step - 1} is "
-            f"saved: lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm (details in {folder})"
+            f"loss {told['loss']} ({tell(parts)}), gradient norm {told['gradient_norm']} at step {step}; {saved}: lower "
+            f"optimizer.lr, lengthen the warm-up or set pretrain.clip_norm (details in {folder})"
         )
 
     def save(self) -> None:
@@ -239,7 +255,9 @@ class Job:
                 "data": self.images.fingerprint,
                 "images": len(self.images),
             }
+            self.run.flush()
             checkpoints.save(self.run.folder / "checkpoints", self.state.step, tensors, numbers)
+        agree(False)  # all leave together: who starts the processes ends them soon after the first has gone
 
 
 def tell(parts: Mapping[str, Tensor]) -> str:

@@ -23,7 +23,7 @@ PATIENCE = 30.0  # seconds for the others when one has ended badly: they find ou
 MERCY = 5.0  # seconds between SIGTERM and SIGKILL
 FORWARDED: dict[int, int] = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGINT: INTERRUPTED}
 MARK = "DIPTYCH_LAUNCHED"
-COMMAND = (sys.executable, "-m", "diptych")
+COMMAND = (sys.executable, "-P", "-m", "diptych")  # -P: no module is imported from the current folder
 
 
 def launch(count: int, device: str) -> int:
@@ -38,7 +38,7 @@ def launch(count: int, device: str) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), MARK: "1"}
-    place["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    place["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     children: list[subprocess.Popen] = []
     with ExitStack() as stack, listening() as heard:
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]

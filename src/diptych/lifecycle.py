@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diptych import checkpoints
 from diptych.diagnose import diagnose
-from diptych.distributed import agree, gather, rank, world_size
+from diptych.distributed import agree, copy_from_first, gather, rank, world_size
 from diptych.errors import CheckpointError, DataError, DivergedError, RecipeError
 from diptych.images import Images
 from diptych.job import Job, State
@@ -199,6 +199,7 @@ def finish(job: Job) -> None:
     state = job.state
     if state.best_weights and rank() == 0:
         checkpoints.load_exactly(job.method, state.best_weights, "the best epoch's weights")
+    copy_from_first(job.method)  # it alone has the best ones
     embedding, z1, z2 = last_look(job)
     matrix = cross_correlation(
         z1[:, :LARGEST_PICTURE], z2[:, :LARGEST_PICTURE]
@@ -213,7 +214,7 @@ def finish(job: Job) -> None:
         found = diagnose(embedding, (z1, z2), job.run.lines("epoch")[-1]["loss"])
         job.run.append("evaluations.jsonl", [{"diagnosis": vars(found)}])
         spent = max(time.monotonic() - (job.warm_at or job.began), 1e-9)
-        rate = (state.step - job.first_step - 1) * job.batch_size / spent
+        rate = max(0, state.step - job.first_step - 1) * job.batch_size / spent
         job.run.log("end", step=state.step, epochs=state.step // job.steps_per_epoch, best_epoch=state.best_epoch,
                     elapsed_seconds=round(state.elapsed_seconds, 3), images_per_second=round(rate, 1))  # fmt: skip
     state.finished = True

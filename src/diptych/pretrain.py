@@ -72,8 +72,7 @@ def pretrain(
     `resume` meets another recipe or other images, DivergedError at the first loss or gradient that is not finite, and
     Preempted (exit code 75), after saving, when the process is asked to stop.
     """
-    where = choose_device(device)
-    start(where)
+    where = start(choose_device(device))
     if images.bytes_in_memory <= RESIDENT_BYTES:
         images.pixels()  # decodes once; bad images are left out before anything is counted
     steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, compile)
@@ -185,7 +184,7 @@ def epoch_batches(job: Job, order: Tensor, epoch: int) -> Iterator[Tensor]:
         if job.device.type == "cuda":
             pixels = job.resident = job.resident if job.resident is not None else pixels.to(job.device)
         for rows in order:
-            yield pixels[rows.to(pixels.device)]
+            yield pixels[rows.to(pixels.device, non_blocking=True)]
     else:
         for _, batch in job.images.batches(order.flatten(), order.shape[1], replace=(job.seed, epoch)):
             yield batch.to(job.device, non_blocking=True)

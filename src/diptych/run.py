@@ -94,10 +94,15 @@ class Run:
             self._lock = None
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl, on disk at once."""
+        """Append one line to log.jsonl, at once."""
         self.append("log.jsonl", [{"event": event, **fields}])
         if self.mirror is not None:
             self.mirror(event, fields)
+
+    def flush(self) -> None:
+        """Bring the log to the disk itself: before a checkpoint, which must not know of steps that a power cut can take."""
+        with open(self.folder / "log.jsonl", "rb") as file:
+            os.fsync(file.fileno())
 
     def lines(self, event: str | None = None) -> list[dict]:
         """The lines of log.jsonl (of one kind); a last line cut short by a kill is left out."""
@@ -183,6 +188,8 @@ def take_lock(folder: Path) -> IO[str]:
 def compare_records(folder: Path, record: dict) -> None:
     """Raise CheckpointError naming the first keys in which a run and the request to continue it differ."""
     old, new = flatten(strict_yaml.read(folder / "recipe.yaml")), flatten(json.loads(json.dumps(record)))
+    for record_of in (old, new):  # an older version did not know a switch that is off now
+        record_of.update({key: None for key, value in record_of.items() if value is False})
     changed = [
         f"{key}: {short(old.get(key))} -> {short(new.get(key))}"
         for key in sorted(old.keys() | new.keys())

@@ -76,7 +76,7 @@ def test_each_process_knows_its_place(monkeypatch, tmp_path):
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
     stub(monkeypatch, tmp_path, f"(at / f'env_{{rank}}').write_text(repr([os.environ[name] for name in {names}]))")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
     assert launch.launch(2, "cpu") == 0
     first, second = ((tmp_path / f"env_{rank}").read_text() for rank in (0, 1))
     assert first.startswith("['0', '2', '0', '127.0.0.1', '") and first.endswith(", '3']")

@@ -68,6 +68,10 @@ class GaussianBlur(Operation):
         index = chosen(draw, images.device)
         sigma_N = draw["sigma"][draw["chosen"]].to(images.device, non_blocking=True)
         rows, columns = (gaussian_taps(sigma_N, taps, side) for side in (height, width))
+        if len(index) == len(
+            images
+        ):  # p = 1, as in Barlow Twins' first view: no need to take them out and put them back
+            return resample(images, rows, columns)
         return images.index_copy_(0, index, resample(images.index_select(0, index), rows, columns))
 
     def __str__(self) -> str:
