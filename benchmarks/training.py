@@ -55,7 +55,7 @@ def ours(asked: dict, pixels: Tensor, precision: str, device: str) -> Rival:
         with tempfile.TemporaryDirectory() as folder:
             made = diptych.pretrain(built.method, photos, built.views, built.optimizer, out=f"{folder}/run", epochs=1,
                                     batch_size=batch, schedule=built.schedule, precision=precision, device=device,
-                                    micro_batch=options.get("micro_batch"), compile=options.get("compile", False),
+                                    micro_batch=options.get("micro_batch"), torch_compile=options.get("torch_compile", False),
                                     log_steps=every, checkpoint_minutes=1e9, show=False)  # fmt: skip
             lines = [(line["step"], line["elapsed_seconds"]) for line in made.lines("step")]
         seconds = [(after - before) / every for (a, before), (b, after) in pairwise(lines) if b - a == every]

@@ -154,7 +154,9 @@ def test_compiled_training_is_training(method, tmp_path, monkeypatch):
         torch.manual_seed(4)
         encoder = TinyEncoder()
         encoder[3].p = 0.0  # compiled dropout draws other numbers
-        runs.append(tiny_run(tmp_path / str(compile), method(encoder, projector=(16, 16)), epochs=1, compile=compile))
+        runs.append(
+            tiny_run(tmp_path / str(compile), method(encoder, projector=(16, 16)), epochs=1, torch_compile=compile)
+        )
     ours, theirs = map(weights, runs[::-1])
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
@@ -167,15 +169,16 @@ def test_compiled_to_machine_code(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     whole, compiled = (
-        tiny_run(tmp_path / str(compile), normless(BarlowTwins), epochs=1, compile=compile) for compile in (False, True)
+        tiny_run(tmp_path / str(compile), normless(BarlowTwins), epochs=1, torch_compile=compile)
+        for compile in (False, True)
     )
     for mine, his in zip(compiled.lines("step"), whole.lines("step"), strict=True):
         assert mine["loss"] == pytest.approx(his["loss"], rel=1e-4)
 
 
 def test_pieces_are_not_compiled(tmp_path):
-    with pytest.raises(RecipeError, match="micro_batch and compile do not go together"):
-        tiny_run(tmp_path / "run", micro_batch=4, compile=True)
+    with pytest.raises(RecipeError, match="micro_batch and torch_compile do not go together"):
+        tiny_run(tmp_path / "run", micro_batch=4, torch_compile=True)
 
 
 @pytest.mark.parametrize("size", [1, 5, 24])

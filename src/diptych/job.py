@@ -104,7 +104,7 @@ class Job:
     autocast: bool
     clip_norm: float | None
     micro_batch: int | None
-    compile: bool
+    torch_compile: bool
     watches: tuple[Watch, ...]
     watch_epochs: int
     stop_on: str | None

@@ -52,7 +52,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def check(images: Images, views: Sequence[View], epochs: int, batch_size: int, precision: str,
-          micro_batch: int | None = None, compile: bool = False) -> int:  # fmt: skip
+          micro_batch: int | None = None, torch_compile: bool = False) -> int:  # fmt: skip
     """Steps an epoch; RecipeError for what cannot be trained, DataError where the processes see different images."""
     same_images(images)
     if precision not in PRECISIONS:
@@ -69,8 +69,8 @@ def check(images: Images, views: Sequence[View], epochs: int, batch_size: int, p
         fix = f"use at most {most}" if most > 1 else f"bring more images, at least {max(2, world_size())}"
         raise RecipeError(f"batch_size {batch_size} is larger than the {len(images)} images; {fix}")
     share = batch_size // world_size()
-    if micro_batch is not None and compile:
-        raise RecipeError("micro_batch and compile do not go together yet; leave one of them out")
+    if micro_batch is not None and torch_compile:
+        raise RecipeError("micro_batch and torch_compile do not go together yet; leave one of them out")
     if micro_batch is not None and (micro_batch < 2 or share % micro_batch):
         raise RecipeError(
             f"micro_batch {micro_batch} must be at least 2 and divide the {share} images of a process' batch"

@@ -44,7 +44,7 @@ def pretrain(
     precision: str = "float32",
     clip_norm: float | None = None,
     micro_batch: int | None = None,
-    compile: bool = False,
+    torch_compile: bool = False,
     watch: Sequence[Watch] = (),
     watch_epochs: int = 1,
     stop_on: str | None = None,
@@ -62,11 +62,10 @@ def pretrain(
     batch_size is the global number of images a step, over all processes; a short last batch is dropped. precision is
     "float32", "bfloat16" (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a
     time; loss and gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the
-    pieces. compile: method and loss through torch.compile, which fuses them into fewer kernels and takes a minute or more at
-    the start (it needs a GPU or a C++ compiler). stop_on names what early stopping looks at: "loss" (the epoch's mean) or a
-    number that a watch returns, with a minus where larger is better ("-knn_accuracy"); after `patience` epochs without a
-    better one the run ends, and the best weights are restored. `record` is what recipe.yaml will hold, by default a
-    description of the arguments.
+    pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
+    compiler. stop_on names what early stopping looks at: "loss" (the epoch's mean) or a number that a watch returns, with a
+    minus where larger is better ("-knn_accuracy"); after `patience` epochs without a better one the run ends, and the best
+    weights are restored. `record` is what recipe.yaml will hold, by default a description of the arguments.
 
     Raises RecipeError for impossible arguments, OutputError for a folder that may not be written, CheckpointError when
     `resume` meets another recipe or other images, DivergedError at the first loss or gradient that is not finite, and
@@ -75,7 +74,7 @@ def pretrain(
     where = start(choose_device(device))
     if images.bytes_in_memory <= RESIDENT_BYTES:
         images.pixels()  # decodes once; bad images are left out before anything is counted
-    steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, compile)
+    steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, torch_compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
     with_global_statistics(method)  # in place, as the two moves: the optimizer's parameters stay the method's
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
@@ -86,12 +85,12 @@ def pretrain(
         precision=precision,
         clip_norm=clip_norm,
         micro_batch=micro_batch,
-        compile=compile,
+        torch_compile=torch_compile,
     )
     record = record or describe_arguments(method, images, views, optimizer, numbers)
     run, state = start_run(out, record, resume, overwrite, method, optimizer, images)
     job = Job(run, state, method, images, views, optimizer, schedule or warmup_cosine(), epochs, batch_size, steps_per_epoch,
-              seed, where, dtype, precision == "bfloat16", clip_norm, micro_batch, compile, tuple(watch), watch_epochs,
+              seed, where, dtype, precision == "bfloat16", clip_norm, micro_batch, torch_compile, tuple(watch), watch_epochs,
               stop_on, patience, log_steps, checkpoint_minutes)  # fmt: skip
     try:
         if tensorboard and rank() == 0:
@@ -114,7 +113,7 @@ def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
     lines only; should a number then not be finite, it goes back to the look before and takes the same steps carefully.
     """
     state, method, optimizer, model = job.state, job.method, job.optimizer, wrap(job.method)
-    if job.compile:
+    if job.torch_compile:
         model = torch.compile(model)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for step, batch in feed(job):
