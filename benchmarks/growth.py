@@ -10,7 +10,6 @@ links) in a temporary folder, `stream` trains from a folder of JPEG files as fro
 import argparse
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -201,29 +200,6 @@ def of_folder(work: dict, arguments: argparse.Namespace) -> None:
         told(rows, "scan of a folder", count, seconds, held, arguments, None)
 
 
-class Pulse(threading.Thread):
-    """Resident memory and CPU seconds of this process, every so often, until told to stop."""
-
-    def __init__(self, seconds: float = 0.1):
-        super().__init__(daemon=True)
-        self.pause, self.ended, self.kilobytes = seconds, threading.Event(), []
-
-    def __enter__(self) -> "Pulse":
-        self.began = time.perf_counter(), time.process_time()
-        self.start()
-        return self
-
-    def run(self) -> None:
-        while not self.ended.wait(self.pause):
-            self.kilobytes.append(kilobytes("VmRSS"))
-
-    def __exit__(self, *_) -> None:
-        self.ended.set()
-        self.join()
-        self.kilobytes.append(kilobytes("VmRSS"))
-        self.wall, self.cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-
-
 def of_stream(work: dict, arguments: argparse.Namespace) -> None:
     """An epoch from JPEG files that are decoded as they are needed, as of a set too large for memory."""
     batch, cores = 8 if arguments.quick else 64, len(os.sched_getaffinity(0))
@@ -233,20 +209,23 @@ def of_stream(work: dict, arguments: argparse.Namespace) -> None:
         place.mkdir()
         for i, pixels in enumerate(pictures(work["photos"], work["side"])):
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{i:06d}.jpg", quality=90)
-        built = build(asked)
-        with Pulse() as pulse:
-            made = diptych.pretrain(built.method, diptych.images(place, size=work["side"]), built.views, built.optimizer,
-                                    out=f"{folder}/run", epochs=1, batch_size=batch, precision="bfloat16", log_steps=1,
-                                    device=arguments.device, checkpoint_minutes=1e9, show=False)  # fmt: skip
-        lines = made.lines("step")
-    seconds = lines[-1]["elapsed_seconds"] - lines[0]["elapsed_seconds"]
-    third = len(pulse.kilobytes) // 3
-    start, middle, end = (max(pulse.kilobytes[i * third : (i + 1) * third + 1]) / 1024 for i in range(3))
-    busy = 100 * pulse.cpu / pulse.wall / cores
-    notes = [f"resident memory at most {start:,.0f}, {middle:,.0f}, {end:,.0f} MiB in the three thirds",
+        built, marks = build(asked), []
+
+        def mark(progress: float) -> None:
+            marks.append((time.perf_counter(), time.process_time(), kilobytes("VmRSS") / 1024))
+
+        built.method.after_step = mark  # after each step, so that neither the start nor the last look counts
+        diptych.pretrain(built.method, diptych.images(place, size=work["side"]), built.views, built.optimizer,
+                         out=f"{folder}/run", epochs=1, batch_size=batch, precision="bfloat16", log_steps=1,
+                         device=arguments.device, checkpoint_minutes=1e9, show=False)  # fmt: skip
+    seconds, cpu = (marks[-1][k] - marks[0][k] for k in (0, 1))
+    third = max(1, len(marks) // 3)
+    start, middle, end = (max(memory for *_, memory in marks[i * third : (i + 1) * third + 1]) for i in range(3))
+    busy = 100 * cpu / seconds / cores
+    notes = [f"resident memory at most {start:,.0f}, {middle:,.0f}, {end:,.0f} MiB in the three thirds of the epoch",
              goal("memory of the last third against the second", end / middle, 1.05, " times", at_most=True),
              goal(f"{cores} cores busy", busy, 90, " %")]  # fmt: skip
-    row = Row("an epoch from files", [seconds], (len(lines) - 1) * batch, "images/s", f"cores {busy:.0f} % busy")
+    row = Row("an epoch from files", [seconds], (len(marks) - 1) * batch, "images/s", f"cores {busy:.0f} % busy")
     report("growth", f"streaming {work['photos']} JPEG files of {work['side']} pixels", [row], "", arguments, notes)
 
 
