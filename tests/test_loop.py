@@ -6,7 +6,17 @@ import sys
 
 import pytest
 import torch
-from tiny import TOTAL, NormlessEncoder, TinyEncoder, tiny_images, tiny_method, tiny_run, without_norms
+from tiny import (
+    TOTAL,
+    NormlessEncoder,
+    TinyEncoder,
+    tiny_images,
+    tiny_method,
+    tiny_run,
+    told,
+    weights_of,
+    without_norms,
+)
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensor,
@@ -24,17 +34,6 @@ from diptych.methods import BarlowTwins, Method, SimSiam
 from diptych.pretrain import loop
 from diptych.run import Run
 from diptych.views import View, presets
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    newest = checkpoints.newest(run.folder / "checkpoints")
-    return {f"{name}.{key}": value for name in ("model", "optimizer")
-            for key, value in checkpoints.read_tensors(newest / f"{name}.safetensors").items()}  # fmt: skip
-
-
-def told(run: Run) -> list[dict]:
-    clocks = ("elapsed_seconds", "images_per_second")
-    return [{key: value for key, value in line.items() if key not in clocks} for line in run.lines()]
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_looking_at_log_lines_only_changes_nothing(log_steps, careful, waiting, 
     run = tiny_run(tmp_path / "run", log_steps=log_steps)
     assert looks == [1, 2, 1, 2, 2, 1, 3]  # after steps 0, 2, 3 (epoch), 5, 7 (epoch), 8, 11
     assert told(run) == told(careful)
-    ours, theirs = weights(run), weights(careful)
+    ours, theirs = weights_of(run), weights_of(careful)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
@@ -95,7 +94,7 @@ def test_a_number_that_is_not_finite_is_found_at_its_step_afterwards(optimizer, 
     assert json.loads((tmp_path / "run/crash/step_0000010_rank_0.json").read_text())["step"] == 10
     resumed = tiny_run(tmp_path / "run", breaking(-2), log_steps=3)
     quiet = tiny_run(tmp_path / "quiet", breaking(-2), log_steps=3)
-    ours, theirs = weights(resumed), weights(quiet)
+    ours, theirs = weights_of(resumed), weights_of(quiet)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert [line for line in told(resumed) if line.get("step") != 11] == told(
         quiet
@@ -113,7 +112,7 @@ def test_pieces_are_the_batch(method, tmp_path):
     asked = dict(precision="float64", epochs=3)
     whole = tiny_run(tmp_path / "whole", normless(method), **asked)
     pieces = tiny_run(tmp_path / "pieces", normless(method), **asked, micro_batch=4)
-    ours, theirs = weights(pieces), weights(whole)
+    ours, theirs = weights_of(pieces), weights_of(whole)
     assert any(not torch.equal(ours[name], theirs[name]) for name in theirs), "pieces are summed in another order"
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=name)
@@ -125,7 +124,7 @@ def test_pieces_are_the_batch(method, tmp_path):
 def test_one_piece_is_the_batch_with_its_statistics_and_dropout(tmp_path, careful):
     """Batch statistics move once a step, dropout draws the same twice, bfloat16 weights get their gradient."""
     run = tiny_run(tmp_path / "run", log_steps=3, micro_batch=12)
-    ours, theirs = weights(run), weights(careful)
+    ours, theirs = weights_of(run), weights_of(careful)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
     options = dict(precision="bfloat16", epochs=1, log_steps=1)
@@ -157,7 +156,7 @@ def test_compiled_training_is_training(method, tmp_path, monkeypatch):
         runs.append(
             tiny_run(tmp_path / str(compile), method(encoder, projector=(16, 16)), epochs=1, torch_compile=compile)
         )
-    ours, theirs = map(weights, runs[::-1])
+    ours, theirs = map(weights_of, runs[::-1])
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -270,7 +269,7 @@ class FollowsItself(BarlowTwins):
 def test_pieces_of_a_method_with_a_target_network(tmp_path):
     runs = [tiny_run(tmp_path / str(size), normless(FollowsItself), precision="float64", epochs=1, micro_batch=size)
             for size in (None, 4)]  # fmt: skip
-    whole, pieces = map(weights, runs)
+    whole, pieces = map(weights_of, runs)
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=1e-9, atol=1e-12, msg=name)
 
@@ -299,7 +298,7 @@ def test_whatever_an_optimizer_remembers_goes_back_with_the_rest(bad, waiting, t
     monkeypatch.setattr(Job, "careful", True)
     with pytest.raises(DivergedError, match=f"at step {bad}; step {bad - 1} is saved"):
         tiny_run(tmp_path / "careful", breaking(bad), log_steps=3)
-    ours, theirs = weights(Run(tmp_path / "run")), weights(Run(tmp_path / "careful"))
+    ours, theirs = weights_of(Run(tmp_path / "run")), weights_of(Run(tmp_path / "careful"))
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     states = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import SIGKILL, SIGTERM, STEPS, TOTAL, struck_run, tiny_images, tiny_method, tiny_run
+from tiny import SIGKILL, SIGTERM, STEPS, TOTAL, struck_run, tiny_images, tiny_method, tiny_run, told, weights_of
 
 from diptych import checkpoints
 from diptych.errors import CheckpointError, DivergedError, OutputError, RecipeError
@@ -24,21 +24,6 @@ HERE = Path(__file__).parent
 def quiet(tmp_path_factory) -> Run:
     """A run that nothing disturbed."""
     return tiny_run(tmp_path_factory.mktemp("runs") / "quiet", checkpoint_minutes=5.0)
-
-
-def weights_of(run: Run) -> dict[str, torch.Tensor]:
-    newest = checkpoints.newest(run.folder / "checkpoints")
-    return {
-        f"{name}.{key}": value
-        for name in ("model", "optimizer")
-        for key, value in checkpoints.read_tensors(newest / f"{name}.safetensors").items()
-    }
-
-
-def told(run: Run) -> list[dict]:
-    """The log without what clocks wrote."""
-    clocks = ("elapsed_seconds", "images_per_second")
-    return [{k: v for k, v in line.items() if k not in clocks} for line in run.lines()]
 
 
 def assert_same(run: Run, quiet: Run) -> None:

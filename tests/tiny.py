@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from diptych import checkpoints
 from diptych.images import Images, images
 from diptych.methods import BarlowTwins, Method
 from diptych.optimizers import lars
@@ -98,6 +99,21 @@ def struck_run(out: str, step: int, number: int) -> None:
     method = tiny_method()
     method.signal_at = (step, number)
     tiny_run(Path(out), method)
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    newest = checkpoints.newest(run.folder / "checkpoints")
+    return {
+        f"{name}.{key}": value
+        for name in ("model", "optimizer")
+        for key, value in checkpoints.read_tensors(newest / f"{name}.safetensors").items()
+    }
+
+
+def told(run: Run) -> list[dict]:
+    """The log without what clocks wrote."""
+    clocks = ("elapsed_seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in clocks} for line in run.lines()]
 
 
 SIGKILL, SIGTERM = signal.SIGKILL, signal.SIGTERM

@@ -43,7 +43,7 @@ class Kept:
     """Weights, buffers and the optimizer's memory as they were at a look, on their device."""
 
     tensors: list[Tensor]
-    numbers: dict[int, dict]  # what else stands in the optimizer's dicts, by their identity; its tensors' names too
+    memory: list[tuple[dict, dict]]  # each dict of the optimizer, and what stood in it
 
     @classmethod
     def of(cls, method: Method, optimizer: torch.optim.Optimizer, before: "Kept | None") -> "Kept":
@@ -52,19 +52,16 @@ class Kept:
         fits = before is not None and len(before.tensors) == len(live)
         tensors = before.tensors if before is not None and fits else [torch.empty_like(tensor) for tensor in live]
         copy(live, tensors)
-        numbers = {id(owner): {key: None if isinstance(value, Tensor) else value for key, value in owner.items()}
-                   for owner in owners(optimizer)}  # fmt: skip
-        return cls(tensors, numbers)
+        return cls(tensors, [(owner, dict(owner)) for owner in owners(optimizer)])
 
     def put_back(self, method: Method, optimizer: torch.optim.Optimizer) -> None:
         """What the optimizer has begun to remember since the look is forgotten."""
-        for parameter in [p for p, memory in optimizer.state.items() if id(memory) not in self.numbers]:
+        known = {id(owner) for owner, _ in self.memory}
+        for parameter in [p for p, memory in optimizer.state.items() if id(memory) not in known]:
             del optimizer.state[parameter]
-        for owner in owners(optimizer):
-            kept = self.numbers[id(owner)]
-            for key in set(owner) - set(kept):
-                del owner[key]
-            owner.update({key: value for key, value in kept.items() if value is not None or owner[key] is None})
+        for owner, content in self.memory:
+            owner.clear()
+            owner.update(content)
         copy(self.tensors, live_tensors(method, optimizer))
 
 
