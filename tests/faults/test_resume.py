@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spoiled import SMALL, diptych, jpeg, photographs, refusal
 from struck import in_own_process
-from tiny import SIGKILL, TOTAL, tiny_images, tiny_method, tiny_run
+from tiny import SIGKILL, TOTAL, tiny_images, tiny_method, tiny_run, told
 
 from diptych import checkpoints, cli, lifecycle
 from diptych.errors import CheckpointError
@@ -58,9 +58,7 @@ def assert_as_quiet(run: Run, quiet: Run) -> None:
     ours, theirs = (checkpoints.newest(each.folder / "checkpoints") for each in (run, quiet))
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
-    clocks = ("elapsed_seconds", "images_per_second")
-    told = [[{k: v for k, v in line.items() if k not in clocks} for line in each.lines()] for each in (run, quiet)]
-    assert told[0] == told[1]
+    assert told(run) == told(quiet)
     assert not list(run.folder.rglob("*.tmp*"))
 
 
