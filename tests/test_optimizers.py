@@ -66,6 +66,74 @@ def test_trajectories_are_the_published_programs(make, file, entry):
     assert problem.b.tolist() == pytest.approx(golden["b_final"], rel=1e-5, abs=1e-6)
 
 
+class Kernels(nn.Module):
+    """Shapes and orders in memory that the fast LAMB meets: a matrix, kernels 3 x 3 and 1 x 1, biases, one unused."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        shapes = {
+            "matrix": (40, 30),
+            "three": (8, 6, 3, 3),
+            "one": (8, 6, 1, 1),
+            "bias": (8,),
+            "zero": (5, 2),
+            "unused": (3,),
+        }
+        for k, (name, shape) in enumerate(shapes.items()):
+            setattr(self, name, nn.Parameter(torch.from_numpy(wave(shape, 60 + k)).to(dtype)))
+        self.zero.data.zero_()
+        self.to(memory_format=torch.channels_last)
+
+    def set_gradients(self, step, contiguous):
+        for k, (name, p) in enumerate(self.named_parameters()):
+            g = torch.from_numpy(wave(p.shape, 80 + 7 * step + k)).to(p.dtype)
+            if name == "matrix" and step == 2:
+                g.zero_()
+            p.grad = None if name == "unused" else g if contiguous else torch.empty_like(p).copy_(g)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("adapt", [True, False])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_the_fast_lamb_is_timms(dtype, within, decay, adapt, contiguous):
+    from timm.optim import Lamb
+
+    fast, slow = Kernels(dtype), Kernels(dtype)
+    rules = [] if adapt else [{"match": "1d", "adapt": False, "weight_decay": 0.0}]
+    ours = lamb(fast, 0.03, weight_decay=decay, groups=rules)
+    assert type(ours).step is not Lamb.step
+    twin = Lamb(lamb(slow, 0.03, weight_decay=decay, groups=rules).param_groups, lr=0.03, max_grad_norm=None, eps=1e-6)
+    for step in range(6):
+        for net, optimizer in ((fast, ours), (slow, twin)):
+            set_rates(optimizer, 1 - step / 8)
+            net.set_gradients(step, contiguous)
+            optimizer.step()
+        for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=within, atol=within)
+        assert [g["step"] for g in ours.param_groups] == [g["step"] for g in twin.param_groups]
+        for p, q in zip(ours.state.values(), twin.state.values(), strict=True):
+            assert p.keys() == q.keys()
+            assert all(torch.allclose(p[name], q[name], rtol=within, atol=within**2) for name in p)
+
+
+def test_lamb_goes_on_from_memory_that_lies_otherwise():
+    """A checkpoint's tensors are contiguous, a kernel on its way to a CPU's convolution is not."""
+    straight, loaded = Kernels(torch.float32), Kernels(torch.float32)
+    one, two = lamb(straight, 0.03), lamb(loaded, 0.03)
+    for step in range(4):
+        if step == 2:
+            state = two.state_dict()
+            for memory in state["state"].values():
+                memory |= {name: tensor.contiguous() for name, tensor in memory.items()}
+            two = lamb(loaded, 0.03)
+            two.load_state_dict(copy.deepcopy(state))
+        for net, optimizer in ((straight, one), (loaded, two)):
+            net.set_gradients(step, contiguous=False)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), loaded.parameters(), strict=True))
+
+
 def test_clipped_lars_is_solo_learns_formula():
     """local = min(eta |p| / (|g| + wd |p| + 1e-8) / lr, 1); d = local (g + wd p); m = .9 m + d; p -= lr m."""
     lr, trust, decay = 0.4, 0.9, 1e-2

@@ -80,7 +80,7 @@ def lamb(
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """LAMB (You et al. 2020) with TensorFlow Addons' defaults: every parameter adapted, no clipping."""
-    from timm.optim import Lamb  # imported late: timm takes two seconds
+    from diptych.lamb import Lamb  # imported late: timm takes two seconds
 
     return Lamb(
         _groups(module, groups, lr, weight_decay, adapts=True),
