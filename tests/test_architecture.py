@@ -9,12 +9,12 @@ from package import FILES, TEXTS, functions, rooms_of
 # From the ground to the doors. A file imports only from what stands before it here: from lower floors, and on
 # its own floor from the files listed before it. A new file gets its place in this table.
 FLOORS = {
-    "0 ground": "errors strict_yaml",
-    "1 mathematics": "random_at schedules distributed losses optimizers",
+    "0 ground": "errors strict_yaml memory",
+    "1 mathematics": "random_at schedules distributed losses lamb optimizers",
     "2 images": "threads decode sources.source sources.labels sources.folder sources.archives sources.arrays "
     "sources.cifar sources.parquet sources.photographs sources squares images",
     "2 views": "views.operation views.geometry views.colour views.blur views.keras views.view views.presets views",
-    "2 networks": "keras_networks encoders heads",
+    "2 networks": "convolution keras_networks encoders heads",
     "3 methods": "methods.method methods.barlow_twins methods.simsiam methods",
     "4 worth": "checkpoints weights foreign embed probe evaluate diagnose",
     "5 runs": "run boards watch signals progress job lifecycle gradients pretrain supervised finetune protocols",

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import diptych
-from diptych.keras_networks import Conv2d
+from diptych import convolution
+from diptych.convolution import Conv2d
 from diptych.methods import BarlowTwins, SimSiam
 from diptych.random_at import random_at
 
@@ -107,26 +108,61 @@ def test_training_step(name, kind, alike):
     assert 0.9 < float(slopes[1].norm() / slopes[0].norm()) < 1.1
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 1, 1), (1, 1, 1), (5, 2, 0), (3, 2, 0), (4, 1, 0)])
-def test_few_pixels_are_a_product(size, stride, padding):
-    """Where 2 x 2 pixels or fewer come out, our layer multiplies matrices: the same value and gradients, in float64."""
-    layer = Conv2d(6, 7, 3, stride, padding).double()
-    x = torch.randn(4, 6, size, size, generator=random_at(size)).double()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(2, 1, 1), (1, 1, 1), (5, 2, 0), (3, 2, 0), (4, 1, 0), (7, 1, 1), (13, 2, 1)]
+)
+def test_few_pixels_are_a_product(size, stride, padding, kernel, bias, monkeypatch):
+    """The same value and gradients in float64, for tiny maps and for those whose kernel's gradient alone is a product."""
+    monkeypatch.setitem(convolution.SMALL, torch.float64, 9)
+    size = max(size, kernel)
+    layer = Conv2d(6, 7, kernel, stride, padding, bias=bias).double()
+    x = torch.randn(4, 6, size, size - (size > 6), generator=random_at(size)).double().requires_grad_()
+    assert layer._made(x) <= 9
     plain = F.conv2d(x, layer.weight, layer.bias, stride, padding)
     slope = torch.randn(plain.shape, generator=random_at("slope", size)).double()
-    x.requires_grad_()
-    expected = torch.autograd.grad(
-        F.conv2d(x, layer.weight, layer.bias, stride, padding), (x, *layer.parameters()), slope
-    )
+    expected = torch.autograd.grad(plain, (x, *layer.parameters()), slope)
     found = value_and_gradients(layer, x, slope)
     for ours, theirs in zip(found, (plain, *expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert found[0].is_contiguous(memory_format=torch.channels_last) or layer._made(x) > 2
+    assert torch.equal(F.relu(found[0].detach()), layer(x).relu_()), "the next layer may work in place"
 
 
-@pytest.mark.parametrize(("size", "product"), [(2, True), (3, False)])
-def test_which_way_is_taken(size, product, monkeypatch):
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_product_under_autocast(size):
+    """Float32 weights get float32 gradients, the result is bfloat16, and only what is asked for is computed."""
+    layer = Conv2d(8, 8, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 8, size, size, generator=random_at("x"))
+    for asked in (False, True):
+        layer.bias.requires_grad_(asked)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        assert not y.requires_grad or type(y.grad_fn).__name__ == "ProductBackward"
+        y.sum().backward()
+        assert layer.weight.grad.dtype == torch.float32 and (layer.bias.grad is not None) is asked
+    assert apart(layer.bias.grad, torch.full((8,), 4.0 * size**2)) < ROUNDING
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 7)])
+def test_which_way_is_taken(dtype, most, monkeypatch):
     taken = []
-    monkeypatch.setattr(Conv2d, "_as_product", lambda self, x: taken.append(x.shape) or x)
-    Conv2d(3, 3, 3, padding=1)(torch.zeros(1, 3, size, size))
-    assert bool(taken) is product
+    monkeypatch.setattr(Conv2d, "_as_product", lambda self, x: taken.append(x.shape[2]) or x)
+    layer = Conv2d(3, 3, 3, padding=1).to(dtype)
+    for size in range(1, 12):
+        layer(torch.zeros(1, 3, size, size, dtype=dtype))
+    assert taken == list(range(1, most + 1))
+
+
+def test_which_convolutions_are_quick():
+    """All plain ones of the networks that we make; never those with groups, dilation, other padding or other classes."""
+    network = diptych.encoder("resnet18", stem="small", size=32)
+    assert {type(layer) for layer in network.modules() if isinstance(layer, nn.Conv2d)} == {Conv2d}
+    other = [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding="same"),
+             nn.Conv2d(4, 4, (3, 1)), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+             type("Own", (nn.Conv2d,), {})(4, 4, 3)]  # fmt: skip
+    classes = [type(layer) for layer in other]
+    convolution.with_quick_convolutions(nn.Sequential(*other))
+    assert [type(layer) for layer in other] == classes

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from diptych.ending import run as run_command
+from diptych.memory import keep_freed_memory
 from diptych.opening import image_options, open_images
 from diptych.progress import open_streams
 
@@ -279,6 +280,7 @@ def tell(text: str) -> None:
 def main() -> None:
     """Run the command that the shell asks for; it ends as ending.py says."""
     open_streams()
+    keep_freed_memory()
     run_command(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.convolution import Conv2d
+
 
 def _keras_batch_norm(self: Any, x: Tensor) -> Tensor:
     if not self.training:
@@ -85,26 +87,6 @@ class SamePad(nn.Module):
         return total // 2, total - total // 2
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution that a CPU does as one matrix product where it makes 2 x 2 pixels or fewer of each image.
-
-    There oneDNN 3.13 takes three times as long in float32, four in bfloat16 (512 channels, backward included).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        made = [
-            (side + 2 * int(self.padding[0]) - self.kernel_size[0]) // self.stride[0] + 1 for side in input.shape[2:]
-        ]
-        return self._as_product(input) if input.device.type == "cpu" and max(made) <= 2 else super().forward(input)
-
-    def _as_product(self, x: Tensor) -> Tensor:
-        """The same, of what lies under the kernel at each place: (N, C, H, W) -> (N, h, w, kernel * kernel * C)."""
-        kernel, stride, around = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, around, around, around, around))
-        under = rows.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
-        return F.linear(under, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
 def _same_conv(channels: int, out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     if stride == 1:
         return [Conv2d(channels, out, kernel, padding=kernel // 2)]
@@ -123,7 +105,7 @@ class BasicBlock(nn.Module):
         first = [*_same_conv(channels, out, 3, stride), *_norm_relu(out)]
         second = [*_same_conv(out, out, 3), KerasBatchNorm2d(out)]
         self.residual = nn.Sequential(*first, *second)
-        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(channels, out, 1, stride)
+        self.shortcut = nn.Identity() if stride == 1 else Conv2d(channels, out, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.residual(x) + self.shortcut(x))
@@ -161,11 +143,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: int, inner: int, out: int, stride: int):
         super().__init__()
-        narrow = [KerasBatchNorm2d(channels), nn.ReLU(inplace=True), nn.Conv2d(channels, inner, 1)]
+        narrow = [KerasBatchNorm2d(channels), nn.ReLU(inplace=True), Conv2d(channels, inner, 1)]
         middle = [*_norm_relu(inner), *_same_conv(inner, inner, 3, stride), *_norm_relu(inner)]
         self.residual = nn.Sequential(*narrow, *middle)
-        self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1, stride)
-        self.widen = nn.Conv2d(inner, out, 1)  # made after the shortcut, as Keras orders them
+        self.shortcut = nn.Identity() if channels == out else Conv2d(channels, out, 1, stride)
+        self.widen = Conv2d(inner, out, 1)  # made after the shortcut, as Keras orders them
 
     def forward(self, x: Tensor) -> Tensor:
         return self.widen(self.residual(x)) + self.shortcut(x)

@@ -32,7 +32,7 @@ class Lamb(timm.optim.Lamb):
         return None
 
     def _step_of(self, p: Tensor, group: dict, taken: Tensor, update: Tensor) -> None:
-        memory = self.state[p]
+        memory, slope = self.state[p], _laid_as(p, p.grad if p.grad is not None else torch.zeros_like(p))
         for name in ("exp_avg", "exp_avg_sq"):
             memory[name] = _laid_as(p, memory[name]) if name in memory else torch.zeros_like(p)
         first, second, (beta1, beta2), decay = (
@@ -41,7 +41,7 @@ class Lamb(timm.optim.Lamb):
             group["betas"],
             group["weight_decay"],
         )
-        adam([update], [_laid_as(p, p.grad)], [first], [second], [], [taken], fused=True, amsgrad=False, maximize=False,
+        adam([update], [slope], [first], [second], [], [taken], fused=True, amsgrad=False, maximize=False,
              beta1=beta1, beta2=beta2, lr=1.0, weight_decay=0.0, eps=group["eps"])  # fmt: skip
         if decay:
             update.sub_(p, alpha=decay)  # the update points downhill: it is minus the paper's

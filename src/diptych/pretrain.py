@@ -18,6 +18,7 @@ from diptych.gradients import in_pieces
 from diptych.images import RESIDENT_BYTES, Images
 from diptych.job import Job
 from diptych.lifecycle import begin, check, choose_device, describe_arguments, finish, start_run
+from diptych.memory import keep_freed_memory
 from diptych.methods import Method
 from diptych.optimizers import set_rates
 from diptych.progress import Progress
@@ -72,6 +73,8 @@ def pretrain(
     Preempted (exit code 75), after saving, when the process is asked to stop.
     """
     where = start(choose_device(device))
+    if where.type == "cpu":
+        keep_freed_memory()
     if images.bytes_in_memory <= RESIDENT_BYTES:
         images.pixels()  # decodes once; bad images are left out before anything is counted
     steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, torch_compile)

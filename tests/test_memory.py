@@ -1,0 +1,63 @@
+"""Memory that was freed is kept for the next tensor, where glibc allows it."""
+
+import platform
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from tiny import tiny_run
+
+from diptych import cli
+from diptych.memory import keep_freed_memory
+
+PAGES = """
+import resource, threading
+import torch
+from diptych.memory import keep_freed_memory
+
+def cleared(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        torch.ones(20_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+cleared(1)
+given_back = cleared(4)
+assert keep_freed_memory() and keep_freed_memory()
+cleared(8)  # the heap grows to what is asked for at once, and a little more
+print(given_back, cleared(4))
+whole = []
+thread = threading.Thread(target=lambda: whole.append(torch.ones(40_000_000)))  # larger than a thread's own heap
+thread.start(), thread.join()
+assert whole[0].sum() == 40_000_000
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is asked")
+def test_freed_memory_is_not_cleared_again():
+    """80 MB, freed and asked for again: the system maps every page anew before the call, next to none after it."""
+    ran = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
+    before, after = map(int, ran.stdout.split())
+    assert before > 4 * 100 and after < before / 10
+
+
+def test_where_it_cannot_be_asked(monkeypatch):
+    def fail(name):
+        raise OSError
+
+    monkeypatch.setattr("ctypes.CDLL", fail)
+    assert keep_freed_memory() is False
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert keep_freed_memory() is False
+
+
+def test_training_and_the_command_ask_for_it(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(import_module("diptych.pretrain"), "keep_freed_memory", lambda: asked.append("pretrain"))
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append("command"))
+    tiny_run(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["diptych", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert asked == ["pretrain", "command"]
