@@ -6,6 +6,8 @@ The work is the full published set (crop, flip, jitter, gray, blur, solarize, no
 batches of float32, every image with draws of its own. Libraries that work on one image at a time go through a DataLoader, in
 as many processes as there are threads (in this one for 1): for lightly that is the one flag that makes it faster. What the
 crop and the blur are differs: `rivals` says how, and our second row does what lightly's transform does.
+
+Freed memory is kept, as in pretraining (decision 17), for all of them alike.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, faster, goal, in_turns, missing, parser, report
+from diptych.memory import keep_freed_memory
 from diptych.random_at import random_at
 from diptych.views import View, barlow_twins
 from diptych.views.blur import GaussianBlur, default_taps
@@ -245,6 +248,7 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 224], choices=[32, 64, 224], help="pixels")
     arguments = asked.parse_args(words)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     warnings.filterwarnings("ignore", "This DataLoader will create")  # torch would leave a core free; we leave none
     for size in arguments.sizes:
         measure(size, arguments)

@@ -13,7 +13,7 @@ FLOORS = {
     "1 mathematics": "random_at schedules distributed losses lamb optimizers",
     "2 images": "threads decode sources.source sources.labels sources.folder sources.archives sources.arrays "
     "sources.cifar sources.parquet sources.photographs sources squares images",
-    "2 views": "views.operation views.geometry views.colour views.blur views.keras views.view views.presets views",
+    "2 views": "views.operation views.resample views.geometry views.colour views.blur views.keras views.view views.presets views",
     "2 networks": "convolution keras_networks encoders heads",
     "3 methods": "methods.method methods.barlow_twins methods.simsiam methods",
     "4 worth": "checkpoints weights foreign embed probe evaluate diagnose",

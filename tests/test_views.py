@@ -22,7 +22,6 @@ from diptych.views import (
     VerticalFlip,
     View,
     barlow_twins,
-    colour,
     draw_slice,
     simsiam,
     view,
@@ -113,7 +112,7 @@ def test_blocks_do_not_change_views(monkeypatch):
     draws = made.sample(30, random_at(2))
     whole = made.apply(images, draws)
     monkeypatch.setattr(view, "BLOCK", 7 * 3 * 32 * 32)
-    monkeypatch.setattr(colour, "CACHE", 2 * 3 * 32 * 32)
+    monkeypatch.setattr("diptych.views.operation.CACHE", 2 * 3 * 32 * 32)
     assert (made.apply(images, draws) - whole).abs().max() <= 1e-6
 
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from diptych.errors import DataError
-from diptych.views.geometry import Taps, resample
 from diptych.views.operation import (
     Draw,
     Operation,
@@ -18,6 +17,7 @@ from diptych.views.operation import (
     require,
     uniform,
 )
+from diptych.views.resample import Taps, resample
 
 
 def default_taps(pixels: int) -> int:
@@ -67,7 +67,8 @@ class GaussianBlur(Operation):
             raise DataError(f"gaussian_blur: kernel {taps} is too large for {height} x {width} images")
         index = chosen(draw, images.device)
         sigma_N = draw["sigma"][draw["chosen"]].to(images.device, non_blocking=True)
-        rows, columns = (gaussian_taps(sigma_N, taps, side) for side in (height, width))
+        rows = gaussian_taps(sigma_N, taps, height)
+        columns = rows if width == height else gaussian_taps(sigma_N, taps, width)
         if len(index) == len(
             images
         ):  # p = 1, as in Barlow Twins' first view: no need to take them out and put them back

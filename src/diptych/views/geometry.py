@@ -1,14 +1,7 @@
-"""Where a view's pixels come from: crop, resize, flip. N images of C channels, H x W pixels; views S x S; K taps.
-
-Resampling an axis makes each of its S output lines a weighted sum of K input lines, its taps. Each image has taps of
-its own, and the whole batch is two calls: for columns a product with banded matrices; for rows, which lie in
-memory as a whole, a sum of rows, which multiplies nothing by zero. A flip of the view is the order of the taps of
-its columns and costs nothing.
-"""
+"""Where a view's pixels come from: crop, resize, flip. N images of H x W pixels; views S x S."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,95 +17,9 @@ from diptych.views.operation import (
     coins,
     require,
 )
+from diptych.views.resample import RADIUS, Interpolation, resample, whole_box_taps
 
-Interpolation = Literal["bilinear", "bicubic"]
-RADIUS = {"bilinear": 1, "bicubic": 2}  # source pixels to each side that an output pixel sees when enlarging
 TRIES = 10  # boxes that torchvision's RandomResizedCrop tries before the central one
-
-
-Taps = tuple[torch.Tensor, torch.Tensor]  # (N, S, K) each: which input lines, with which weights
-
-
-def box_taps(
-    start_N: torch.Tensor,
-    length_N: torch.Tensor,
-    pixels: int,
-    size: int,
-    interpolation: Interpolation,
-    antialias: bool,
-    mirrored_N: torch.Tensor | None = None,
-) -> Taps:
-    """Resamples lines start .. start + length - 1 of an axis of `pixels` to `size`.
-
-    The weights of torch's `interpolate(align_corners=False)` on the cut-out box, hence torchvision's. With
-    antialias the kernel widens when shrinking, is cut off at the box and renormalised, and bicubic has
-    a = -0.5: PIL's resize too. Without, it keeps its width, lines outside repeat the border, and a = -0.75.
-    """
-    device, radius = start_N.device, RADIUS[interpolation]
-    stretch_N1 = (length_N / size)[:, None]
-    centre_NS = (torch.arange(size, device=device) + 0.5) * stretch_N1 - 0.5  # counted from the box's first line
-    if mirrored_N is not None:
-        centre_NS = torch.where(mirrored_N[:, None], centre_NS.flip(1), centre_NS)
-    # As many taps as the widest possible box needs: no image's result hangs on its neighbours' boxes.
-    widest = max(1.0, pixels / size) if antialias else 1.0
-    widening_N1 = stretch_N1.clamp(1, widest)
-    first_NS = (centre_NS - radius * widening_N1).floor_().add_(1)
-    tap_K1 = torch.arange(math.ceil(2 * radius * widest), device=device)[:, None]
-    line_NKS = first_NS[:, None] + tap_K1
-    distance_NKS = ((first_NS - centre_NS)[:, None] + tap_K1).div_(widening_N1[:, None])
-    weight_NKS = kernel(distance_NKS, interpolation, -0.5 if antialias else -0.75)
-    inside_NKS = line_NKS.clamp_min(0).minimum((length_N - 1)[:, None, None])
-    if antialias:
-        weight_NKS.mul_(inside_NKS == line_NKS)
-        weight_NKS.div_(weight_NKS.sum(1, keepdim=True))
-    inside_NKS.add_(start_N[:, None, None])
-    return inside_NKS.long().transpose(1, 2), weight_NKS.transpose(1, 2)
-
-
-def kernel(distance: torch.Tensor, interpolation: Interpolation, a: float) -> torch.Tensor:
-    """The kernel at `distance` source pixels: a triangle, or the cubic of Keys (1981) with its parameter a.
-
-    Keys' two pieces, (a + 2) d^3 - (a + 3) d^2 + 1 up to 1 and a (d^3 - 5 d^2 + 8 d - 4) up to 2, are here
-    a v^2 (1 - v) + u^2 (4 a + 3 - 2 u) with u = max(1 - d, 0), v = max(2 - d, 0): the same without a choice.
-    """
-    d = distance.abs()
-    u = (1 - d).clamp_min_(0)
-    if interpolation == "bilinear":
-        return u
-    v = (2 - d).clamp_min_(0)
-    return ((1 - v) * v * v).mul_(a).addcmul_(u * u, (4 * a + 3) - 2 * u)
-
-
-def weigh_columns(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
-    """(N, C, H, S): each output column the weighted sum of the input columns that `taps` names for its image."""
-    n, channels, height, width = images_NCHW.shape
-    line_NSK, weight_NSK = taps
-    size = line_NSK.shape[1]
-    matrix_NSW = weight_NSK.new_zeros(n, size, width).scatter_add_(2, line_NSK, weight_NSK)
-    flat = images_NCHW.reshape(n, channels * height, width)
-    return torch.bmm(flat, matrix_NSW.transpose(1, 2)).view(n, channels, height, size)
-
-
-def weigh_rows(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
-    """(N, C, S, W): each output row the weighted sum of the input rows that `taps` names for its image."""
-    n, channels, height, width = images_NCHW.shape
-    line_NSK, weight_NSK = taps
-    shape = (n, channels, *line_NSK.shape[1:])
-    if n == 0:
-        return images_NCHW.new_empty(*shape[:3], width)
-    first_row = height * torch.arange(n * channels, device=images_NCHW.device).view(n, channels, 1, 1)
-    row = (line_NSK[:, None] + first_row).reshape(-1, shape[3])
-    weight = weight_NSK[:, None].expand(shape).reshape(-1, shape[3])
-    table = images_NCHW.reshape(-1, width)  # all rows of all channels of all images
-    return F.embedding_bag(row, table, per_sample_weights=weight, mode="sum").view(*shape[:3], width)
-
-
-def resample(images: torch.Tensor, rows: Taps, columns: Taps, clamp: bool = False) -> torch.Tensor:
-    """(N, 3, H, W) -> (N, 3, S, S). clamp: to [0, 1] after each axis, for weights that can leave it."""
-    wide = weigh_columns(images, columns)
-    wide = wide.clamp_(0, 1) if clamp else wide
-    views = weigh_rows(wide, rows)
-    return views.clamp_(0, 1) if clamp else views
 
 
 def check_interpolation(name: str, interpolation: str) -> None:
@@ -125,7 +32,7 @@ class RandomResizedCrop(Operation):
     """A random box of the image, resized to `size` x `size`.
 
     torchvision's algorithm: area U(scale) of the image, log aspect ratio U(log ratio), a box of whole pixels,
-    ten tries to fit, then the central box. Weights: `box_taps`. Bicubic overshoots; it is clamped
+    ten tries to fit, then the central box. Weights: `resample.box_taps`. Bicubic overshoots; it is clamped
     to [0, 1] after each axis, as PIL and torchvision do with the 8-bit images of the published programs.
     """
 
@@ -134,6 +41,7 @@ class RandomResizedCrop(Operation):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
+    takes_bytes = True
 
     def __post_init__(self) -> None:
         check_pixels("random_resized_crop", "size", self.size, 1)
@@ -167,13 +75,12 @@ class RandomResizedCrop(Operation):
     def apply_(self, images: torch.Tensor, draw: Draw, mirrored: torch.Tensor | None = None) -> torch.Tensor:
         """As in Operation; `mirrored` (N,) bool: the views that are also flipped, left for right."""
         height, width = images.shape[2:]
-        boxes = self.boxes(draw, height, width).T.to(images.device, torch.float32, non_blocking=True)
-        top_N, left_N, high_N, wide_N = boxes
+        top_N, left_N, high_N, wide_N = self.boxes(draw, height, width).T.to(images.device, non_blocking=True)
         if mirrored is not None:
             mirrored = mirrored.to(images.device, non_blocking=True)
         how = (self.size, self.interpolation, self.antialias)
-        rows = box_taps(top_N, high_N, height, *how)
-        columns = box_taps(left_N, wide_N, width, *how, mirrored)
+        rows = whole_box_taps(top_N, high_N, height, *how)
+        columns = whole_box_taps(left_N, wide_N, width, *how, mirrored)
         return resample(images, rows, columns, clamp=self.interpolation == "bicubic")
 
     def __str__(self) -> str:

@@ -12,8 +12,6 @@ import torch
 from diptych.errors import DataError
 from diptych.random_at import random_at
 from diptych.views.blur import GaussianBlur
-from diptych.views.colour import in_pieces
-from diptych.views.geometry import box_taps, resample
 from diptych.views.operation import (
     Draw,
     Operation,
@@ -22,10 +20,12 @@ from diptych.views.operation import (
     check_range,
     chosen,
     coins,
+    in_pieces,
     is_number,
     require,
     uniform,
 )
+from diptych.views.resample import resample, whole_box_taps
 
 
 @dataclass(eq=False)
@@ -37,6 +37,7 @@ class KerasCrop(Operation):
 
     size: int = 32
     sides: tuple[int, int] = (24, 31)
+    takes_bytes = True
 
     def __post_init__(self) -> None:
         check_pixels("keras_crop", "size", self.size, 1)
@@ -64,9 +65,9 @@ class KerasCrop(Operation):
 
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         height, width = images.shape[2:]
-        top_N, left_N, side_N = self.boxes(draw, height, width).T.to(images.device, torch.float32, non_blocking=True)
-        rows = box_taps(top_N, side_N, height, self.size, "bilinear", antialias=False)
-        columns = box_taps(left_N, side_N, width, self.size, "bilinear", antialias=False)
+        top_N, left_N, side_N = self.boxes(draw, height, width).T.to(images.device, non_blocking=True)
+        rows = whole_box_taps(top_N, side_N, height, self.size, "bilinear", antialias=False)
+        columns = whole_box_taps(left_N, side_N, width, self.size, "bilinear", antialias=False)
         return resample(images, rows, columns)
 
     def __str__(self) -> str:

@@ -70,10 +70,11 @@ class View:
             return views
 
     def _apply(self, images: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        # A copy of our own: the operations may work in place.
-        views = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        if images.dtype == torch.uint8:
-            views.div_(255)
+        if images.dtype == torch.uint8 and getattr(next(iter(self.operations), None), "takes_bytes", False):
+            views = images
+        else:  # a copy of our own: the operations may work in place
+            views = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            views = views.div_(255) if images.dtype == torch.uint8 else views
         for i, (step, draw) in enumerate(zip(self.operations, draws, strict=True)):
             if isinstance(step, RandomResizedCrop) and i in self._flip_of:
                 views = step.apply_(views, draw, mirrored=draws[self._flip_of[i]]["chosen"])

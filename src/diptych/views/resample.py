@@ -1,0 +1,137 @@
+"""Resampling: each image with weights of its own. N images of C channels, H x W pixels; views S x S; K taps.
+
+Resampling an axis makes each of its S output lines a weighted sum of K input lines, its taps. The whole batch is two
+calls: for columns a product with banded matrices; for rows, which lie in memory as a whole, a sum of rows, which multiplies
+nothing by zero. A flip of the view is the order of the taps of its columns and costs nothing.
+"""
+
+import functools
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+Interpolation = Literal["bilinear", "bicubic"]
+RADIUS = {"bilinear": 1, "bicubic": 2}  # source pixels to each side that an output pixel sees when enlarging
+TABLE_BYTES = 32 * 2**20  # of taps that are kept for all boxes that an axis can have
+
+
+Taps = tuple[torch.Tensor, torch.Tensor]  # (N, S, K) each: which input lines, with which weights
+
+
+def box_taps(
+    start_N: torch.Tensor,
+    length_N: torch.Tensor,
+    pixels: int,
+    size: int,
+    interpolation: Interpolation,
+    antialias: bool,
+    mirrored_N: torch.Tensor | None = None,
+) -> Taps:
+    """Resamples lines start .. start + length - 1 of an axis of `pixels` to `size`.
+
+    The weights of torch's `interpolate(align_corners=False)` on the cut-out box, hence torchvision's. With
+    antialias the kernel widens when shrinking, is cut off at the box and renormalised, and bicubic has
+    a = -0.5: PIL's resize too. Without, it keeps its width, lines outside repeat the border, and a = -0.75.
+    """
+    device, radius = start_N.device, RADIUS[interpolation]
+    stretch_N1 = (length_N / size)[:, None]
+    centre_NS = (torch.arange(size, device=device) + 0.5) * stretch_N1 - 0.5  # counted from the box's first line
+    if mirrored_N is not None:
+        centre_NS = torch.where(mirrored_N[:, None], centre_NS.flip(1), centre_NS)
+    widest = max(1.0, pixels / size) if antialias else 1.0
+    widening_N1 = stretch_N1.clamp(1, widest)
+    first_NS = (centre_NS - radius * widening_N1).floor_().add_(1)
+    tap_K1 = torch.arange(_taps_of(pixels, size, interpolation, antialias), device=device)[:, None]
+    line_NKS = first_NS[:, None] + tap_K1
+    distance_NKS = ((first_NS - centre_NS)[:, None] + tap_K1).div_(widening_N1[:, None])
+    weight_NKS = kernel(distance_NKS, interpolation, -0.5 if antialias else -0.75)
+    inside_NKS = line_NKS.clamp_min(0).minimum((length_N - 1)[:, None, None])
+    if antialias:
+        weight_NKS.mul_(inside_NKS == line_NKS)
+        weight_NKS.div_(weight_NKS.sum(1, keepdim=True))
+    inside_NKS.add_(start_N[:, None, None])
+    return inside_NKS.long().transpose(1, 2), weight_NKS.transpose(1, 2)
+
+
+def whole_box_taps(
+    start_N: torch.Tensor,
+    length_N: torch.Tensor,
+    pixels: int,
+    size: int,
+    interpolation: Interpolation,
+    antialias: bool,
+    mirrored_N: torch.Tensor | None = None,
+) -> Taps:
+    """`box_taps` of boxes of whole pixels (int64): looked up, as an axis has few lengths of box."""
+    how = (pixels, size, interpolation, antialias)
+    if 24 * pixels * size * _taps_of(*how) > TABLE_BYTES:
+        return box_taps(start_N.float(), length_N.float(), *how, mirrored_N)
+    line, weight = tap_table(*how, start_N.device)
+    row_N = length_N - 1 if mirrored_N is None else length_N - 1 + pixels * mirrored_N
+    return line[row_N].add_(start_N[:, None, None]), weight[row_N]
+
+
+@functools.lru_cache(maxsize=16)
+def tap_table(pixels: int, size: int, interpolation: Interpolation, antialias: bool, device: torch.device) -> Taps:
+    """Taps of the boxes of 1, 2 ... `pixels` pixels that start at line 0; then of the same ones, mirrored."""
+    with torch.inference_mode(False):  # whoever asks first: others may be training
+        length = torch.arange(1, pixels + 1, dtype=torch.float32, device=device).repeat(2)
+        mirrored = torch.arange(2 * pixels, device=device) >= pixels
+        line, weight = box_taps(torch.zeros_like(length), length, pixels, size, interpolation, antialias, mirrored)
+        return line.contiguous(), weight.contiguous()
+
+
+def _taps_of(pixels: int, size: int, interpolation: Interpolation, antialias: bool) -> int:
+    """As many taps as the widest possible box needs: no image's result hangs on its neighbours' boxes."""
+    return math.ceil(2 * RADIUS[interpolation] * (max(1.0, pixels / size) if antialias else 1.0))
+
+
+def kernel(distance: torch.Tensor, interpolation: Interpolation, a: float) -> torch.Tensor:
+    """The kernel at `distance` source pixels: a triangle, or the cubic of Keys (1981) with its parameter a.
+
+    Keys' two pieces, (a + 2) d^3 - (a + 3) d^2 + 1 up to 1 and a (d^3 - 5 d^2 + 8 d - 4) up to 2, are here
+    a v^2 (1 - v) + u^2 (4 a + 3 - 2 u) with u = max(1 - d, 0), v = max(2 - d, 0): the same without a choice.
+    """
+    d = distance.abs()
+    u = (1 - d).clamp_min_(0)
+    if interpolation == "bilinear":
+        return u
+    v = (2 - d).clamp_min_(0)
+    return ((1 - v) * v * v).mul_(a).addcmul_(u * u, (4 * a + 3) - 2 * u)
+
+
+def weigh_columns(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
+    """(N, C, H, S): each output column the weighted sum of the input columns that `taps` names for its image."""
+    n, channels, height, width = images_NCHW.shape
+    line_NSK, weight_NSK = taps
+    size = line_NSK.shape[1]
+    matrix_NWS = weight_NSK.new_zeros(n, width, size)
+    matrix_NWS.scatter_add_(1, line_NSK.transpose(1, 2), weight_NSK.transpose(1, 2))
+    return torch.bmm(images_NCHW.reshape(n, channels * height, width), matrix_NWS).view(n, channels, height, size)
+
+
+def weigh_rows(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
+    """(N, C, S, W): each output row the weighted sum of the input rows that `taps` names for its image."""
+    n, channels, height, width = images_NCHW.shape
+    line_NSK, weight_NSK = taps
+    shape = (n, channels, *line_NSK.shape[1:])
+    if n == 0:
+        return images_NCHW.new_empty(*shape[:3], width)
+    first_row = height * torch.arange(n * channels, device=images_NCHW.device).view(n, channels, 1, 1)
+    row = (line_NSK[:, None] + first_row).reshape(-1, shape[3])
+    weight = weight_NSK[:, None].expand(shape).reshape(-1, shape[3])
+    table = images_NCHW.reshape(-1, width)  # all rows of all channels of all images
+    return F.embedding_bag(row, table, per_sample_weights=weight, mode="sum").view(*shape[:3], width)
+
+
+def resample(images: torch.Tensor, rows: Taps, columns: Taps, clamp: bool = False) -> torch.Tensor:
+    """(N, 3, H, W) -> float (N, 3, S, S); uint8 becomes [0, 1]. clamp: to [0, 1] after each axis, if weights can leave it."""
+    if images.dtype == torch.uint8:
+        lines, weights = columns
+        images, columns = images.float(), (lines, weights / 255)  # to divide the weights is less work than the images
+    wide = weigh_columns(images, columns)
+    wide = wide.clamp_(0, 1) if clamp else wide
+    views = weigh_rows(wide, rows)
+    return views.clamp_(0, 1) if clamp else views
