@@ -30,7 +30,7 @@ from diptych.views.presets import IMAGENET
 OURS, LIKE_LIGHTLY = "Diptych", "Diptych, crop and blur as lightly's"
 LIGHTLY, V2, V2_BATCH, KORNIA = "lightly", "torchvision v2, by image", "torchvision v2, by batch", "kornia"
 WORK = {
-    "cpu": {32: (512, 256), 64: (256, 256), 224: (32, 32)},
+    "cpu": {32: (2048, 512), 64: (256, 256), 224: (32, 32)},
     "cuda": {32: (8192, 4096), 64: (4096, 1024), 224: (1024, 256)},
 }
 QUICK = (8, 4)  # images, images in a batch

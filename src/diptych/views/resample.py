@@ -70,7 +70,7 @@ def whole_box_taps(
         return box_taps(start_N.float(), length_N.float(), *how, mirrored_N)
     line, weight = tap_table(*how, start_N.device)
     row_N = length_N - 1 if mirrored_N is None else length_N - 1 + pixels * mirrored_N
-    return line[row_N].add_(start_N[:, None, None]), weight[row_N]
+    return line.index_select(0, row_N).add_(start_N[:, None, None]), weight.index_select(0, row_N)
 
 
 @functools.lru_cache(maxsize=16)
