@@ -1,5 +1,7 @@
 """`Images.batches`: in order, in bounded memory, and with the same stand-ins for bad images everywhere."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -84,3 +86,28 @@ def test_a_stream_left_early_or_failing_leaves_no_threads():
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda k: 1 // (3 - k), range(9), workers=2))
     assert threading.active_count() == before
+
+
+READERS = """
+import os
+import numpy as np
+import torch
+from diptych.images import images
+
+torch.set_num_threads(4)
+torch.zeros(10_000_000).add_(1)  # the main thread's own team
+count = lambda: len(os.listdir("/proc/self/task"))
+before, most = count(), 0
+photos = images(np.zeros((40, 512, 512, 3), np.uint8))
+for _ in photos.batches(range(40), 8, workers=3):
+    most = max(most, count())
+print(before, most)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_threads_that_read_start_no_threads_of_their_own():
+    """More threads than CPUs in torch's parallel loops, and OpenMP makes all of them slower: readers must not enter one."""
+    ran = subprocess.run([sys.executable, "-c", READERS], capture_output=True, text=True, check=True)
+    before, most = map(int, ran.stdout.split())
+    assert most <= before + 3, "three readers and nobody else"
