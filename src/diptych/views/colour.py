@@ -1,6 +1,5 @@
 """What colours a view has: jitter, gray, solarize, normalize. N images in [0, 1] of P = H * W pixels."""
 
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -32,23 +31,21 @@ def gray(images: torch.Tensor) -> torch.Tensor:
 
 
 def blend_(
-    images_N3P: torch.Tensor, factor_N11: torch.Tensor, to_mean_N11: torch.Tensor, to_gray_N11: torch.Tensor
+    images_N3P: torch.Tensor,
+    luma_3: torch.Tensor,
+    factor_N11: torch.Tensor,
+    to_mean_N11: torch.Tensor,
+    to_gray_N11: torch.Tensor,
 ) -> torch.Tensor:
     """Brightness, contrast and saturation in one: x <- clamp(g + factor (x - g)), in place.
 
     g is black for brightness, the image's mean gray for contrast (to_mean = 1), the pixel's own gray for
     saturation (to_gray = 1). So images at different operations of their orders need no groups of their own.
     """
-    gray_N1P = torch.bmm(_luma_on(images_N3P.device).expand(len(images_N3P), 1, 3), images_N3P)
+    gray_N1P = torch.bmm(luma_3.expand(len(images_N3P), 1, 3), images_N3P)
     mean_N11 = gray_N1P.mean(2, keepdim=True).mul_(to_mean_N11)
     goal_N1P = gray_N1P.mul_(to_gray_N11).add_(mean_N11)
     return torch.lerp(goal_N1P, images_N3P, factor_N11, out=images_N3P).clamp_(0, 1)
-
-
-@functools.cache
-def _luma_on(device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(LUMA, device=device)
 
 
 def turn_hue_(images_N3P: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
@@ -128,27 +125,32 @@ class ColorJitter(Operation):
         factor = torch.stack([draw[key][rows] for key in FACTORS], 1).gather(1, order)
         to_mean, to_gray = ((order == each).to(factor.dtype) for each in (CONTRAST, SATURATION))
         blend_43N11 = torch.stack((factor, to_mean, to_gray)).permute(2, 0, 1).contiguous()[..., None, None]
-        to_device = (rows, draw["hue"][rows], blend_43N11)
-        index, hue, blend_43N11 = (each.to(images.device, non_blocking=True) for each in to_device)
+        to_device = (rows, draw["hue"][rows], blend_43N11, torch.tensor(LUMA))
+        index, hue, blend_43N11, luma_3 = (each.to(images.device, non_blocking=True) for each in to_device)
         for part in pieces(images, len(rows)):
             some = images.index_select(0, index[part]).flatten(2)
             by_place = [min(max(count - part.start, 0), len(some)) for count in turned]
-            self._jitter_(some, hue[part], blend_43N11[:, :, part], by_place)
+            self._jitter_(some, hue[part], blend_43N11[:, :, part], luma_3, by_place)
             images.index_copy_(0, index[part], some.view(-1, *images.shape[1:]))
         return images
 
     def _jitter_(
-        self, images_N3P: torch.Tensor, hue_N: torch.Tensor, blend_43N11: torch.Tensor, turned: list[int]
+        self,
+        images_N3P: torch.Tensor,
+        hue_N: torch.Tensor,
+        blend_43N11: torch.Tensor,
+        luma_3: torch.Tensor,
+        turned: list[int],
     ) -> None:
         """All four places of images that are sorted by the place of hue; `turned`: how many turn theirs by place k."""
         before = [(k, slice(turned[k], None)) for k in (0, 1, 2) if turned[k] < len(images_N3P)]
         after = [(k, slice(turned[k - 1])) for k in (1, 2, 3) if turned[k - 1] > 0]
         for k, part in before:
-            blend_(images_N3P[part], *blend_43N11[k, :, part])
+            blend_(images_N3P[part], luma_3, *blend_43N11[k, :, part])
         if self.hue > 0:
             turn_hue_(images_N3P, hue_N)
         for k, part in after:
-            blend_(images_N3P[part], *blend_43N11[k, :, part])
+            blend_(images_N3P[part], luma_3, *blend_43N11[k, :, part])
 
     def __str__(self) -> str:
         strengths = ", ".join(f"{key} {getattr(self, key):g}" for key in FACTORS)

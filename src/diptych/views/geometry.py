@@ -17,7 +17,7 @@ from diptych.views.operation import (
     coins,
     require,
 )
-from diptych.views.resample import RADIUS, Interpolation, resample, whole_box_taps
+from diptych.views.resample import RADIUS, Interpolation, WholeBoxTaps, resample
 
 TRIES = 10  # boxes that torchvision's RandomResizedCrop tries before the central one
 
@@ -48,6 +48,7 @@ class RandomResizedCrop(Operation):
         self.scale = check_range("random_resized_crop", "scale", self.scale, 0, 1)
         self.ratio = check_range("random_resized_crop", "ratio", self.ratio, 0)
         check_interpolation("random_resized_crop", self.interpolation)
+        self._taps = WholeBoxTaps()
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
         """Uniform numbers, for images of any size: `area`, `ratio` (n, 10), one a try; `top`, `left` (n,)."""
@@ -79,8 +80,8 @@ class RandomResizedCrop(Operation):
         if mirrored is not None:
             mirrored = mirrored.to(images.device, non_blocking=True)
         how = (self.size, self.interpolation, self.antialias)
-        rows = whole_box_taps(top_N, high_N, height, *how)
-        columns = whole_box_taps(left_N, wide_N, width, *how, mirrored)
+        rows = self._taps(top_N, high_N, height, *how)
+        columns = self._taps(left_N, wide_N, width, *how, mirrored)
         return resample(images, rows, columns, clamp=self.interpolation == "bicubic")
 
     def __str__(self) -> str:

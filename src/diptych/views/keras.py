@@ -25,7 +25,7 @@ from diptych.views.operation import (
     require,
     uniform,
 )
-from diptych.views.resample import resample, whole_box_taps
+from diptych.views.resample import WholeBoxTaps, resample
 
 
 @dataclass(eq=False)
@@ -47,6 +47,7 @@ class KerasCrop(Operation):
         check_pixels("keras_crop", "sides", smallest, 1)
         check_pixels("keras_crop", "sides", largest, smallest)
         self.sides = smallest, largest
+        self._taps = WholeBoxTaps()
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
         """`side` (n,) in pixels; `top`, `left` (n,), uniform: where in the room that is left."""
@@ -66,8 +67,8 @@ class KerasCrop(Operation):
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         height, width = images.shape[2:]
         top_N, left_N, side_N = self.boxes(draw, height, width).T.to(images.device, non_blocking=True)
-        rows = whole_box_taps(top_N, side_N, height, self.size, "bilinear", antialias=False)
-        columns = whole_box_taps(left_N, side_N, width, self.size, "bilinear", antialias=False)
+        rows = self._taps(top_N, side_N, height, self.size, "bilinear", antialias=False)
+        columns = self._taps(left_N, side_N, width, self.size, "bilinear", antialias=False)
         return resample(images, rows, columns)
 
     def __str__(self) -> str:

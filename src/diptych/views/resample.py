@@ -5,7 +5,6 @@ calls: for columns a product with banded matrices; for rows, which lie in memory
 nothing by zero. A flip of the view is the order of the taps of its columns and costs nothing.
 """
 
-import functools
 import math
 from typing import Literal
 
@@ -55,32 +54,41 @@ def box_taps(
     return inside_NKS.long().transpose(1, 2), weight_NKS.transpose(1, 2)
 
 
-def whole_box_taps(
-    start_N: torch.Tensor,
-    length_N: torch.Tensor,
-    pixels: int,
-    size: int,
-    interpolation: Interpolation,
-    antialias: bool,
-    mirrored_N: torch.Tensor | None = None,
-) -> Taps:
-    """`box_taps` of boxes of whole pixels (int64): looked up, as an axis has few lengths of box."""
-    how = (pixels, size, interpolation, antialias)
-    if 24 * pixels * size * _taps_of(*how) > TABLE_BYTES:
-        return box_taps(start_N.float(), length_N.float(), *how, mirrored_N)
-    line, weight = tap_table(*how, start_N.device)
-    row_N = length_N - 1 if mirrored_N is None else length_N - 1 + pixels * mirrored_N
-    return line.index_select(0, row_N).add_(start_N[:, None, None]), weight.index_select(0, row_N)
+class WholeBoxTaps:
+    """`box_taps` of boxes of whole pixels, looked up: an axis has few lengths of box. Keeps a table for each axis it meets."""
+
+    def __init__(self):
+        self.tables: dict[tuple, Taps] = {}
+
+    def __call__(
+        self,
+        start_N: torch.Tensor,
+        length_N: torch.Tensor,
+        pixels: int,
+        size: int,
+        interpolation: Interpolation,
+        antialias: bool,
+        mirrored_N: torch.Tensor | None = None,
+    ) -> Taps:
+        """start, length: int64."""
+        how = (pixels, size, interpolation, antialias)
+        if 24 * pixels * size * _taps_of(*how) > TABLE_BYTES:
+            return box_taps(start_N.float(), length_N.float(), *how, mirrored_N)
+        key = (*how, start_N.device)
+        if key not in self.tables:
+            with torch.inference_mode(False):  # whoever asks first: others may be training
+                self.tables[key] = tap_table(*key)
+        line, weight = self.tables[key]
+        row_N = length_N - 1 if mirrored_N is None else length_N - 1 + pixels * mirrored_N
+        return line.index_select(0, row_N).add_(start_N[:, None, None]), weight.index_select(0, row_N)
 
 
-@functools.lru_cache(maxsize=16)
 def tap_table(pixels: int, size: int, interpolation: Interpolation, antialias: bool, device: torch.device) -> Taps:
     """Taps of the boxes of 1, 2 ... `pixels` pixels that start at line 0; then of the same ones, mirrored."""
-    with torch.inference_mode(False):  # whoever asks first: others may be training
-        length = torch.arange(1, pixels + 1, dtype=torch.float32, device=device).repeat(2)
-        mirrored = torch.arange(2 * pixels, device=device) >= pixels
-        line, weight = box_taps(torch.zeros_like(length), length, pixels, size, interpolation, antialias, mirrored)
-        return line.contiguous(), weight.contiguous()
+    length = torch.arange(1, pixels + 1, dtype=torch.float32, device=device).repeat(2)
+    mirrored = torch.arange(2 * pixels, device=device) >= pixels
+    line, weight = box_taps(torch.zeros_like(length), length, pixels, size, interpolation, antialias, mirrored)
+    return line.contiguous(), weight.contiguous()
 
 
 def _taps_of(pixels: int, size: int, interpolation: Interpolation, antialias: bool) -> int:
