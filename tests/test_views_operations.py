@@ -1,5 +1,6 @@
 """Each operation against `torchvision.transforms.v2.functional` on the same parameters, image by image."""
 
+import copy
 import itertools
 import math
 
@@ -20,8 +21,10 @@ from diptych.views import (
     Resize,
     Solarize,
     VerticalFlip,
+    resample,
 )
 from diptych.views.colour import ORDERS, turn_hue_
+from diptych.views.resample import WholeBoxTaps, box_taps
 
 TWO = 2 / 255
 
@@ -88,6 +91,23 @@ def test_a_crop_flips_as_it_resamples():
     theirs = [tv.horizontal_flip(view) if flip else view for view, flip in zip(plain, mirrored, strict=True)]
     assert differences(ours, theirs).max() <= 1e-6
     assert not torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_taps_are_looked_up(antialias, monkeypatch):
+    """The tables hold what `box_taps` computes, bit for bit; there are few of them, none travels, and huge ones are not made."""
+    taps = WholeBoxTaps()
+    for pixels in (8, 12, 20, 9, 30, 31):
+        length = torch.arange(1, pixels + 1)
+        start, mirrored = pixels - length, length % 3 == 0
+        how = (pixels, 12, "bicubic", antialias, mirrored)
+        found, expected = taps(start, length, *how), box_taps(start.float(), length.float(), *how)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert len(taps.tables) == 4 and not copy.deepcopy(taps).tables
+    monkeypatch.setattr(resample, "TABLE_BYTES", 1000)
+    alone = WholeBoxTaps()
+    found = alone(start, length, *how)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True)) and not alone.tables
 
 
 def box_by_loop(crop: RandomResizedCrop, draw: dict, i: int, height: int, width: int) -> list[int]:

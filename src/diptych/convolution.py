@@ -1,9 +1,12 @@
-"""A convolution that is quick on a CPU where the maps are small. N images, C channels in, O out, K x K taps, h x w pixels made.
+"""A convolution that trains quickly on a CPU where the maps are small. N images, C channels in, O out, K x K taps, h x w made.
 
 oneDNN (3.13, two cores of a Xeon with AMX) takes 2 to 13 times as long as a matrix product for the gradient of a
 kernel in bfloat16 where a map has few pixels, and 3 to 4 times as long for all three convolutions of 2 x 2 pixels.
+What it costs: each call casts its kernel to bfloat16, where autocast would do it once for both views.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,9 +26,15 @@ class Conv2d(nn.Conv2d):
     """torch's, with small maps as matrix products on a CPU: square kernels, one group, zeros around, no dilation."""
 
     def forward(self, input: Tensor) -> Tensor:
-        here = input.device.type == "cpu" and not torch.compiler.is_compiling()
-        small = here and self._made(input) <= SMALL.get(number_type(input), 0)
-        return self._as_product(input) if small else super().forward(input)
+        product = input.device.type == "cpu" and input.ndim == 4 and self._is_better(input)
+        return self._as_product(input) if product else super().forward(input)
+
+    def _is_better(self, x: Tensor) -> bool:
+        """Whether a product is."""
+        if torch.compiler.is_compiling():
+            return False
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        return 0 < self._made(x) <= (SMALL.get(number_type(x), 0) if trains else TINY)
 
     def _made(self, x: Tensor) -> int:
         """Pixels that are made along the longer side."""
@@ -36,11 +45,20 @@ class Conv2d(nn.Conv2d):
         return Product.apply(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), tiny)
 
 
-def with_quick_convolutions(network: nn.Module) -> None:
-    """Make every plain convolution of `network` a `Conv2d` of this file, in place: same parameters, same names."""
-    for layer in network.modules():
-        if type(layer) is nn.Conv2d and _is_plain(layer):
+@contextmanager
+def quick_convolutions(network: nn.Module) -> Iterator[None]:
+    """Inside, every plain convolution of `network` is a `Conv2d` of this file: same parameters, same names.
+
+    After it they are torch's again, which everything that exports or traces networks knows.
+    """
+    plain = [layer for layer in network.modules() if type(layer) is nn.Conv2d and _is_plain(layer)]
+    try:
+        for layer in plain:
             layer.__class__ = Conv2d
+        yield
+    finally:
+        for layer in plain:
+            layer.__class__ = nn.Conv2d
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
@@ -116,9 +134,10 @@ def spread(slope: Tensor, x: Tensor, made: torch.Size, kernel: int, stride: int,
     """The gradient of x from that of `under_kernel(x)`, (N h w, K K C): each tap's is added where it came from."""
     n, channels, height, width = x.shape
     taps = slope.view(n, *made, kernel, kernel, channels)
-    whole = slope.new_zeros(n, height + 2 * around, width + 2 * around, channels)
+    dtype = torch.promote_types(slope.dtype, torch.float32)  # up to K * K of them are added
+    whole = slope.new_zeros(n, height + 2 * around, width + 2 * around, channels, dtype=dtype)
     for i in range(kernel):
         for j in range(kernel):
             rows, columns = (slice(k, k + stride * count, stride) for k, count in zip((i, j), made, strict=True))
             whole[:, rows, columns] += taps[:, :, :, i, j]
-    return whole[:, around : around + height, around : around + width].permute(0, 3, 1, 2)
+    return whole[:, around : around + height, around : around + width].permute(0, 3, 1, 2).to(slope.dtype)

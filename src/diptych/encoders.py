@@ -11,7 +11,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from diptych.convolution import with_quick_convolutions
 from diptych.errors import RecipeError
 from diptych.keras_networks import KERAS_NETWORKS
 
@@ -72,7 +71,6 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
         stem = "small"
     if stem.startswith("small"):
         _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)
-    with_quick_convolutions(network)
     width = _embedding_width(network, name, size or network.pretrained_cfg["input_size"][-1])
     if network.num_features != width:  # timm may count before a last, widening layer (MobileNetV3, VGG)
         network.num_features = width

@@ -1,6 +1,6 @@
 """LAMB in one pass over a CPU's memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import timm.optim
 import torch
@@ -9,30 +9,41 @@ from torch.optim.adam import adam
 
 
 class Lamb(timm.optim.Lamb):
-    """timm's LAMB (You et al. 2020, algorithm 2) as `optimizers.lamb` sets it: bias correction, no clipping.
+    """LAMB (You et al. 2020, algorithm 2): timm's, with bias correction and without clipping.
 
     On a CPU its many passes over parameters and fresh memory took a third of a step of Keras' Barlow Twins example. There
-    LAMB's update, which is Adam's up to the trust ratio, is made by torch's fused Adam on a tensor of zeros: 4 times as fast.
+    LAMB's update, which is Adam's up to the trust ratio, is made by torch's fused Adam on a tensor of zeros: 2.5 times as fast.
     """
+
+    def __init__(
+        self,
+        params: Iterable[dict],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step. Raises nothing of its own; parameters without a gradient stay as they are."""
+        """One step. Parameters without a gradient stay as they are."""
         groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         trained = [p for _, parameters in groups for p in parameters]
-        if closure is not None or not trained or not all(_fits(p) for p in trained):
+        if closure is not None or not _fit(trained):
             return super().step(closure)
         # One piece of memory for all updates in turn: fresh memory of this size costs as much as the arithmetic.
-        memory = torch.empty(max(p.numel() for p in trained), dtype=trained[0].dtype)
+        memory = torch.empty(max(p.numel() for p in trained), dtype=trained[0].dtype, device="cpu")
         for group, parameters in groups:
-            taken = group.setdefault("step", torch.tensor(0.0))
+            taken = group.setdefault("step", torch.tensor(0.0, device="cpu"))
             for p in parameters:
                 self._step_of(p, group, taken.clone(), torch.as_strided(memory, p.shape, p.stride()).zero_())
             taken.add_(1)
         return None
 
     def _step_of(self, p: Tensor, group: dict, taken: Tensor, update: Tensor) -> None:
-        memory, slope = self.state[p], _laid_as(p, p.grad if p.grad is not None else torch.zeros_like(p))
+        assert p.grad is not None
+        memory, slope = self.state[p], _laid_as(p, p.grad)
         for name in ("exp_avg", "exp_avg_sq"):
             memory[name] = _laid_as(p, memory[name]) if name in memory else torch.zeros_like(p)
         first, second, (beta1, beta2), decay = (
@@ -52,9 +63,11 @@ class Lamb(timm.optim.Lamb):
         p.add_(update, alpha=group["lr"] * ratio)
 
 
-def _fits(p: Tensor) -> bool:
-    dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
-    return p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) and dense
+def _fit(parameters: list[Tensor]) -> bool:
+    """Whether the fused Adam takes them: of one type, on the CPU, and without gaps in memory."""
+    kinds = {(p.device.type, p.dtype) for p in parameters}
+    dense = (p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in parameters)
+    return len(kinds) == 1 and kinds <= {("cpu", torch.float32), ("cpu", torch.float64)} and all(dense)
 
 
 def _laid_as(p: Tensor, other: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next tensor, instead of giving it back to the system; False where it cannot.
+    """Have glibc keep what is freed for the next tensor, instead of giving it back to the system; False without glibc.
 
     A training step frees and asks for the same large tensors again and again. Given back, every page of them is cleared
     and mapped anew by the system: on two cores that was a third of a step (docs/decisions/0017). Holds for the whole

@@ -82,13 +82,7 @@ def lamb(
     """LAMB (You et al. 2020) with TensorFlow Addons' defaults: every parameter adapted, no clipping."""
     from diptych.lamb import Lamb  # imported late: timm takes two seconds
 
-    return Lamb(
-        _groups(module, groups, lr, weight_decay, adapts=True),
-        lr=lr,
-        betas=tuple(betas),
-        eps=eps,
-        max_grad_norm=None,
-    )
+    return Lamb(_groups(module, groups, lr, weight_decay, adapts=True), lr=lr, betas=tuple(betas), eps=eps)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

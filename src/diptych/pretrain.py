@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diptych import boards
+from diptych.convolution import quick_convolutions
 from diptych.distributed import rank, start, with_global_statistics, world_size, wrap
 from diptych.gradients import in_pieces
 from diptych.images import RESIDENT_BYTES, Images
@@ -101,7 +102,8 @@ def pretrain(
         if not state.finished:
             begin(job)
             own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
-            with own_random, StopRequest() as stop, Progress("pretrain", job.total, show and rank() == 0) as progress:
+            bar = Progress("pretrain", job.total, show and rank() == 0)
+            with own_random, quick_convolutions(method), StopRequest() as stop, bar as progress:
                 loop(job, stop, progress)
             finish(job)
     finally:

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 # Modules that run, unpack or speak to something, and the files that may import them.
 ONLY = {
     "pickle _pickle dill cloudpickle joblib shelve marshal copyreg": set(),
-    "ctypes cffi code codeop runpy pty commands webbrowser multiprocessing zipimport": set(),
+    "ctypes": {"memory"},  # glibc's mallopt
+    "cffi code codeop runpy pty commands webbrowser multiprocessing zipimport": set(),
     "requests httpx httpx2 aiohttp huggingface_hub ssl asyncio ftplib smtplib telnetlib xmlrpc socketserver": set(),
     "urllib http": {"download"},
     "subprocess": {"run", "launch"},  # git, and our own processes

@@ -69,9 +69,7 @@ class GaussianBlur(Operation):
         sigma_N = draw["sigma"][draw["chosen"]].to(images.device, non_blocking=True)
         rows = gaussian_taps(sigma_N, taps, height)
         columns = rows if width == height else gaussian_taps(sigma_N, taps, width)
-        if len(index) == len(
-            images
-        ):  # p = 1, as in Barlow Twins' first view: no need to take them out and put them back
+        if len(index) == len(images):  # p = 1, as in Barlow Twins' first view: nothing to take out and put back
             return resample(images, rows, columns)
         return images.index_copy_(0, index, resample(images.index_select(0, index), rows, columns))
 

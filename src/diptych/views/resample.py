@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 Interpolation = Literal["bilinear", "bicubic"]
 RADIUS = {"bilinear": 1, "bicubic": 2}  # source pixels to each side that an output pixel sees when enlarging
-TABLE_BYTES = 32 * 2**20  # of taps that are kept for all boxes that an axis can have
+TABLES, TABLE_BYTES = 4, 32 * 2**20  # of taps for all boxes that an axis can have: how many, and how large at most
 
 
 Taps = tuple[torch.Tensor, torch.Tensor]  # (N, S, K) each: which input lines, with which weights
@@ -55,10 +55,13 @@ def box_taps(
 
 
 class WholeBoxTaps:
-    """`box_taps` of boxes of whole pixels, looked up: an axis has few lengths of box. Keeps a table for each axis it meets."""
+    """`box_taps` of boxes of whole pixels, looked up: an axis has few lengths of box. Keeps the tables of the last few axes."""
 
     def __init__(self):
         self.tables: dict[tuple, Taps] = {}
+
+    def __reduce__(self) -> tuple:
+        return WholeBoxTaps, ()  # copies, such as another process', make tables of their own
 
     def __call__(
         self,
@@ -76,6 +79,8 @@ class WholeBoxTaps:
             return box_taps(start_N.float(), length_N.float(), *how, mirrored_N)
         key = (*how, start_N.device)
         if key not in self.tables:
+            if len(self.tables) >= TABLES:
+                del self.tables[next(iter(self.tables))]
             with torch.inference_mode(False):  # whoever asks first: others may be training
                 self.tables[key] = tap_table(*key)
         line, weight = self.tables[key]

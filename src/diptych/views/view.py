@@ -70,7 +70,9 @@ class View:
             return views
 
     def _apply(self, images: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        if images.dtype == torch.uint8 and getattr(next(iter(self.operations), None), "takes_bytes", False):
+        # Asked of the class itself: whoever derives from it may work in place, and these images are not ours.
+        first = type(next(iter(self.operations), None))
+        if images.dtype == torch.uint8 and vars(first).get("takes_bytes", False):
             views = images
         else:  # a copy of our own: the operations may work in place
             views = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
