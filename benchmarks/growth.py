@@ -9,6 +9,8 @@ links) in a temporary folder, `stream` trains from a folder of JPEG files as fro
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diptych
-from benchmarks.measure import Row, give_back, goal, in_turns, kilobytes, parser, report
+from benchmarks.measure import Row, goal, in_turns, kilobytes, parser, report
 from benchmarks.training import ours
 from benchmarks.views import pictures
 from diptych import losses, recipe
@@ -171,9 +173,16 @@ def told(
     report("growth", f"{what} of {count:,} images", rows, "", arguments, notes)
 
 
+def imported() -> None:
+    """What reading images imports is no memory of theirs."""
+    few = diptych.images(Files(Keys([b"a/a.jpg", b"b/b.jpg"]), np.full(1, 2), lambda row: b"", 0, []), size=32)
+    assert few.fingerprint and few.classes
+
+
 def of_index(work: dict, arguments: argparse.Namespace) -> None:
     """Names from nowhere, as a folder's scan hands them on: source, labels, fingerprint."""
     count = work["names"]
+    imported()
     names = (b"class_%03d/photograph_%07d.jpg" % (i // 1000, i) for i in range(count))
     before, started = kilobytes("VmRSS"), time.perf_counter()
     source = Files(Keys(names), np.full(count, 1000), lambda row: b"", 0, [])
@@ -186,6 +195,7 @@ def of_index(work: dict, arguments: argparse.Namespace) -> None:
 def of_folder(work: dict, arguments: argparse.Namespace) -> None:
     """Tiny JPEG files, 1,000 a class folder, each folder's but the first hard links to one file."""
     count, rows = work["files"], []
+    imported()
     with tempfile.TemporaryDirectory() as folder:
         for first in range(0, count, 1000):
             place = Path(folder) / f"class_{first // 1000:03d}"
@@ -260,8 +270,15 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--only", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS), help="of the tables")
     arguments = made.parse_args(words)
     torch.set_num_threads(arguments.threads)
+    if (
+        len(arguments.only) > 1 and not arguments.quick
+    ):  # a process each: pretraining keeps what it has freed (decision 17)
+        options = ("threads", "device", "repeats", "out")
+        same = [word for option in options for word in (f"--{option}", str(getattr(arguments, option)))]
+        for name in arguments.only:
+            subprocess.run([sys.executable, "-m", "benchmarks.growth", *same, "--only", name], check=True)
+        return
     for name in arguments.only:
-        give_back()  # pretraining keeps what it has freed (decision 17)
         QUESTIONS[name](QUICK if arguments.quick else WORK, arguments)
 
 

@@ -144,18 +144,13 @@ def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
     reset = Path("/proc/self/clear_refs")
     if not os.access(reset, os.W_OK):
         return None
-    give_back()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what earlier work has freed goes back to the system, else nothing new would show
     reset.write_text("5")  # sets the peak back to what is resident now
     before = kilobytes("VmRSS")
     work()
     return 1024 * max(0, kilobytes("VmHWM") - before)
-
-
-def give_back() -> None:
-    """What earlier work has freed goes back to the system, else nothing new would show."""
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def kilobytes(key: str) -> int:
