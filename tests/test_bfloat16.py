@@ -101,10 +101,10 @@ def test_training_step(name, kind, alike):
     for low in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = method(views)[0]
-        losses.append(loss)
+        losses.append(loss.detach())
         slopes.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(method.parameters()))]))
     assert losses[1].dtype == torch.float32
-    assert apart(losses[1], losses[0]) < 0.05
+    assert abs(float(losses[1] - losses[0])) < 0.05 * max(1.0, abs(float(losses[0])))  # SimSiam's loss begins near 0
     assert float(F.cosine_similarity(*slopes, dim=0)) > alike
     assert 0.9 < float(slopes[1].norm() / slopes[0].norm()) < 1.1
 
