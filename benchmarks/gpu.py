@@ -26,6 +26,8 @@ from diptych import recipe
 from diptych.build import build
 from diptych.embed import embeddings
 from diptych.evaluate import knn_accuracy, linear_probe
+from diptych.images import Images
+from diptych.run import Run
 from diptych.views.presets import CIFAR10
 
 WORK = {"images": 50_000, "tests": 10_000, "steps": 8, "photos": 2048, "photo": 256, "batch": 512}
@@ -54,6 +56,16 @@ def seconds_of_steps(made: dict, size: int, work: dict, arguments: argparse.Name
     return ours(made, pixels, "bfloat16", arguments.device)(work["steps"])
 
 
+def whole_run(made: dict, photos: Images, folder: str, arguments: argparse.Namespace) -> tuple[Run, float]:
+    """A run of the recipe in `folder`, and its seconds, the start and the end included."""
+    built, options = build(made), made["pretrain"]
+    started = time.perf_counter()
+    run = diptych.pretrain(built.method, photos, built.views, built.optimizer, out=f"{folder}/run", epochs=options["epochs"],
+                           batch_size=options["batch_size"], schedule=built.schedule, precision="bfloat16",
+                           device=arguments.device, torch_compile=arguments.compile, show=False)  # fmt: skip
+    return run, time.perf_counter() - started
+
+
 def told(kind: str, what: str, row: Row, arguments: argparse.Namespace) -> None:
     at_most, unit = row.unit == "s", f" {row.unit}"
     notes = [] if arguments.quick else [goal(what, row.median, wanted, unit, at_most) for wanted in GOALS[kind]]
@@ -76,15 +88,10 @@ def keras(work: dict, arguments: argparse.Namespace) -> None:
 
 
 def simsiam(work: dict, arguments: argparse.Namespace) -> None:
-    made = asked("simsiam-keras-published", arguments)
-    built, options = build(made), made["pretrain"]
     photos = diptych.images(pictures(work["images"], 32))
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        diptych.pretrain(built.method, photos, built.views, built.optimizer, out=f"{folder}/run", epochs=options["epochs"],
-                         batch_size=options["batch_size"], schedule=built.schedule, precision="bfloat16", device=arguments.device,
-                         torch_compile=arguments.compile, show=False)  # fmt: skip
-    row = Row("simsiam-keras-published", [time.perf_counter() - started], note=PUBLISHED["simsiam"])
+        _, seconds = whole_run(asked("simsiam-keras-published", arguments), photos, folder, arguments)
+    row = Row("simsiam-keras-published", [seconds], note=PUBLISHED["simsiam"])
     told("simsiam", "5 epochs of the Keras SimSiam recipe, start and end included", row, arguments)
 
 
@@ -119,15 +126,10 @@ def accuracy(work: dict, arguments: argparse.Namespace) -> None:
     if arguments.train is None or arguments.test is None:
         sys.exit("benchmarks.gpu: accuracy needs labelled images: --train TRAIN --test TEST")
     made = asked("barlow-twins-cifar10", arguments, f"pretrain.epochs={arguments.epochs}")
-    built, options = build(made), made["pretrain"]
     train, test = (diptych.images(source, size=32) for source in (arguments.train, arguments.test))
     train.pixels(), test.pixels()
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        run = diptych.pretrain(built.method, train, built.views, built.optimizer, out=f"{folder}/run", epochs=arguments.epochs,
-                               batch_size=options["batch_size"], schedule=built.schedule, precision="bfloat16",
-                               device=arguments.device, torch_compile=arguments.compile, show=False)  # fmt: skip
-        seconds = time.perf_counter() - started
+        run, seconds = whole_run(made, train, folder, arguments)
         found = diptych.evaluate(
             run, train=train, test=test, protocols=["linear"], baselines=False, device=arguments.device
         )

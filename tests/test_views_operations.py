@@ -24,7 +24,7 @@ from diptych.views import (
     resample,
 )
 from diptych.views.colour import ORDERS, turn_hue_
-from diptych.views.resample import WholeBoxTaps, box_taps
+from diptych.views.resample import Axis, WholeBoxTaps, box_taps
 
 TWO = 2 / 255
 
@@ -100,7 +100,7 @@ def test_taps_are_looked_up(antialias, monkeypatch):
     for pixels in (8, 12, 20, 9, 30, 31):
         length = torch.arange(1, pixels + 1)
         start, mirrored = pixels - length, length % 3 == 0
-        how = (pixels, 12, "bicubic", antialias, mirrored)
+        how = (Axis(pixels, 12, "bicubic", antialias), mirrored)
         found, expected = taps(start, length, *how), box_taps(start.float(), length.float(), *how)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     assert len(taps.tables) == 4 and not copy.deepcopy(taps).tables

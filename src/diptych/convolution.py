@@ -14,12 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SMALL = {
-    torch.bfloat16: 7,
-    torch.float32: 2,
-    torch.float64: 2,
-}  # pixels made on a side, up to which a product is faster
-TINY = 2  # ... for the value and the gradient of the images too
+# Pixels made on a side, up to which a product is faster: for the gradient of the kernel, and for all three.
+SMALL = {torch.bfloat16: 7, torch.float32: 2, torch.float64: 2}
+TINY = 2
 
 
 class Conv2d(nn.Conv2d):
@@ -111,7 +108,7 @@ class Product(torch.autograd.Function):
             which = (True, False, False)
             found[0] = torch.ops.aten.convolution_backward(slope, x, weight, None, *pairs, False, [0, 0], 1, which)[0]
         if of_weight:
-            under = under_kernel(x, weight.shape[2], stride, around)
+            under = under_kernel(x, weight.shape[2], stride, around)  # again: kept, it would be K * K times the images
             kernel = rows.t() @ under.flatten(3).flatten(0, 2)  # (O, K K C)
             found[1] = kernel.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
         if of_bias:

@@ -43,16 +43,12 @@ class Lamb(timm.optim.Lamb):
 
     def _step_of(self, p: Tensor, group: dict, taken: Tensor, update: Tensor) -> None:
         assert p.grad is not None
-        memory, slope = self.state[p], _laid_as(p, p.grad)
         for name in ("exp_avg", "exp_avg_sq"):
-            memory[name] = _laid_as(p, memory[name]) if name in memory else torch.zeros_like(p)
-        first, second, (beta1, beta2), decay = (
-            memory["exp_avg"],
-            memory["exp_avg_sq"],
-            group["betas"],
-            group["weight_decay"],
-        )
-        adam([update], [slope], [first], [second], [], [taken], fused=True, amsgrad=False, maximize=False,
+            known = self.state[p].get(name)
+            self.state[p][name] = torch.zeros_like(p) if known is None else _laid_as(p, known)
+        first, second = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        adam([update], [_laid_as(p, p.grad)], [first], [second], [], [taken], fused=True, amsgrad=False, maximize=False,
              beta1=beta1, beta2=beta2, lr=1.0, weight_decay=0.0, eps=group["eps"])  # fmt: skip
         if decay:
             update.sub_(p, alpha=decay)  # the update points downhill: it is minus the paper's

@@ -17,7 +17,7 @@ from diptych.views.operation import (
     coins,
     require,
 )
-from diptych.views.resample import RADIUS, Interpolation, WholeBoxTaps, resample
+from diptych.views.resample import RADIUS, Axis, Interpolation, WholeBoxTaps, resample
 
 TRIES = 10  # boxes that torchvision's RandomResizedCrop tries before the central one
 
@@ -80,8 +80,8 @@ class RandomResizedCrop(Operation):
         if mirrored is not None:
             mirrored = mirrored.to(images.device, non_blocking=True)
         how = (self.size, self.interpolation, self.antialias)
-        rows = self._taps(top_N, high_N, height, *how)
-        columns = self._taps(left_N, wide_N, width, *how, mirrored)
+        rows = self._taps(top_N, high_N, Axis(height, *how))
+        columns = self._taps(left_N, wide_N, Axis(width, *how), mirrored)
         return resample(images, rows, columns, clamp=self.interpolation == "bicubic")
 
     def __str__(self) -> str:

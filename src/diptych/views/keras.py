@@ -25,7 +25,7 @@ from diptych.views.operation import (
     require,
     uniform,
 )
-from diptych.views.resample import WholeBoxTaps, resample
+from diptych.views.resample import Axis, WholeBoxTaps, resample
 
 
 @dataclass(eq=False)
@@ -67,8 +67,10 @@ class KerasCrop(Operation):
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         height, width = images.shape[2:]
         top_N, left_N, side_N = self.boxes(draw, height, width).T.to(images.device, non_blocking=True)
-        rows = self._taps(top_N, side_N, height, self.size, "bilinear", antialias=False)
-        columns = self._taps(left_N, side_N, width, self.size, "bilinear", antialias=False)
+        rows, columns = (
+            self._taps(start_N, side_N, Axis(pixels, self.size, "bilinear", antialias=False))
+            for start_N, pixels in ((top_N, height), (left_N, width))
+        )
         return resample(images, rows, columns)
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ nothing by zero. A flip of the view is the order of the taps of its columns and 
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,39 +15,48 @@ Interpolation = Literal["bilinear", "bicubic"]
 RADIUS = {"bilinear": 1, "bicubic": 2}  # source pixels to each side that an output pixel sees when enlarging
 TABLES, TABLE_BYTES = 4, 32 * 2**20  # of taps for all boxes that an axis can have: how many, and how large at most
 
-
 Taps = tuple[torch.Tensor, torch.Tensor]  # (N, S, K) each: which input lines, with which weights
 
 
-def box_taps(
-    start_N: torch.Tensor,
-    length_N: torch.Tensor,
-    pixels: int,
-    size: int,
-    interpolation: Interpolation,
-    antialias: bool,
-    mirrored_N: torch.Tensor | None = None,
-) -> Taps:
-    """Resamples lines start .. start + length - 1 of an axis of `pixels` to `size`.
+class Axis(NamedTuple):
+    """How an axis of `pixels` lines becomes one of `size`."""
+
+    pixels: int
+    size: int
+    interpolation: Interpolation
+    antialias: bool
+
+    @property
+    def widest(self) -> float:
+        """What a kernel widens by for the whole axis."""
+        return max(1.0, self.pixels / self.size) if self.antialias else 1.0
+
+    @property
+    def taps(self) -> int:
+        """As many as the widest possible box needs: no image's result hangs on its neighbours' boxes."""
+        return math.ceil(2 * RADIUS[self.interpolation] * self.widest)
+
+
+def box_taps(start_N: torch.Tensor, length_N: torch.Tensor, axis: Axis, mirrored_N: torch.Tensor | None = None) -> Taps:
+    """Resamples lines start .. start + length - 1 of an axis to all of its new lines.
 
     The weights of torch's `interpolate(align_corners=False)` on the cut-out box, hence torchvision's. With
     antialias the kernel widens when shrinking, is cut off at the box and renormalised, and bicubic has
     a = -0.5: PIL's resize too. Without, it keeps its width, lines outside repeat the border, and a = -0.75.
     """
-    device, radius = start_N.device, RADIUS[interpolation]
-    stretch_N1 = (length_N / size)[:, None]
-    centre_NS = (torch.arange(size, device=device) + 0.5) * stretch_N1 - 0.5  # counted from the box's first line
+    device, radius = start_N.device, RADIUS[axis.interpolation]
+    stretch_N1 = (length_N / axis.size)[:, None]
+    centre_NS = (torch.arange(axis.size, device=device) + 0.5) * stretch_N1 - 0.5  # counted from the box's first line
     if mirrored_N is not None:
         centre_NS = torch.where(mirrored_N[:, None], centre_NS.flip(1), centre_NS)
-    widest = max(1.0, pixels / size) if antialias else 1.0
-    widening_N1 = stretch_N1.clamp(1, widest)
+    widening_N1 = stretch_N1.clamp(1, axis.widest)
     first_NS = (centre_NS - radius * widening_N1).floor_().add_(1)
-    tap_K1 = torch.arange(_taps_of(pixels, size, interpolation, antialias), device=device)[:, None]
+    tap_K1 = torch.arange(axis.taps, device=device)[:, None]
     line_NKS = first_NS[:, None] + tap_K1
     distance_NKS = ((first_NS - centre_NS)[:, None] + tap_K1).div_(widening_N1[:, None])
-    weight_NKS = kernel(distance_NKS, interpolation, -0.5 if antialias else -0.75)
+    weight_NKS = kernel(distance_NKS, axis.interpolation, -0.5 if axis.antialias else -0.75)
     inside_NKS = line_NKS.clamp_min(0).minimum((length_N - 1)[:, None, None])
-    if antialias:
+    if axis.antialias:
         weight_NKS.mul_(inside_NKS == line_NKS)
         weight_NKS.div_(weight_NKS.sum(1, keepdim=True))
     inside_NKS.add_(start_N[:, None, None])
@@ -58,47 +67,34 @@ class WholeBoxTaps:
     """`box_taps` of boxes of whole pixels, looked up: an axis has few lengths of box. Keeps the tables of the last few axes."""
 
     def __init__(self):
-        self.tables: dict[tuple, Taps] = {}
+        self.tables: dict[tuple[Axis, torch.device], Taps] = {}
 
     def __reduce__(self) -> tuple:
         return WholeBoxTaps, ()  # copies, such as another process', make tables of their own
 
     def __call__(
-        self,
-        start_N: torch.Tensor,
-        length_N: torch.Tensor,
-        pixels: int,
-        size: int,
-        interpolation: Interpolation,
-        antialias: bool,
-        mirrored_N: torch.Tensor | None = None,
+        self, start_N: torch.Tensor, length_N: torch.Tensor, axis: Axis, mirrored_N: torch.Tensor | None = None
     ) -> Taps:
         """start, length: int64."""
-        how = (pixels, size, interpolation, antialias)
-        if 24 * pixels * size * _taps_of(*how) > TABLE_BYTES:
-            return box_taps(start_N.float(), length_N.float(), *how, mirrored_N)
-        key = (*how, start_N.device)
+        if 24 * axis.pixels * axis.size * axis.taps > TABLE_BYTES:
+            return box_taps(start_N.float(), length_N.float(), axis, mirrored_N)
+        key = (axis, start_N.device)
         if key not in self.tables:
             if len(self.tables) >= TABLES:
                 del self.tables[next(iter(self.tables))]
             with torch.inference_mode(False):  # whoever asks first: others may be training
                 self.tables[key] = tap_table(*key)
         line, weight = self.tables[key]
-        row_N = length_N - 1 if mirrored_N is None else length_N - 1 + pixels * mirrored_N
+        row_N = length_N - 1 if mirrored_N is None else length_N - 1 + axis.pixels * mirrored_N
         return line.index_select(0, row_N).add_(start_N[:, None, None]), weight.index_select(0, row_N)
 
 
-def tap_table(pixels: int, size: int, interpolation: Interpolation, antialias: bool, device: torch.device) -> Taps:
-    """Taps of the boxes of 1, 2 ... `pixels` pixels that start at line 0; then of the same ones, mirrored."""
-    length = torch.arange(1, pixels + 1, dtype=torch.float32, device=device).repeat(2)
-    mirrored = torch.arange(2 * pixels, device=device) >= pixels
-    line, weight = box_taps(torch.zeros_like(length), length, pixels, size, interpolation, antialias, mirrored)
+def tap_table(axis: Axis, device: torch.device) -> Taps:
+    """Taps of the boxes of 1, 2 ... `axis.pixels` pixels that start at line 0; then of the same ones, mirrored."""
+    length = torch.arange(1, axis.pixels + 1, dtype=torch.float32, device=device).repeat(2)
+    mirrored = torch.arange(2 * axis.pixels, device=device) >= axis.pixels
+    line, weight = box_taps(torch.zeros_like(length), length, axis, mirrored)
     return line.contiguous(), weight.contiguous()
-
-
-def _taps_of(pixels: int, size: int, interpolation: Interpolation, antialias: bool) -> int:
-    """As many taps as the widest possible box needs: no image's result hangs on its neighbours' boxes."""
-    return math.ceil(2 * RADIUS[interpolation] * (max(1.0, pixels / size) if antialias else 1.0))
 
 
 def kernel(distance: torch.Tensor, interpolation: Interpolation, a: float) -> torch.Tensor:
