@@ -18,11 +18,11 @@ from torch import Tensor
 import diptych
 from benchmarks.measure import Row, faster, goal, in_turns, missing, parser, report
 from benchmarks.views import pictures
-from diptych.embed import embeddings
-from diptych.evaluate import knn_predict
-from diptych.probe import softmax_regression
-from diptych.random_at import random_at
-from diptych.supervised import BATCH, stream
+from diptych.base.random_at import random_at
+from diptych.downstream.classifier import BATCH, stream
+from diptych.embeddings.probe import softmax_regression
+from diptych.embeddings.scores import knn_predict
+from diptych.networks.inference import embeddings
 from diptych.views.presets import CIFAR10
 
 OURS, SKLEARN, LOOP, BARE = "Diptych", "scikit-learn", "plain torch loop", "bare forward"

@@ -22,12 +22,12 @@ from benchmarks.evaluation import clusters
 from benchmarks.measure import Row, clock, goal, parser, report
 from benchmarks.training import ours
 from benchmarks.views import pictures
-from diptych import recipe
-from diptych.build import build
-from diptych.embed import embeddings
-from diptych.evaluate import knn_accuracy, linear_probe
-from diptych.images import Images
-from diptych.run import Run
+from diptych.commands import recipe
+from diptych.commands.build import build
+from diptych.data.images import Images
+from diptych.embeddings.scores import knn_accuracy, linear_probe
+from diptych.networks.inference import embeddings
+from diptych.runs.run import Run
 from diptych.views.presets import CIFAR10
 
 WORK = {"images": 50_000, "tests": 10_000, "steps": 8, "photos": 2048, "photo": 256, "batch": 512}

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,10 +27,11 @@ import diptych
 from benchmarks.measure import Row, goal, in_turns, kilobytes, parser, report
 from benchmarks.training import ours
 from benchmarks.views import pictures
-from diptych import losses, recipe
-from diptych.build import build
-from diptych.random_at import random_at
-from diptych.sources.source import Files, Keys
+from diptych.base.random_at import random_at
+from diptych.commands import recipe
+from diptych.commands.build import build
+from diptych.data.source import Files, Keys
+from diptych.methods import losses
 
 RECIPE = "barlow-twins-cifar10"
 SMALL = [
@@ -214,7 +214,7 @@ def of_stream(work: dict, arguments: argparse.Namespace) -> None:
     """An epoch from JPEG files that are decoded as they are needed, as of a set too large for memory."""
     batch, cores = 8 if arguments.quick else 64, len(os.sched_getaffinity(0))
     asked = tiny(arguments, batch)
-    with tempfile.TemporaryDirectory() as folder, patch.object(import_module("diptych.pretrain"), "RESIDENT_BYTES", 0):
+    with tempfile.TemporaryDirectory() as folder, patch("diptych.training.pretrain.RESIDENT_BYTES", 0):
         place = Path(folder) / "photos"
         place.mkdir()
         for i, pixels in enumerate(pictures(work["photos"], work["side"])):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, in_turns, missing, parser, peak_bytes, report
-from diptych import losses
-from diptych.random_at import random_at
+from diptych.base.random_at import random_at
+from diptych.methods import losses
 
 OURS, MATRIX = "Diptych", "Diptych, made to build the (D, D) matrix"
 LIGHTLY, PLAIN = "lightly", "the paper's algorithm 1, plainly"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diptych
-from diptych import checkpoints
+from diptych.runs import checkpoints
 
 DISK, CUT = (
     "24m",

@@ -24,8 +24,8 @@ import diptych
 from benchmarks.keras_program import keras_step
 from benchmarks.measure import Row, clock, faster, goal, missing, parser, report
 from benchmarks.views import Mapped, pictures
-from diptych import recipe
-from diptych.build import build
+from diptych.commands import recipe
+from diptych.commands.build import build
 
 OURS, OURS_32 = "Diptych, bfloat16", "Diptych, float32"
 KERAS, XLA = "the Keras program, float32", "the Keras program, float32, XLA"

@@ -20,8 +20,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, faster, goal, in_turns, missing, parser, report
-from diptych.memory import keep_freed_memory
-from diptych.random_at import random_at
+from diptych.base.memory import keep_freed_memory
+from diptych.base.random_at import random_at
 from diptych.views import View, barlow_twins
 from diptych.views.blur import GaussianBlur, default_taps
 from diptych.views.geometry import RandomResizedCrop

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 import diptych
-from diptych.judge import view_sheet
-from diptych.random_at import random_at
+from diptych.base.random_at import random_at
+from diptych.reporting.sheet import view_sheet
 
 
 class Erase:

@@ -156,6 +156,6 @@ def fake_run(folder: Path, classes: tuple[str, ...] = CLASSES, keys: tuple[str, 
 
 
 if __name__ == "__main__":
-    from diptych.report import report
+    from diptych.reporting.report import report
 
     print(report(fake_run(Path(sys.argv[1]), mapped=400)))

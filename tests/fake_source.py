@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from diptych.decode import decode
-from diptych.sources import Source
+from diptych.data.decode import decode
+from diptych.data.open import Source
 
 
 def picture(value: int, width: int = 4, height: int = 4) -> bytes:

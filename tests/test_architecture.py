@@ -6,44 +6,39 @@ import re
 import pytest
 from package import FILES, TEXTS, functions, rooms_of
 
-# From the ground to the doors. A file imports only from what stands before it here: from lower floors, and on
-# its own floor from the files listed before it. A new file gets its place in this table.
-FLOORS = {
-    "0 ground": "errors strict_yaml memory",
-    "1 mathematics": "random_at schedules distributed losses lamb optimizers",
-    "2 images": "threads decode sources.source sources.labels sources.folder sources.archives sources.arrays "
-    "sources.cifar sources.parquet sources.photographs sources squares images",
-    "2 views": "views.operation views.resample views.geometry views.colour views.blur views.keras views.view views.presets views",
-    "2 networks": "convolution keras_networks encoders heads",
-    "3 methods": "methods.method methods.barlow_twins methods.simsiam methods",
-    "4 worth": "checkpoints weights foreign embed probe evaluate diagnose",
-    "5 runs": "run boards watch signals progress job lifecycle gradients pretrain supervised finetune protocols",
-    "6 leaving": "pictures judge classify download charts report_data report_figures report_numbers report",
-    "7 doors": "recipe build doctor demo opening launch ending cli __init__ __main__",
-}
-PLACE = {name: place for place, name in enumerate(" ".join(FLOORS.values()).split())}
-DOORS = set(FLOORS["7 doors"].split())
+# From the ground up. A file imports from its own room and from the rooms of lower floors.
+FLOORS = [
+    {"base"},
+    {"data", "networks", "embeddings"},
+    {"views", "methods", "runs"},
+    {"training", "reporting"},
+    {"downstream"},
+    {"commands"},
+    {"__init__", "__main__"},  # the door
+]
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+MOST_ARROWS = 60  # between rooms
 
-# Some rooms see less than the floors below them.
+# Some files see less than the floors below them.
 KNOWS_ONLY = {
-    "losses": {"distributed"},
-    "heads": {"errors", "keras_networks"},
-    "methods.method": {"errors"},
-    "methods.barlow_twins": {"errors", "heads", "losses", "methods.method"},
-    "methods.simsiam": {"errors", "heads", "losses", "methods.method"},
-    "evaluate": {"errors", "random_at", "distributed", "probe"},
-    "probe": {"errors", "random_at", "distributed"},
-    "diagnose": {"errors", "random_at", "distributed"},
-    "pictures": {"errors"},
-    "charts": {"errors"},
+    "methods.losses": {"base.processes"},
+    "methods.method": {"base.errors"},
+    "methods.barlow_twins": {"base.errors", "methods.losses", "methods.method", "networks.projectors"},
+    "methods.simsiam": {"base.errors", "methods.losses", "methods.method", "networks.projectors"},
+    "reporting.charts": set(),
+    "reporting.pictures": {"base.errors"},
 }
 
 FILE, FUNCTION, METHOD_FILE, LOOP = 300, 50, 130, 60  # lines
-THE_LOOP = "pretrain.loop"
+THE_LOOP = "training.pretrain.loop"
 
 NEVER = re.compile(r"(?<![a-z])(backbone|trunk|hparams|cfg|features)s?(?![a-z])", re.IGNORECASE)
 # Names that timm, torch and published checkpoints chose.
 THEIRS = re.compile(r'(num|in|out|forward)_features|features_only|\["features"\]|(pretrained|default)_cfg|\bbackbone\.')
+
+
+def room_of(file: str) -> str:
+    return file.split(".")[0]
 
 
 def body_lines(function: ast.FunctionDef) -> int:
@@ -52,31 +47,54 @@ def body_lines(function: ast.FunctionDef) -> int:
     return function.end_lineno - body[0].lineno + 1 if body else 0
 
 
-def test_every_file_has_a_place():
+def test_every_room_has_a_floor():
     assert FILES
-    assert set(FILES) <= set(PLACE), f"give {sorted(set(FILES) - set(PLACE))} a place in FLOORS"
-    assert set(PLACE) <= set(FILES), f"FLOORS lists {sorted(set(PLACE) - set(FILES))}, which do not exist"
+    assert {room_of(name) for name in FILES} == set(FLOOR)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_arrows_point_down(name):
-    up = {room for room in rooms_of(name) if PLACE[room] > PLACE[name]}
-    assert not up, f"{name} looks up the stairs at {sorted(up)}"
+    others = {other for other in rooms_of(name) if room_of(other) != room_of(name)}
+    up = {other for other in others if FLOOR[room_of(other)] >= FLOOR[room_of(name)]}
+    assert not up, f"{name} looks up the stairs, or across its floor, at {sorted(up)}"
+
+
+def test_arrows_between_rooms_are_few():
+    arrows = {(room_of(name), room_of(other)) for name in FILES for other in rooms_of(name)}
+    arrows = {(room, other) for room, other in arrows if room != other}
+    assert len(arrows) <= MOST_ARROWS, f"{len(arrows)} arrows: {sorted(arrows)}"
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_rooms_have_no_circles(room):
+    """Within a room too, imports at the top of files have an order."""
+    left = {name: {n for n in rooms_of(name) if room_of(n) == room} for name in FILES if room_of(name) == room}
+    while ready := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in ready}
+    assert not left, f"a circle among {sorted(left)}"
 
 
 @pytest.mark.parametrize("name", KNOWS_ONLY)
-def test_some_rooms_know_little(name):
+def test_some_files_know_little(name):
     assert rooms_of(name) <= KNOWS_ONLY[name]
 
 
-def test_recipes_stop_at_the_doors():
-    """Configuration is known to the doors alone; below them, arguments are plain."""
-    readers = {name for name in FILES if "recipe" in rooms_of(name)}
-    assert readers <= DOORS, f"{sorted(readers - DOORS)} know recipes"
+def test_the_root_bears_no_name_of_a_function():
+    """`import diptych.x.y` and `mock.patch` work as anyone expects: no file or folder hides behind a function of the door."""
+    import diptych
+
+    functions_of_the_door = {name for name, place in diptych._DOOR.items() if ":" in place}
+    assert not functions_of_the_door & {room_of(name) for name in FILES}
+
+
+def test_recipes_stop_at_the_commands():
+    """Configuration is known to the commands alone; below them, arguments are plain."""
+    readers = {name for name in FILES if "commands.recipe" in rooms_of(name)}
+    assert {room_of(name) for name in readers} == {"commands"}
     configured = [
         f"{function}({argument.arg})"
         for function, node in functions()
-        if function.split(".")[0] not in DOORS
+        if room_of(function) != "commands"
         for argument in [*node.args.args, *node.args.kwonlyargs]
         if argument.arg in {"config", "configuration", "cfg", "hparams", "args", "opt"}
     ]
@@ -85,7 +103,7 @@ def test_recipes_stop_at_the_doors():
 
 def test_only_one_file_speaks_to_other_processes():
     words = re.compile(r"torch\.distributed|torch\.nn\.parallel|from torch import .*\bdistributed\b")
-    assert {name for name, text in TEXTS.items() if words.search(text)} == {"distributed"}
+    assert {name for name, text in TEXTS.items() if words.search(text)} == {"base.processes"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fake_source import keys, labels, picture, values
 
-from diptych.decode import BadImage
-from diptych.errors import DataError
-from diptych.sources import open_source
+from diptych.base.errors import DataError
+from diptych.data.decode import BadImage
+from diptych.data.open import open_source
 
 # --- archives
 

@@ -10,10 +10,10 @@ from tiny import tiny_images, tiny_views
 from torch import nn
 
 import diptych
-from diptych import convolution
-from diptych.convolution import Conv2d
+from diptych.base.random_at import random_at
 from diptych.methods import BarlowTwins, SimSiam
-from diptych.random_at import random_at
+from diptych.networks import convolution
+from diptych.networks.convolution import Conv2d
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 ENCODERS = {

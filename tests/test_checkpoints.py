@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych import checkpoints
-from diptych.errors import CheckpointError, OutputError
-from diptych.optimizers import adamw, lamb, lars, sgd
+from diptych.base import files
+from diptych.base.errors import CheckpointError, OutputError
+from diptych.runs import checkpoints
+from diptych.training.optimizers import adamw, lamb, lars, sgd
 
 
 def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -103,7 +104,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(folder, monkeypatch):
 
 def test_too_little_room_is_told_before_training(tmp_path):
     with pytest.raises(OutputError, match="needs about .* MB for checkpoints"):
-        checkpoints.require_space(tmp_path, 10**18)
+        files.require_space(tmp_path, 10**18)
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

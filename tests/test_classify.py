@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from test_cli import diptych
 
-from diptych.classify import as_csv, best_factor, classify, label
-from diptych.encoders import encoder
-from diptych.errors import DataError, OutputError
-from diptych.images import images
-from diptych.weights import Preprocessing, save_encoder
+from diptych.base.errors import DataError, OutputError
+from diptych.data.images import images
+from diptych.downstream.classify import as_csv, best_factor, classify, label
+from diptych.networks.encoders import encoder
+from diptych.runs.encoder import Preprocessing, save_encoder
 
 COLOURS = {"cat": (220, 60, 40), "dog": (40, 60, 220)}
 
@@ -82,7 +82,7 @@ def test_a_stream_gives_the_same_rows(place, tmp_path, monkeypatch):
     )
     labelled = shutil.copytree(place / "labelled", tmp_path / "labelled")
     (labelled / "cat" / "cat50.png").write_bytes(b"broken")
-    monkeypatch.setattr("diptych.supervised.RESIDENT_BYTES", -1)
+    monkeypatch.setattr("diptych.downstream.classifier.RESIDENT_BYTES", -1)
     streamed = classify(place / "encoder", images(place / "new", size=16), images(labelled, size=16), show=False)
     assert streamed.labelled == resident.labelled == 20
     assert [row[:2] for row in streamed.rows] == [row[:2] for row in resident.rows]

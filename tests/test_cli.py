@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych import cli
+from diptych.commands import cli
 
 SMALL = ["encoder.channels=[8,8,8,8]", "method.projector=[16,16]", "pretrain.batch_size=8", "pretrain.epochs=1",
          "pretrain.precision=float32", "images.size=32"]  # fmt: skip
@@ -53,7 +53,7 @@ def run(photos, tmp_path_factory):
 
 
 def test_help_answers_at_once_without_torch():
-    program = "import sys, diptych.cli as c\nsys.argv = ['diptych', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    program = "import sys, diptych.commands.cli as c\nsys.argv = ['diptych', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
     program += "heavy = [m for m in ('torch', 'timm', 'numpy') if m in sys.modules]\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -5,10 +5,10 @@ import torch
 from tiny import tiny_views
 from torch import nn
 
-from diptych.diagnose import diagnose
+from diptych.base.random_at import random_at
+from diptych.embeddings.diagnose import diagnose
 from diptych.methods import SimSiam
-from diptych.optimizers import sgd
-from diptych.random_at import random_at
+from diptych.training.optimizers import sgd
 
 
 def train(stop_gradient: bool, steps: int = 100) -> tuple[object, float]:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diptych.decode import BadImage, decode, fit_square, header_size, open_image
-from diptych.errors import DataError
+from diptych.base.errors import DataError
+from diptych.data.decode import BadImage, decode, fit_square, header_size, open_image
 
 PHOTO = np.add.outer(np.arange(48), 2 * np.arange(64))[..., None] + np.array([0, 40, 80])
 PHOTO = np.clip(PHOTO, 0, 255).astype(np.uint8)  # (48, 64, 3), smooth, so that JPEG keeps it well

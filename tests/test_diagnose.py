@@ -1,7 +1,6 @@
 """Collapse is recognised, health is left alone, and the readings have the invariances that they are said to
 have."""
 
-import importlib
 import math
 
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diptych.diagnose import correlation_readings, diagnose, effective_rank, spread
-from diptych.errors import DataError
-from diptych.losses import cross_correlation
+import diptych.embeddings.diagnose as diagnose_file
+from diptych.base.errors import DataError
+from diptych.embeddings.diagnose import correlation_readings, diagnose, effective_rank, spread
+from diptych.methods.losses import cross_correlation
 
-DIAGNOSE = importlib.import_module("diptych.diagnose")
 REMEDIES = ("colour distortions", "probabilities", "learning rate", "schedule", "encoder", "projection head")
 
 
@@ -204,7 +203,7 @@ def test_the_loss_is_looked_at(loss, verdict):
 def test_many_images_are_thinned_evenly(monkeypatch):
     by_class = torch.cat([torch.ones(600, 32), normal(600, 32)])  # the first thousand alone would look worse
     seen = []
-    monkeypatch.setattr(DIAGNOSE, "spread", lambda z: seen.append(z) or 1.0)
+    monkeypatch.setattr(diagnose_file, "spread", lambda z: seen.append(z) or 1.0)
     diagnose(by_class)
     assert torch.equal(seen[0], by_class[::2])
 

@@ -19,23 +19,15 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 import diptych
-from diptych import distributed, losses
-from diptych.distributed import (
-    GlobalBatchNorm,
-    agree,
-    gather,
-    mean_over_ranks,
-    rank,
-    start,
-    stop,
-    with_global_statistics,
-    world_size,
-    wrap,
-)
-from diptych.errors import DiptychError
-from diptych.losses import barlow_twins, cross_correlation, negative_cosine, standardize
-from diptych.optimizers import lars
-from diptych.random_at import random_at
+from diptych.base import processes
+from diptych.base.errors import DiptychError
+from diptych.base.processes import agree, gather, mean_over_ranks, rank, start, stop, world_size, wrap
+from diptych.base.random_at import random_at
+from diptych.methods import losses
+from diptych.methods.losses import barlow_twins, cross_correlation, negative_cosine, standardize
+from diptych.networks import batch_norm
+from diptych.networks.batch_norm import GlobalBatchNorm, with_global_statistics
+from diptych.training.optimizers import lars
 
 IMAGES = 16  # less than half the width of a projection: one process takes the Gram form, two the correlation form
 WIDTH = 40
@@ -79,7 +71,7 @@ def train(steps=3):
     """What three LARS steps leave behind, wherever they run: a dict of tensors."""
     method = Method()
     optimizer = lars(method, 0.5, bias_lr=0.05, weight_decay=1e-4)
-    model = wrap(method)
+    model = wrap(with_global_statistics(method))
     rows = slice(rank() * IMAGES // world_size(), (rank() + 1) * IMAGES // world_size())
     left = {}
     for step in range(steps):
@@ -256,7 +248,7 @@ def test_on_one_process_everything_is_the_identity(nowhere):
     x, method = torch.ones(3, requires_grad=True), Method()
     assert mean_over_ranks(x) is x and gather(x) is x and wrap(method) is method
     assert agree(True) is True and agree(False) is False
-    assert "gloo" in distributed.available_backends()
+    assert "gloo" in processes.available_backends()
     assert with_global_statistics(method) is method and type(method.encoder[1]) is nn.BatchNorm2d
     stop()
 
@@ -265,7 +257,7 @@ def test_on_one_process_everything_is_the_identity(nowhere):
 def as_if_two(monkeypatch):
     """For the conversion only, so that what it makes can be compared on one process."""
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "world_size", lambda: 2)
+        patch.setattr(batch_norm, "world_size", lambda: 2)
         yield
 
 
@@ -325,21 +317,21 @@ def test_global_batch_norm_in_other_types_and_layouts(monkeypatch):
 
 
 def test_places():
-    assert distributed._place({}) is None
-    assert distributed._place(TORCHRUN | {"WORLD_SIZE": "1"}) is None
-    assert distributed._place({"WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert distributed._place(TORCHRUN | SLURM) == TORCHRUN  # torchrun inside a SLURM job
-    assert distributed._place(SLURM) == TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "23456"}
-    assert distributed._place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert processes._place({}) is None
+    assert processes._place(TORCHRUN | {"WORLD_SIZE": "1"}) is None
+    assert processes._place({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert processes._place(TORCHRUN | SLURM) == TORCHRUN  # torchrun inside a SLURM job
+    assert processes._place(SLURM) == TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "23456"}
+    assert processes._place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
     batch_script = {k: v for k, v in SLURM.items() if "STEP" not in k}
-    assert distributed._place(batch_script) is None  # one process of a job that could have had two
+    assert processes._place(batch_script) is None  # one process of a job that could have had two
     for nodes, first in [
         ("gpu[03-06,9],login", "gpu03"),
         ("a,b", "a"),
         ("r[1-2]n[07,9]", "r1n07"),
         ("x-1", "x-1"),
     ]:
-        assert distributed._place(SLURM | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
+        assert processes._place(SLURM | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import conftest
 import offline
 import pytest
 
-from diptych import download as file
-from diptych.download import PUBLISHED, Published, download, listed
-from diptych.errors import CheckpointError, OutputError, RecipeError
+from diptych.base.errors import CheckpointError, OutputError, RecipeError
+from diptych.runs import download as file
+from diptych.runs.download import PUBLISHED, Published, download, listed
 
 WEIGHTS = bytes(range(256)) * 20
 

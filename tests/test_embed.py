@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.embed import embeddings, load_embeddings, prepare, raw_pixels, save_embeddings
-from diptych.errors import DataError, OutputError, RecipeError
+from diptych.base.errors import DataError, OutputError, RecipeError
+from diptych.embeddings.store import load_embeddings, save_embeddings
+from diptych.networks.inference import embeddings, prepare, raw_pixels
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from diptych.encoders import encoder
-from diptych.errors import RecipeError
-from diptych.heads import mlp
-from diptych.keras_networks import (
+from diptych.base.errors import RecipeError
+from diptych.networks.encoders import encoder
+from diptych.networks.keras import (
     KerasBatchNorm1d,
     KerasBatchNorm2d,
     KerasResNet20v2,
@@ -19,6 +18,7 @@ from diptych.keras_networks import (
     SamePad,
     he_normal_,
 )
+from diptych.networks.projectors import mlp
 
 TINY = {"channels": (8, 8, 16, 24)}
 

@@ -1,6 +1,5 @@
 """Accuracies, held to scikit-learn and to slow versions written from the papers."""
 
-import importlib
 import json
 import math
 import warnings
@@ -11,8 +10,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from diptych.errors import DataError, RecipeError
-from diptych.evaluate import (
+from diptych.base.errors import DataError, RecipeError
+from diptych.embeddings import nearest as nearest_file
+from diptych.embeddings import probe
+from diptych.embeddings.nearest import nearest
+from diptych.embeddings.probe import PENALTIES, fit_probe, softmax_regression, split, value_and_gradient
+from diptych.embeddings.scores import (
     accuracy_interval,
     chance,
     check_classes,
@@ -20,12 +23,8 @@ from diptych.evaluate import (
     knn_accuracy,
     knn_predict,
     linear_probe,
-    nearest,
     top_k_accuracy,
 )
-from diptych.probe import PENALTIES, fit_probe, softmax_regression, split, value_and_gradient
-
-EVALUATE, PROBE = (importlib.import_module(f"diptych.{name}") for name in ("evaluate", "probe"))
 
 
 def clusters(n, width=12, classes=4, noise=1.5, seed=0):
@@ -62,8 +61,8 @@ def test_blocks_and_groups_do_not_show(monkeypatch, k):
     z, queries = clusters(500, 8)[0], clusters(41, 8, seed=1)[0]
     whole = nearest(queries, z, k)
     for rows, columns in ((1, 500), (7, 128), (41, 129), (8, 1)):
-        monkeypatch.setattr(EVALUATE, "ROWS", rows)
-        monkeypatch.setattr(EVALUATE, "COLUMNS", columns)
+        monkeypatch.setattr(nearest_file, "ROWS", rows)
+        monkeypatch.setattr(nearest_file, "COLUMNS", columns)
         parts = nearest(queries, z, k)
         torch.testing.assert_close(parts[0], whole[0])
         assert torch.equal(parts[1].sort(1)[0], whole[1].sort(1)[0])
@@ -153,7 +152,7 @@ def test_the_gradient_is_autograds(monkeypatch):
     loss = torch.nn.functional.cross_entropy(z @ w + b, y) + 0.05 * w.square().sum()
     loss.backward()
     for block in (2**24, 28, 1):
-        monkeypatch.setattr(PROBE, "BLOCK", block)
+        monkeypatch.setattr(probe, "BLOCK", block)
         value, slope_w, slope_b = value_and_gradient(z, y, w.detach(), b.detach(), 0.1)
         torch.testing.assert_close(value, loss.detach())
         torch.testing.assert_close(slope_w, w.grad)
@@ -183,7 +182,7 @@ def test_linear_probe_is_scikit_learn_at_the_chosen_penalty():
 def test_large_sets_are_fitted_in_float32(monkeypatch):
     (z, y), (queries, truth) = clusters(800, 16), clusters(400, 16, seed=1)
     wide = linear_probe(z, y, queries, truth)
-    monkeypatch.setattr(PROBE, "DOUBLE", 100)
+    monkeypatch.setattr(probe, "DOUBLE", 100)
     narrow = linear_probe(z, y, queries, truth)
     assert narrow.details["dtype"] == "float32" and narrow.details["converged"]
     assert narrow.accuracy == pytest.approx(wide.accuracy, abs=0.005)

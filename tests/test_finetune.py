@@ -11,18 +11,18 @@ import torch
 from fake_run import fake_run
 from tiny import TinyEncoder, tiny_images, tiny_run
 
-from diptych import cli
-from diptych.encoders import encoder
-from diptych.errors import DataError, RecipeError
-from diptych.finetune import finetune, parse_labels, subset, tune
-from diptych.judge import table
+from diptych.base.errors import DataError, RecipeError
+from diptych.commands import cli
+from diptych.commands.tables import table
+from diptych.downstream.classifier import Classifier, crop_and_flip, fit, image_batches, steps_of
+from diptych.downstream.finetune import finetune, parse_labels, subset, tune
 from diptych.methods import BarlowTwins
-from diptych.optimizers import sgd
-from diptych.report_data import read_run
-from diptych.report_numbers import accuracy_table
-from diptych.schedules import constant
-from diptych.supervised import Classifier, crop_and_flip, fit, image_batches, steps_of
-from diptych.weights import Preprocessing
+from diptych.networks.encoders import encoder
+from diptych.reporting.numbers import accuracy_table
+from diptych.reporting.record import read_run
+from diptych.runs.encoder import Preprocessing
+from diptych.training.optimizers import sgd
+from diptych.training.schedules import constant
 
 CPU = torch.device("cpu")
 EXPECTED = Preprocessing(12, (0.5,) * 3, (0.25,) * 3)

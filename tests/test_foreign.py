@@ -11,11 +11,11 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional as reference
 
-from diptych.embed import embeddings, prepare
-from diptych.encoders import encoder
-from diptych.errors import CheckpointError, OutputError
-from diptych.foreign import CIFAR, IMAGENET, import_weights, read, recognise, take_apart
-from diptych.weights import Preprocessing, load, preprocessing_of, save_encoder
+from diptych.base.errors import CheckpointError, OutputError
+from diptych.networks.encoders import encoder
+from diptych.networks.inference import embeddings, prepare
+from diptych.runs.encoder import Preprocessing, load, preprocessing_of, save_encoder
+from diptych.runs.foreign import CIFAR, IMAGENET, import_weights, read, recognise, take_apart
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 

@@ -8,8 +8,8 @@ import torch
 from shared import shared, wave
 from torch import Tensor, nn
 
-from diptych.keras_networks import KerasBatchNorm1d, KerasBatchNorm2d, KerasResNet20v2, KerasResNet34
 from diptych.methods import BarlowTwins, SimSiam
+from diptych.networks.keras import KerasBatchNorm1d, KerasBatchNorm2d, KerasResNet20v2, KerasResNet34
 
 # What Keras and PyTorch call a weight, and its amplitude and centre in the formula.
 NORM = {

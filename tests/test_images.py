@@ -1,7 +1,6 @@
 """`images`: keys, labels and pixels that stay in step, whatever the source holds."""
 
 import os
-import sys
 import warnings
 
 import numpy as np
@@ -11,8 +10,8 @@ from fake_source import Fake, picture, values_of, write
 from PIL import Image
 from shared import shared
 
-from diptych.errors import DataError, RecipeError
-from diptych.images import NAMED, BadImage, images
+from diptych.base.errors import DataError, RecipeError
+from diptych.data.images import NAMED, BadImage, images
 
 TREE = ("b/1.png", "a/2.png", "a/1.png", "c/1.jpg")
 
@@ -62,7 +61,7 @@ def test_too_many_bad_images_stop_the_pass():
 
 
 def test_a_long_run_of_bad_images_stops_the_pass(monkeypatch):
-    monkeypatch.setattr(sys.modules["diptych.images"], "BAD_SHARE", 1.0)
+    monkeypatch.setattr("diptych.data.images.BAD_SHARE", 1.0)
     assert len(images(Fake(300, range(100, 200))).pixels()) == 200
     assert len(images(Fake(300, range(1, 300, 2))).pixels()) == 150  # no two in a row
     with pytest.raises(DataError, match="101 of 300"):

@@ -103,7 +103,7 @@ def test_public_names():
         diptych.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("earlier", ["", "diptych.pretrain", "diptych.evaluate"])
+@pytest.mark.parametrize("earlier", ["", "diptych.training.pretrain", "diptych.embeddings.scores"])
 def test_public_names_are_what_they_say(earlier):
     """`diptych.images` is the function, also where a program has imported the file of that name before."""
     ended = python(f"""
@@ -118,6 +118,6 @@ def test_public_names_are_what_they_say(earlier):
         assert diptych.views.barlow_twins and isinstance(diptych.View, type)
         from diptych import {", ".join(sorted(FUNCTIONS | OTHERS))}
         assert images is diptych.images and callable(images)
-        from diptych.images import Images
+        from diptych.data.images import Images
     """)
     assert ended.returncode == 0, ended.stderr

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych import recipe
-from diptych.build import Built, build
+from diptych.commands import recipe
+from diptych.commands.build import Built, build
 from diptych.methods import SimSiam
-from diptych.optimizers import describe
+from diptych.training.optimizers import describe
 
 
 def built(name: str) -> Built:

@@ -12,11 +12,11 @@ import torch
 from shared import shared, wave
 from torch import Tensor
 
-from diptych import recipe
-from diptych.build import build_views
-from diptych.errors import DataError, RecipeError
-from diptych.images import images
-from diptych.random_at import random_at
+from diptych.base.errors import DataError, RecipeError
+from diptych.base.random_at import random_at
+from diptych.commands import recipe
+from diptych.commands.build import build_views
+from diptych.data.images import images
 from diptych.views import Grayscale, KerasBlur, KerasClip, KerasColorJitter, KerasCrop, KerasSolarize, View, draw_slice
 from diptych.views.keras import lighten_, saturate_and_turn_
 

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import sys
 
 import pytest
+import tiny
 import torch
 from tiny import (
     TOTAL,
@@ -26,13 +26,14 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diptych import checkpoints, optimizers
-from diptych.errors import DivergedError, RecipeError
-from diptych.images import Images
-from diptych.job import Job, State
+from diptych.base.errors import DivergedError, RecipeError
+from diptych.data.images import Images
 from diptych.methods import BarlowTwins, Method, SimSiam
-from diptych.pretrain import loop
-from diptych.run import Run
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
+from diptych.training import optimizers
+from diptych.training.job import Job, State
+from diptych.training.pretrain import loop
 from diptych.views import View, presets
 
 
@@ -88,7 +89,7 @@ def breaking(step: int) -> Breaks:
 def test_a_number_that_is_not_finite_is_found_at_its_step_afterwards(optimizer, waiting, tmp_path, monkeypatch):
     """Step 10 is noticed at the look after step 11, two updates with NaN later; steps 9 to 10 are then taken again."""
     made = getattr(optimizers, optimizer)
-    monkeypatch.setattr(sys.modules["tiny"], "lars", lambda method, lr, weight_decay: made(method, lr=lr / 100))
+    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: made(method, lr=lr / 100))
     with pytest.raises(DivergedError, match="loss nan .* at step 10; step 9 is saved"):
         tiny_run(tmp_path / "run", breaking(10), log_steps=3)
     assert json.loads((tmp_path / "run/crash/step_0000010_rank_0.json").read_text())["step"] == 10
@@ -137,7 +138,7 @@ def test_one_piece_is_the_batch_with_its_statistics_and_dropout(tmp_path, carefu
 
 def test_a_last_update_that_no_loss_has_seen(tmp_path, monkeypatch):
     """One step of an enormous rate: its loss was finite, the encoder is not."""
-    monkeypatch.setattr(sys.modules["tiny"], "lars", lambda method, lr, weight_decay: optimizers.sgd(method, lr=1e38))
+    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: optimizers.sgd(method, lr=1e38))
     with pytest.raises(DivergedError, match="embeddings are not finite after the last step"):
         tiny_run(tmp_path / "run", epochs=1, batch_size=48, schedule=lambda progress: 1.0)
     assert not (tmp_path / "run" / "encoder").exists()
@@ -290,9 +291,7 @@ class Counts(torch.optim.SGD):
 @pytest.mark.parametrize("bad", [5, 10])
 def test_whatever_an_optimizer_remembers_goes_back_with_the_rest(bad, waiting, tmp_path, monkeypatch):
     """Step 5 is noticed after it, when the late tensor has come between two looks; step 10 when it has long been there."""
-    monkeypatch.setattr(
-        sys.modules["tiny"], "lars", lambda method, lr, weight_decay: Counts(method.parameters(), lr=0.01)
-    )
+    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: Counts(method.parameters(), lr=0.01))
     with pytest.raises(DivergedError, match=f"at step {bad}; step {bad - 1} is saved"):
         tiny_run(tmp_path / "run", breaking(bad), log_steps=3)
     monkeypatch.setattr(Job, "careful", True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from shared import shared, wave
 
-from diptych import losses
-from diptych.losses import barlow_twins, cross_correlation, negative_cosine, standardize
+from diptych.methods import losses
+from diptych.methods.losses import barlow_twins, cross_correlation, negative_cosine, standardize
 
 KERAS = ["barlow_loss_N64_D32_k0", "barlow_loss_N64_D300_k2", "barlow_loss_N512_D128_k4"]
 PYTORCH = ["loss_N64_D32_k100", "loss_N128_D256_k102"]

@@ -3,18 +3,17 @@
 import platform
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 from tiny import tiny_run
 
-from diptych import cli
-from diptych.memory import keep_freed_memory
+from diptych.base.memory import keep_freed_memory
+from diptych.commands import cli
 
 PAGES = """
 import resource, threading
 import torch
-from diptych.memory import keep_freed_memory
+from diptych.base.memory import keep_freed_memory
 
 def cleared(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -54,7 +53,7 @@ def test_where_it_cannot_be_asked(monkeypatch):
 
 def test_training_and_the_command_ask_for_it(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(import_module("diptych.pretrain"), "keep_freed_memory", lambda: asked.append("pretrain"))
+    monkeypatch.setattr("diptych.training.pretrain.keep_freed_memory", lambda: asked.append("pretrain"))
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append("command"))
     tiny_run(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["diptych", "--help"])

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.errors import RecipeError
-from diptych.keras_networks import KerasBatchNorm1d
+from diptych.base.errors import RecipeError
 from diptych.methods import METHODS, BarlowTwins, Method, SimSiam
+from diptych.networks.keras import KerasBatchNorm1d
 
 
 class Small(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from shared import shared, wave
 from torch import nn
 
-from diptych.errors import RecipeError
-from diptych.optimizers import OPTIMIZERS, adamw, describe, lamb, lars, set_rates, sgd
+from diptych.base.errors import RecipeError
+from diptych.training.optimizers import OPTIMIZERS, adamw, describe, lamb, lars, set_rates, sgd
 
 
 class Problem(nn.Module):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych import charts, pictures
-from diptych.errors import DataError
+from diptych.base.errors import DataError
+from diptych.embeddings import plane
+from diptych.reporting import charts, pictures
 
 
 def flat(colours: list[tuple[int, int, int]], size: int) -> np.ndarray:
@@ -82,22 +83,22 @@ def test_principal_map_finds_the_directions():
     basis *= np.sign(basis[[0, 1], abs(basis).argmax(axis=1)])[:, None]
     angle = np.linspace(0, 2 * np.pi, 41)[:-1]
     axes = np.stack([5 * np.cos(angle), 2 * np.sin(angle)], axis=1)
-    found = pictures.principal_map(axes @ basis + 7)
+    found = plane.principal_map(axes @ basis + 7)
     assert found.dtype == np.float32 and np.allclose(found, axes, atol=1e-5)
-    assert np.allclose(pictures.principal_map(-(axes @ basis)), -axes, atol=1e-5)
+    assert np.allclose(plane.principal_map(-(axes @ basis)), -axes, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 5), (2, 5), (6, 1)])
 def test_maps_of_few_vectors(shape):
     vectors = np.random.default_rng(0).normal(size=shape)
-    assert pictures.principal_map(vectors).shape == (shape[0], 2)
-    xy, how = pictures.map_2d(vectors)
+    assert plane.principal_map(vectors).shape == (shape[0], 2)
+    xy, how = plane.map_2d(vectors)
     assert xy.shape == (shape[0], 2) and np.isfinite(xy).all() and how == "principal components"
 
 
 def test_vectors_that_are_not_finite_are_refused():
     with pytest.raises(DataError, match="finite"):
-        pictures.map_2d(np.array([[1.0, np.nan]] * 12))
+        plane.map_2d(np.array([[1.0, np.nan]] * 12))
 
 
 def test_map_keeps_groups_together_and_comes_out_the_same():
@@ -105,18 +106,18 @@ def test_map_keeps_groups_together_and_comes_out_the_same():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     vectors = np.eye(8)[labels] * 10 + rng.normal(size=(60, 8))
-    xy, how = pictures.map_2d(vectors, seed=1)
+    xy, how = plane.map_2d(vectors, seed=1)
     assert how == "t-SNE" and xy.shape == (60, 2) and xy.dtype == np.float32
-    assert np.array_equal(xy, pictures.map_2d(vectors, seed=1)[0])
+    assert np.array_equal(xy, plane.map_2d(vectors, seed=1)[0])
     distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + 1e9 * np.eye(60)
     assert (labels[distance.argmin(axis=1)] == labels).mean() > 0.95
-    constant, how = pictures.map_2d(np.ones((60, 8)))
+    constant, how = plane.map_2d(np.ones((60, 8)))
     assert how == "principal components" and not constant.any(), "collapsed embeddings have no map, and no error"
 
 
 def test_map_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    xy, how = pictures.map_2d(np.random.default_rng(0).normal(size=(20, 4)))
+    xy, how = plane.map_2d(np.random.default_rng(0).normal(size=(20, 4)))
     assert how == "principal components" and xy.shape == (20, 2)
 
 

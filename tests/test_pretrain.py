@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny import SIGKILL, SIGTERM, STEPS, TOTAL, struck_run, tiny_images, tiny_method, tiny_run, told, weights_of
 
-from diptych import checkpoints
-from diptych.errors import CheckpointError, DivergedError, OutputError, RecipeError
-from diptych.run import Run
-from diptych.schedules import warmup_cosine
-from diptych.weights import load
+from diptych.base.errors import CheckpointError, DivergedError, OutputError, RecipeError
+from diptych.runs import checkpoints
+from diptych.runs.encoder import load
+from diptych.runs.run import Run
+from diptych.training.schedules import warmup_cosine
 
 HERE = Path(__file__).parent
 
@@ -207,7 +207,7 @@ def test_impossible_arguments_are_told_before_anything_is_written(options, messa
 
 
 def test_streamed_images_train_as_resident_ones(monkeypatch, quiet, tmp_path):
-    monkeypatch.setattr(sys.modules["diptych.pretrain"], "RESIDENT_BYTES", 0)
+    monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", 0)
     assert_same(tiny_run(tmp_path / "run"), quiet)
 
 
@@ -263,7 +263,7 @@ def test_readme_promise_on_bad_images(tmp_path, quiet):
     """A few bad images are left out before anything is counted; the rest trains."""
     from PIL import Image
 
-    from diptych.images import images
+    from diptych.data.images import images
 
     for i, pixels in enumerate(tiny_images().pixels().permute(0, 2, 3, 1).numpy()):
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")

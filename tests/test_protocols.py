@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from tiny import TinyEncoder, tiny_images, tiny_method, tiny_run
 
-from diptych import checkpoints, protocols
-from diptych.errors import CheckpointError, RecipeError
-from diptych.judge import evaluate
+from diptych.base.errors import CheckpointError, RecipeError
+from diptych.base.random_at import random_at
+from diptych.base.strict_yaml import read, write
+from diptych.downstream import protocols
+from diptych.downstream.classifier import linear_head
+from diptych.downstream.evaluate import evaluate
+from diptych.downstream.protocols import PROTOCOLS, Subject, Task, projector_of, require_unmoved
 from diptych.methods import BarlowTwins
-from diptych.protocols import PROTOCOLS, Subject, Task, projector_of, require_unmoved
-from diptych.random_at import random_at
-from diptych.strict_yaml import read, write
-from diptych.supervised import linear_head
-from diptych.weights import Preprocessing
+from diptych.runs import checkpoints
+from diptych.runs.encoder import Preprocessing
 
 EXPECTED = Preprocessing(12, (0.5,) * 3, (0.25,) * 3)
 

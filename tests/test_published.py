@@ -13,7 +13,7 @@ import pytest
 from shared import shared
 
 from diptych import evaluate, images
-from diptych.run import read_lines
+from diptych.base.files import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 60 * 60)]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diptych.random_at import random_at, seed_at
+from diptych.base.random_at import random_at, seed_at
 
 
 def test_the_numbers_of_an_address_never_change():

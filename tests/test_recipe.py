@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from diptych import recipe as recipes
-from diptych import strict_yaml
-from diptych.build import build, build_watches
-from diptych.errors import RecipeError
-from diptych.images import images
-from diptych.pretrain import pretrain
+from diptych.base import strict_yaml
+from diptych.base.errors import RecipeError
+from diptych.commands import recipe as recipes
+from diptych.commands import shelf
+from diptych.commands.build import build, build_watches
+from diptych.data.images import images
+from diptych.training.pretrain import pretrain
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", shelf.names())
 def test_every_recipe_trains_two_steps(name, tmp_path):
     """On synthetic images, with a batch and projector small enough for a laptop; widths and views as they stand."""
     asked = recipes.read(name, ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32"])
@@ -28,9 +29,9 @@ def test_every_recipe_trains_two_steps(name, tmp_path):
     assert recipes.resolve(run.recipe, "recipe.yaml") == asked  # what was written down is a recipe again
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", shelf.names())
 def test_every_recipe_opens_with_what_a_reader_needs(name):
-    text = recipes.find(name).read_text()
+    text = shelf.find(name).read_text()
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert len(comments[0]) > 20
     for word in ("command", "hardware", "time", "numbers"):

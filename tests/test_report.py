@@ -13,8 +13,8 @@ from fake_run import DIAGNOSIS, evaluation_lines, fake_run, log_lines, write_lin
 from page import Page
 from PIL import Image
 
-from diptych.errors import DataError, OutputError
-from diptych.report import report
+from diptych.base.errors import DataError, OutputError
+from diptych.reporting.report import report
 
 SECTIONS = [
     "verdict",

@@ -6,8 +6,8 @@ import math
 import pytest
 from shared import shared
 
-from diptych.errors import RecipeError
-from diptych.schedules import SCHEDULES, constant, cosine, warmup_cosine
+from diptych.base.errors import RecipeError
+from diptych.training.schedules import SCHEDULES, constant, cosine, warmup_cosine
 
 
 def test_warmup_cosine_is_the_original_barlow_twins_schedule():

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.soak import PATTERN, differences, main, plan
 from benchmarks.soak_faults import GROUPS, KINDS
-from diptych import checkpoints
+from diptych.runs import checkpoints
 
 
 def test_a_seed_makes_the_same_plan_again_and_another_one_another():

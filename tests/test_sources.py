@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fake_source import keys, labels, values, write
 
-from diptych.errors import DataError, RecipeError
-from diptych.sources import NAMED, Source, open_source
-from diptych.sources.arrays import Pixels
-from diptych.sources.source import Keys, key_of
+from diptych.base.errors import DataError, RecipeError
+from diptych.data.arrays import Pixels
+from diptych.data.open import NAMED, Source, open_source
+from diptych.data.source import Keys, key_of
 
 # --- names
 

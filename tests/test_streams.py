@@ -8,9 +8,9 @@ import pytest
 import torch
 from fake_source import Fake, values_of
 
-from diptych.errors import DataError
-from diptych.images import BadImage, Images, images
-from diptych.threads import in_order
+from diptych.base.errors import DataError
+from diptych.base.threads import in_order
+from diptych.data.images import BadImage, Images, images
 
 # --- streams
 
@@ -92,7 +92,7 @@ READERS = """
 import os
 import numpy as np
 import torch
-from diptych.images import images
+from diptych.data.images import images
 
 torch.set_num_threads(4)
 torch.zeros(10_000_000).add_(1)  # the main thread's own team

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from fake_source import keys, labels, picture, values
 
-from diptych.decode import BadImage
-from diptych.errors import DataError, RecipeError
-from diptych.sources import open_source, parquet
-from diptych.sources.arrays import Pixels
+from diptych.base.errors import DataError, RecipeError
+from diptych.data import parquet
+from diptych.data.arrays import Pixels
+from diptych.data.decode import BadImage
+from diptych.data.open import open_source
 
 # --- Parquet
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from diptych.errors import RecipeError
-from diptych.random_at import random_at
+from diptych.base.errors import RecipeError
+from diptych.base.random_at import random_at
 from diptych.views import (
     CIFAR10,
     IMAGENET,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from diptych.random_at import random_at
+from diptych.base.random_at import random_at
 from diptych.views import (
     OPERATIONS,
     ColorJitter,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diptych.errors import DataError, RecipeError
-from diptych.random_at import random_at
+from diptych.base.errors import DataError, RecipeError
+from diptych.base.random_at import random_at
 from diptych.views import OPERATIONS, GaussianBlur, HorizontalFlip, RandomCrop, View
 
 IMPOSSIBLE = [

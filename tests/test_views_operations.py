@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from diptych.random_at import random_at
+from diptych.base.random_at import random_at
 from diptych.views import (
     ColorJitter,
     GaussianBlur,

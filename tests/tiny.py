@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from diptych import checkpoints
-from diptych.images import Images, images
+from diptych.data.images import Images, images
 from diptych.methods import BarlowTwins, Method
-from diptych.optimizers import lars
-from diptych.pretrain import pretrain
-from diptych.run import Run
-from diptych.schedules import warmup_cosine
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
+from diptych.training.optimizers import lars
+from diptych.training.pretrain import pretrain
+from diptych.training.schedules import warmup_cosine
 from diptych.views import ColorJitter, HorizontalFlip, Normalize, RandomResizedCrop, View
 
 EPOCHS, STEPS, TOTAL = 3, 4, 12

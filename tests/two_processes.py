@@ -7,7 +7,7 @@ import torch
 from tiny import NormlessEncoder, TinyEncoder, tiny_images, tiny_run, without_norms
 
 from diptych.methods import BarlowTwins, SimSiam
-from diptych.run import Run
+from diptych.runs.run import Run
 
 
 def train(out: Path) -> Run:

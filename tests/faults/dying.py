@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import torch
 from fake_source import Fake
 from tiny import tiny_run
 
-from diptych.images import images
-from diptych.run import Run
+from diptych.data.images import images
+from diptych.runs.run import Run
+from diptych.training import pretrain
 
 
 class Dying(Fake):
@@ -33,7 +33,7 @@ class Dying(Fake):
 def streamed_run(out: Path, at: int | None = None) -> Run:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    module = sys.modules["diptych.pretrain"]
+    module = pretrain
     before, module.RESIDENT_BYTES = module.RESIDENT_BYTES, -1
     try:
         return tiny_run(out, photos=images(Dying(at), size=12))

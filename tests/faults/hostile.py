@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 
-from diptych.errors import DiptychError
+from diptych.base.errors import DiptychError
 
 
 def few(examples: int):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diptych import cli
+from diptych.commands import cli
 
 PHOTO = np.add.outer(np.arange(48), 2 * np.arange(64))[..., None] + np.array([0, 40, 80])
 PHOTO = np.clip(PHOTO, 0, 255).astype(np.uint8)  # (48, 64, 3), smooth, so that JPEG keeps it well

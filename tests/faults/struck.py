@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from tiny import EPOCHS, tiny_method, tiny_run
 
-from diptych import checkpoints, ending
-from diptych.run import Run
+from diptych.commands import ending
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
 
 
 def in_own_process(target, *arguments, kill_after: float | None = None) -> int:

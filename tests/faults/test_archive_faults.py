@@ -15,10 +15,10 @@ from fake_source import picture, values_of
 from spoiled import SMALL, diptych, encoded, jpeg, refusal
 from test_archives import HOSTILE, add_tar
 
-from diptych.encoders import encoder
-from diptych.images import images
-from diptych.sources import parquet
-from diptych.weights import Preprocessing, save_encoder
+from diptych.data import parquet
+from diptych.data.images import images
+from diptych.networks.encoders import encoder
+from diptych.runs.encoder import Preprocessing, save_encoder
 
 
 def hostile_zip(path: Path) -> dict[str, str]:

@@ -11,9 +11,9 @@ from spoiled import SMALL, diptych, photographs, refusal
 from tiny import tiny_images, tiny_run
 
 import diptych as package
-from diptych import cli, ending
-from diptych.errors import RecipeError
-from diptych.lifecycle import choose_device
+from diptych.base.device import choose_device
+from diptych.base.errors import RecipeError
+from diptych.commands import cli, ending
 
 SRC = Path(package.__file__).parents[1]
 
@@ -39,13 +39,11 @@ TYPED = {
 
 def test_28_a_mistyped_command_is_one_line_before_torch_is_imported():
     """One process for all of them: each must leave torch, timm and numpy unimported."""
-    program = (
-        "import sys\nfrom diptych import cli\nfor words in sys.argv[1:]:\n    sys.argv = ['diptych', *words.split()]\n"
-    )
+    program = "import sys\nfrom diptych.commands import cli\n"
+    program += "for words in sys.argv[1:]:\n    sys.argv = ['diptych', *words.split()]\n"
     program += "    try: cli.main()\n    except SystemExit as end: print(end.code, flush=True)\n"
-    program += (
-        "    heavy = {'torch', 'timm', 'numpy', 'diptych.recipe'} & set(sys.modules)\n    assert not heavy, heavy\n"
-    )
+    program += "    heavy = {'torch', 'timm', 'numpy', 'diptych.commands.recipe'} & set(sys.modules)\n"
+    program += "    assert not heavy, heavy\n"
     env = os.environ | {"PYTHONPATH": f"{SRC}{os.pathsep}{os.environ['PYTHONPATH']}"}
     done = subprocess.run([sys.executable, "-c", program, *TYPED], env=env, capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == ["2"] * len(TYPED), done.stderr
@@ -94,7 +92,7 @@ def test_29_fewer_images_than_can_be_compared(tmp_path):
 
 
 def test_29_on_several_processes_the_batch_must_divide(tmp_path, monkeypatch):
-    monkeypatch.setattr("diptych.lifecycle.world_size", lambda: 5)
+    monkeypatch.setattr("diptych.training.ends.world_size", lambda: 5)
     with pytest.raises(RecipeError, match="batch_size 12 must be at least 2 and divide by the 5 processes"):
         tiny_run(tmp_path / "run")
 
@@ -139,7 +137,7 @@ def test_30_no_memory_left_is_one_line_with_what_to_do(error, told, photos, tmp_
     def full(*arguments):
         raise error
 
-    monkeypatch.setattr(sys.modules["diptych.pretrain"], "loop", full)
+    monkeypatch.setattr("diptych.training.pretrain.loop", full)
     code, _, err = diptych("pretrain", photos, *SMALL, "--out", tmp_path / "run")
     assert code == 2 and refusal(err).startswith(f"diptych: {told}")
     monkeypatch.undo()

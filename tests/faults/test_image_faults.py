@@ -16,7 +16,7 @@ from PIL import Image
 from spoiled import PHOTO, SMALL, diptych, encoded, jpeg, photographs, png_bomb, put, refusal
 from tiny import tiny_views
 
-from diptych.images import images
+from diptych.data.images import images
 
 BACKGROUND = (32, 64, 96)
 WHOLE = jpeg(seed=99)
@@ -126,7 +126,7 @@ def test_06_a_bomb_takes_no_memory(tmp_path):
     put(tmp_path, {"small.png": png_bomb(100, 100), "x90.png": BAD["06_90_Mpx"][0], "x196.png": BAD["06_196_Mpx"][0]})
     program = f"""
 import resource
-from diptych.images import images
+from diptych.data.images import images
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 found = images({str(tmp_path)!r}, size=32)
 found.subset([0]).pixels(1)

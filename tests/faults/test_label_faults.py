@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from spoiled import diptych, photographs, refusal
 
-from diptych.encoders import encoder
-from diptych.images import images
-from diptych.judge import evaluate
-from diptych.weights import Preprocessing, save_encoder
+from diptych.data.images import images
+from diptych.downstream.evaluate import evaluate
+from diptych.networks.encoders import encoder
+from diptych.runs.encoder import Preprocessing, save_encoder
 
 
 @pytest.fixture(scope="module")

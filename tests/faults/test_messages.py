@@ -3,7 +3,6 @@
 `python -m pytest tests/faults/test_messages.py -s` prints the list, to be read as a user would.
 """
 
-import importlib
 import json
 import os
 import re
@@ -16,7 +15,9 @@ import pytest
 import torch
 from spoiled import SMALL, diptych, photographs
 
-from diptych import checkpoints, cli
+from diptych.commands import cli
+from diptych.runs import checkpoints
+from diptych.training import pretrain
 
 README = Path(__file__).parents[2] / "README.md"
 FIX = re.compile(
@@ -115,7 +116,7 @@ def befallen(number: int):
 
 
 BEFALLEN = [  # what comes from outside: exit code, what is named, where it strikes, what it does
-    (2, "memory", (importlib.import_module("diptych.pretrain"), "loop"), memory_is_full),
+    (2, "memory", (pretrain, "loop"), memory_is_full),
     (75, "SIGTERM", (cli, "open_images"), befallen(signal.SIGTERM)),
     (75, "SIGUSR1", (cli, "open_images"), befallen(signal.SIGUSR1)),
     (130, "interrupted", (cli, "open_images"), befallen(signal.SIGINT)),

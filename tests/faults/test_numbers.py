@@ -10,11 +10,12 @@ import torch
 from spoiled import SMALL, diptych, encoded, put
 from tiny import tiny_method, tiny_run
 
-from diptych import checkpoints, ending
-from diptych.diagnose import diagnose
-from diptych.errors import DataError, DivergedError
-from diptych.evaluate import knn_accuracy, linear_probe
-from diptych.pictures import map_2d
+from diptych.base.errors import DataError, DivergedError
+from diptych.commands import ending
+from diptych.embeddings.diagnose import diagnose
+from diptych.embeddings.plane import map_2d
+from diptych.embeddings.scores import knn_accuracy, linear_probe
+from diptych.runs import checkpoints
 
 RNG = np.random.default_rng(0)
 

@@ -17,10 +17,10 @@ from spoiled import SMALL, diptych, photographs, refusal
 from struck import in_own_process
 from tiny import tiny_method, tiny_run
 
-from diptych import checkpoints, run
-from diptych.errors import OutputError
-from diptych.run import Run
-from diptych.signals import Preempted
+from diptych.base.errors import OutputError
+from diptych.base.signals import Preempted
+from diptych.runs import checkpoints, run
+from diptych.runs.run import Run
 
 
 @pytest.fixture(scope="module")

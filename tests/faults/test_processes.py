@@ -12,9 +12,10 @@ import pytest
 from spoiled import SMALL, photographs
 from tiny import tiny_run
 
-from diptych import checkpoints, launch
-from diptych.errors import CheckpointError, DiptychError, RecipeError
-from diptych.run import Run
+from diptych.base.errors import CheckpointError, DiptychError, RecipeError
+from diptych.commands import launch
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
 
 HERE = Path(__file__).parent
 SRC = str(Path(launch.__file__).parents[1])
@@ -145,11 +146,10 @@ def test_a_signal_to_the_launcher_is_a_signal_to_all(number, code, monkeypatch, 
 
 def test_no_orphan_is_left_when_the_launcher_is_killed(tmp_path):
     """It cannot pass SIGKILL on; its processes notice, and hear SIGTERM."""
-    child = (
-        f"from diptych.launch import launched; assert launched(); at = __import__('pathlib').Path({str(tmp_path)!r})\n"
-    )
+    child = "from diptych.commands.launch import launched; assert launched()\n"
+    child += f"at = __import__('pathlib').Path({str(tmp_path)!r})\n"
     child += f"import os, signal, sys, time\nrank = os.environ['RANK']\n{LISTENER}\n"
-    program = "import sys\nfrom diptych import launch\n"
+    program = "import sys\nfrom diptych.commands import launch\n"
     program += f"launch.COMMAND = (sys.executable, '-c', {child!r})\nlaunch.launch(2, 'cpu')\n"
     launcher = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": SRC})
     until(lambda: all((tmp_path / f"ready_{rank}").exists() for rank in (0, 1)))

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 
 import numpy as np
@@ -14,9 +13,9 @@ from fake_source import Fake
 from spoiled import diptych, photographs, refusal
 from tiny import tiny_run
 
-from diptych import threads
-from diptych.decode import BadImage, decode
-from diptych.images import images
+from diptych.base import threads
+from diptych.data.decode import BadImage, decode
+from diptych.data.images import images
 
 
 def damaged_in_silence(data: bytes) -> bytes:
@@ -64,7 +63,7 @@ def test_14_a_file_of_hashes_must_be_one(tmp_path):
 @pytest.mark.parametrize(("how", "reason"), [("deleted", "ENOENT: No such file"), ("chmod 000", "EACCES: Permission")])
 def test_15_a_file_that_goes_away_during_a_run(how, reason, tmp_path, monkeypatch):
     source = photographs(tmp_path / "photos")
-    monkeypatch.setattr(sys.modules["diptych.pretrain"], "RESIDENT_BYTES", -1)  # read anew in each epoch
+    monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", -1)  # read anew in each epoch
     real = open
 
     def refusing(path, *rest):  # nothing is refused to root, under whom tests may run

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spoiled import diptych, refusal
 
-from diptych import recipe as recipes
-from diptych.errors import RecipeError
+from diptych.base.errors import RecipeError
+from diptych.commands import recipe as recipes
+from diptych.commands import shelf
 
 GOOD = """images: {size: 32}
 encoder: {name: resnet18}
@@ -66,7 +67,7 @@ def places(value, path=()):
         yield from places(inner, (*path, key))
 
 
-DEMO = recipes.strict_yaml.read(recipes.find("demo"))
+DEMO = recipes.strict_yaml.read(shelf.find("demo"))
 ANYTHING = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
                         max_leaves=4)  # fmt: skip

@@ -10,7 +10,7 @@ from fake_run import fake_run
 from page import Page
 from spoiled import SMALL, diptych, jpeg, photographs, put
 
-from diptych.report import report
+from diptych.reporting.report import report
 
 HOSTILE = ('"><img src=x onerror=alert(1)>', "'-alert(1)-'", "=cmd()", "a\u202eb", "{{ 7 * 7 }}")
 PLAIN = ("1st", "2nd", "3rd", "4th", "5th")

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -22,13 +21,14 @@ from spoiled import SMALL, diptych, jpeg, photographs, refusal
 from struck import in_own_process
 from tiny import SIGKILL, TOTAL, tiny_images, tiny_method, tiny_run, told
 
-from diptych import checkpoints, cli, lifecycle
-from diptych.errors import CheckpointError
-from diptych.optimizers import lars
-from diptych.run import Run
-from diptych.signals import Preempted
+from diptych.base.errors import CheckpointError
+from diptych.base.signals import Preempted
+from diptych.commands import cli
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
+from diptych.training import ends
+from diptych.training.optimizers import lars
 
-pretrain_file = sys.modules["diptych.pretrain"]  # the door has given its name to the function
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -283,7 +283,7 @@ def test_36_any_state_is_taken_or_refused(key, value, halfway, tmp_path_factory)
     sealed(folder, "state.json", json.dumps(numbers).encode())
     method = tiny_method()
     try:
-        state = lifecycle.restore(folder, method, lars(method, lr=0.5, weight_decay=1e-4), tiny_images())
+        state = ends.restore(folder, method, lars(method, lr=0.5, weight_decay=1e-4), tiny_images())
     except CheckpointError as error:
         assert "\n" not in str(error)
     else:
@@ -310,7 +310,7 @@ def stopped(out: Path, monkeypatch, where: str, number: int) -> None:
 
     if where == "data":
         photos.squares = strike(photos.squares, 100)
-        monkeypatch.setattr(pretrain_file, "RESIDENT_BYTES", -1)
+        monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", -1)
     elif where == "forward":
         method.compare = strike(method.compare, 6)
     elif where == "watch":

@@ -17,15 +17,20 @@ from packaging.requirements import Requirement
 # Modules that run, unpack or speak to something, and the files that may import them.
 ONLY = {
     "pickle _pickle dill cloudpickle joblib shelve marshal copyreg": set(),
-    "ctypes": {"memory"},  # glibc's mallopt
+    "ctypes": {"base.memory"},  # glibc's mallopt
     "cffi code codeop runpy pty commands webbrowser multiprocessing zipimport": set(),
     "requests httpx httpx2 aiohttp huggingface_hub ssl asyncio ftplib smtplib telnetlib xmlrpc socketserver": set(),
-    "urllib http": {"download"},
-    "subprocess": {"run", "launch"},  # git, and our own processes
-    "socket": {"run", "doctor", "launch"},  # this machine's name, and a free port on it
-    "importlib": {"__init__", "run", "doctor", "sources.photographs"},  # our own modules; versions; where packages lie
-    "pickletools": {"sources.cifar"},  # reads the instructions of a pickle; they are not run
-    "tempfile": {"sources.archives", "launch"},
+    "urllib http": {"runs.download"},
+    "subprocess": {"runs.environment", "commands.launch"},  # git, and our own processes
+    "socket": {"runs.run", "commands.doctor", "commands.launch"},  # this machine's name, and a free port on it
+    "importlib": {
+        "__init__",
+        "runs.environment",
+        "commands.doctor",
+        "data.photographs",
+    },  # our own modules; versions; where packages lie
+    "pickletools": {"data.cifar"},  # reads the instructions of a pickle; they are not run
+    "tempfile": {"data.archives", "commands.launch"},
 }
 ALLOWED = {module: files for modules, files in ONLY.items() for module in modules.split()}
 NAMES = {"eval", "exec", "compile", "__import__", "globals", "breakpoint"}
@@ -141,7 +146,7 @@ for kind in ("cat", "dog"):
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(f"photos/{kind}/{i}.png")
 
-from diptych import cli
+from diptych.commands import cli
 told = []
 for line in sys.stdin.read().strip().splitlines():
     sys.argv, code = ["diptych", *shlex.split(line)], 0

@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as some
 from page import Page
 
-from diptych import strict_yaml
-from diptych.classify import harmless
-from diptych.decode import BadImage
-from diptych.errors import DataError, RecipeError
-from diptych.images import images
-from diptych.report import report
-from diptych.sources import open_source
-from diptych.sources.source import MAX_BYTES
+from diptych.base import strict_yaml
+from diptych.base.errors import DataError, RecipeError
+from diptych.data.decode import BadImage
+from diptych.data.images import images
+from diptych.data.open import open_source
+from diptych.data.source import MAX_BYTES
+from diptych.downstream.classify import harmless
+from diptych.reporting.report import report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* entries of the source left out")
 

@@ -13,14 +13,14 @@ from hostile import attacks, few, is_one_line, tree
 from hypothesis import given
 from hypothesis import strategies as some
 
-from diptych import recipe
-from diptych.checkpoints import read_tensors
-from diptych.encoders import encoder
-from diptych.errors import CheckpointError, DataError, DiptychError, RecipeError
-from diptych.foreign import import_weights
-from diptych.sources import open_source
-from diptych.sources.cifar import INSTRUCTIONS, read_batch
-from diptych.weights import Preprocessing, load, save_encoder
+from diptych.base.errors import CheckpointError, DataError, DiptychError, RecipeError
+from diptych.commands import recipe
+from diptych.data.cifar import INSTRUCTIONS, read_batch
+from diptych.data.open import open_source
+from diptych.networks.encoders import encoder
+from diptych.runs.checkpoints import read_tensors
+from diptych.runs.encoder import Preprocessing, load, save_encoder
+from diptych.runs.foreign import import_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 

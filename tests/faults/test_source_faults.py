@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from spoiled import SMALL, diptych, photographs, put, refusal
 from tiny import tiny_run
 
-from diptych.embed import load_embeddings
-from diptych.encoders import encoder
-from diptych.errors import DataError
-from diptych.images import images, open_source
-from diptych.judge import embed
-from diptych.sources.source import Keys
-from diptych.weights import Preprocessing, save_encoder
+from diptych.base.errors import DataError
+from diptych.data.images import images, open_source
+from diptych.data.source import Keys
+from diptych.downstream.embed import embed
+from diptych.embeddings.store import load_embeddings
+from diptych.networks.encoders import encoder
+from diptych.runs.encoder import Preprocessing, save_encoder
 
 
 @pytest.mark.parametrize("command", ["pretrain", "doctor"])

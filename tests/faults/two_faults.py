@@ -1,4 +1,4 @@
-"""One of two processes, started by `diptych.launch`; four faults befall it, one after the other, the last for good."""
+"""One of two processes, started by `diptych.commands.launch`; four faults befall it, one after the other, the last for good."""
 
 import json
 import os
@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tiny import tiny_images, tiny_method, tiny_run
 
-from diptych import ending
-from diptych.errors import DiptychError
-from diptych.signals import Preempted
+from diptych.base.errors import DiptychError
+from diptych.base.signals import Preempted
+from diptych.commands import ending
 
 
 def told(out: Path, name: str, count: int = 48, **strikes) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from diptych.heads import mlp
-from diptych.losses import barlow_twins
+from diptych.methods.losses import barlow_twins
 from diptych.methods.method import Method, Parts, Projections, embedding_width, two_views
+from diptych.networks.projectors import mlp
 
 
 class BarlowTwins(Method):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from diptych.errors import RecipeError
+from diptych.base.errors import RecipeError
 
 Projections = dict[str, Tensor]  # named tensors of N rows
 Parts = dict[str, Tensor]  # named terms of a loss, detached scalars

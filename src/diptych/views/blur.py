@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diptych.errors import DataError
+from diptych.base.errors import DataError
 from diptych.views.operation import (
     Draw,
     Operation,

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from diptych.errors import DataError
-from diptych.random_at import random_at
+from diptych.base.errors import DataError
+from diptych.base.random_at import random_at
 from diptych.views.blur import GaussianBlur
 from diptych.views.operation import (
     Draw,

@@ -8,7 +8,7 @@ from numbers import Real
 
 import torch
 
-from diptych.errors import RecipeError
+from diptych.base.errors import RecipeError
 
 Draw = dict[str, torch.Tensor]
 CACHE = 200_000  # pixel values of images that lie in a core's second-level cache along with the work on them

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from diptych.errors import RecipeError
+from diptych.base.errors import RecipeError
 from diptych.views.blur import GaussianBlur
 from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from diptych.errors import DataError, RecipeError
+from diptych.base.errors import DataError, RecipeError
 from diptych.views.colour import Normalize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop
 from diptych.views.operation import Draw
@@ -125,3 +126,8 @@ def flips_of_crops(operations: Sequence[Step]) -> dict[int, int]:
             if not getattr(operations[j], "commutes_with_flip", False):
                 break
     return flips
+
+
+def bytes_of(images: torch.Tensor) -> np.ndarray:
+    """(n, 3, h, w) in [0, 1] as (n, h, w, 3) uint8."""
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

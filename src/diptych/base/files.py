@@ -1,0 +1,71 @@
+"""Files written whole or not at all, and what a full or read-only disk says."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from diptych.base.errors import DataError, OutputError
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `path` so that it is the old file or the new one, never half: temporary name, flush to disk, rename."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise disk_error(path, len(data), error) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable (a rename alone may be lost with the power)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_error(path: Path, needed: int, error: OSError) -> OutputError:
+    """One line with what a full or read-only disk lacks."""
+    try:
+        free = f", {megabytes(shutil.disk_usage(path.parent).free)} are free"
+    except OSError:
+        free = ""
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(
+        f"cannot write {path} ({reason}): it needs {megabytes(needed)}{free}; make room and run again (pretrain: with --resume)"
+    )
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count > 1e7 else 2}f} MB"
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OutputError at the start of a run rather than at its first checkpoint."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(f"{folder} needs about {megabytes(needed)} for checkpoints, {megabytes(free)} are free; "
+                          "make room, or choose another --out")  # fmt: skip
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a JSON-lines file, [] when it is absent; only its last line may be broken (a kill while writing)."""
+    if not path.exists():
+        return []
+    texts = path.read_text().splitlines()
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            if number < len(texts):
+                raise DataError(f"{path}, line {number}: not JSON; remove the line") from None
+    return lines

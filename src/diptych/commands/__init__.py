@@ -1,0 +1,1 @@
+"""The command line, and recipes: the one place where names become objects."""

@@ -1,0 +1,26 @@
+"""`diptych demo`: train, judge and report on photographs that are already on the disk."""
+
+from pathlib import Path
+
+from diptych.commands import recipe as recipes
+from diptych.commands.build import build, build_watches
+from diptych.commands.tables import table
+from diptych.data.images import images
+from diptych.data.photographs import demo_source
+from diptych.downstream.evaluate import evaluate
+from diptych.reporting.report import report
+from diptych.training.pretrain import pretrain
+
+
+def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
+    """Train, judge, report; print one table and the report's path."""
+    asked = recipes.read("demo", [f"pretrain.seed={seed}"])
+    built = build(asked)
+    train, test = images(demo_source("train", seed)), images(demo_source("test", seed))
+    watch = build_watches(asked, built, train)
+    record = {"recipe": "demo", "source": "demo", **asked}
+    run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
+                   resume=resume, overwrite=overwrite, record=record, **asked["pretrain"])  # fmt: skip
+    lines = evaluate(run, train, test, **asked["evaluate"])
+    print(table(lines))
+    print(f"\nreport: {report(run.folder)}")

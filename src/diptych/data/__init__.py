@@ -1,0 +1,1 @@
+"""Images: from a path to uint8 squares."""

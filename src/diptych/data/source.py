@@ -1,0 +1,155 @@
+"""What a source of images is, and how file names become keys and classes."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from diptych.data.decode import EXTENSIONS
+
+MAX_BYTES = 512 * 2**20  # of one image file, compressed or not
+IMAGE_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
+# Controls (of Unicode's too: a terminal obeys them), what ends a line or turns the direction of text, and % itself.
+UNPRINTABLE = re.compile(rb"[\x00-\x1f\x7f%]|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where images come from: any object with these four methods. `read` is called from several threads.
+
+    A source may also have: `classes` (list[str], the class names in the order of their numbers),
+    `native_size` ((H, W) of every image), `fingerprint` (hex; changes when the data change), `skipped` (list
+    of {"key", "reason"}: entries left out).
+    """
+
+    def __len__(self) -> int: ...
+
+    def key(self, i: int) -> str:
+        """A printable name, unique in the source, the same on every machine."""
+
+    def label(self, i: int) -> str | None:
+        """The class name, or None where there is none."""
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """The bytes of an image file, or its pixels (H, W, 3) uint8. Raises OSError or BadImage."""
+
+
+class Keys:
+    """Names as one blob and offsets: 8 bytes each beside the name, and no objects for workers to copy."""
+
+    def __init__(self, names: Iterable[bytes]):
+        names = list(names)
+        self.blob = b"".join(names)
+        self.offsets = np.zeros(len(names) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, names), np.int64, len(names)), out=self.offsets[1:])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def raw(self, i: int) -> bytes:
+        """The name as the file system or the archive spells it."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"{i} of {len(self)} names")
+        return self.blob[self.offsets[i] : self.offsets[i + 1]]
+
+    def __getitem__(self, i: int) -> str:
+        return key_of(self.raw(i))
+
+    def raws(self) -> Iterator[bytes]:
+        """Every name in order, as `raw` gives them."""
+        offsets = self.offsets.tolist()
+        return (self.blob[start:stop] for start, stop in zip(offsets, offsets[1:], strict=False))
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.blob) + self.offsets.nbytes
+
+
+class KeyView(Sequence[str]):
+    """The keys of chosen rows of a source; nothing is stored."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self.source.key(row) for row in self.rows[i].tolist()]
+        return self.source.key(int(self.rows[i]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+def key_of(name: bytes) -> str:
+    """`name` as printable text: bytes that are not UTF-8, control characters and % become %XX.
+
+    `urllib.parse.unquote_to_bytes` gives the same bytes back.
+    """
+    try:
+        if not UNPRINTABLE.search(name):
+            return name.decode()
+    except UnicodeDecodeError:
+        pass
+    name = UNPRINTABLE.sub(lambda found: b"".join(b"%%%02X" % byte for byte in found[0]), name)
+    text = name.decode("utf-8", "surrogateescape")  # a byte that is no UTF-8 becomes U+DC80..U+DCFF
+    return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
+
+
+def is_image_name(name: bytes) -> bool:
+    """True for a file name with an image's extension that is not hidden (`.x.jpg`, macOS's `._x.jpg`)."""
+    return not name.startswith(b".") and name.lower().endswith(IMAGE_ENDINGS)
+
+
+class Files:
+    """A source of named image files: a folder, a zip or a tar archive, which differ only in `read`.
+
+    `sizes`: bytes of each file; with the names they make the fingerprint, so that a copy on another machine
+    is the same data.
+    """
+
+    classes = None
+    native_size = None
+
+    def __init__(
+        self,
+        keys: Keys,
+        sizes: np.ndarray,
+        read: Callable[[int], bytes],
+        label_level: int | None,
+        skipped: list[dict],
+    ):
+        self.keys, self.sizes, self.label_level, self.skipped = keys, sizes, label_level, skipped
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, i: int) -> str:
+        return self.keys[i]
+
+    def label(self, i: int) -> str | None:
+        if self.label_level is None:
+            return None
+        return key_of(self.keys.raw(i).split(b"/")[self.label_level])
+
+    def read(self, i: int) -> bytes:
+        return self._read(i)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.keys.blob, self.keys.offsets, self.sizes)
+
+
+def digest(*parts: bytes | str | np.ndarray) -> str:
+    """sha256 (hex) over the parts in order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = np.ascontiguousarray(part).data
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()

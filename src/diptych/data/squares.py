@@ -1,0 +1,92 @@
+"""One image of a source -> a square of pixels: read, decode, upright, resize, crop."""
+
+import errno
+import threading
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from diptych.base.errors import DataError, RecipeError
+from diptych.data.decode import BadImage, fit_square, header_size, open_image
+from diptych.data.source import Source
+
+PEEK = 8  # headers read to learn the native size
+
+
+class Squares:
+    """Rows of `source` as (size, size, 3) uint8: `squares(row)`. Safe to call from several threads.
+
+    size: pixels, or None for the native size when all images are squares of one size. The rest: see `images`.
+    Raises DataError when there is no native size, RecipeError for options that do not exist.
+    """
+
+    def __init__(self, source: Source, size: int | None, max_pixels: float, background: str, fit: str):
+        if fit not in ("crop", "squash"):
+            raise RecipeError(f"fit={fit!r} is not one of crop, squash")
+        if size is not None and size < 1:
+            raise RecipeError(f"size={size} is no number of pixels")
+        try:
+            ImageColor.getrgb(background)
+        except ValueError as error:
+            raise RecipeError(f"background={background!r} is no colour: use white, #808080 or the like") from error
+        self.source, self.max_pixels, self.background, self.fit = source, max_pixels, background, fit
+        self.reading: dict[int, int] = {}  # thread -> its row, for those who wait too long
+        self.native = size is None
+        self.size = self._native_size() if size is None else size
+
+    def __call__(self, row: int) -> np.ndarray:
+        """Raises BadImage, without the key. Whatever else a source raises is noted to have come from this image."""
+        thread = threading.get_ident()
+        self.reading[thread] = row
+        try:
+            return self.square(row, self.read(row))
+        except BaseException as error:
+            error.add_note(f"while reading image {self.source.key(row)}")
+            raise
+        finally:
+            del self.reading[thread]
+
+    def read(self, row: int) -> bytes | np.ndarray:
+        """What the source has. Raises BadImage."""
+        try:
+            return self.source.read(row)
+        except OSError as error:
+            raise BadImage(f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}") from error
+
+    def square(self, row: int, data: bytes | np.ndarray) -> np.ndarray:
+        """The square made of what `read` gave. Raises BadImage."""
+        if isinstance(data, np.ndarray):
+            if data.shape[:2] == (self.size, self.size):
+                return data
+            image = Image.fromarray(np.ascontiguousarray(data))
+        else:
+            # a JPEG may come smaller, as long as twice the size wanted is left for the antialiasing filter
+            enough = None if self.native else 2 * self.size
+            image = open_image(data, self.max_pixels, self.background, enough)
+        if self.native and image.size != (self.size, self.size):
+            width, height = image.size
+            seen = f"{self.source.key(row)} is {width} x {height}, others are {self.size} x {self.size}"
+            raise DataError(f"{seen}: pass size, such as size={self.size}")
+        return fit_square(image, self.size, self.fit)
+
+    def _native_size(self) -> int:
+        known = getattr(self.source, "native_size", None)
+        sizes = self._some_sizes() if known is None else {tuple(known)}
+        if len(sizes) == 1 and len(sides := set(*sizes)) == 1:
+            return int(sides.pop())
+        seen = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)) or "unreadable"
+        raise DataError(f"pass size, such as size=224: the images are not squares of one size (seen: {seen})")
+
+    def _some_sizes(self) -> set[tuple[int, int]]:
+        """(H, W) of a few images, spread over the source."""
+        sizes, count = set(), len(self.source)
+        for row in sorted({k * (count - 1) // (PEEK - 1) for k in range(PEEK)}):
+            try:
+                data = self.source.read(row)
+                if isinstance(data, np.ndarray):
+                    sizes.add(data.shape[:2])
+                else:
+                    sizes.add(header_size(data, self.max_pixels)[::-1])
+            except (BadImage, OSError):  # told when it is read in earnest
+                continue
+        return sizes

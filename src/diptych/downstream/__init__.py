@@ -1,0 +1,1 @@
+"""A trained encoder at work: evaluation, embeddings, classifiers."""

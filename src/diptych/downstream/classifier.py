@@ -1,0 +1,181 @@
+"""Training on labels: a linear layer on an encoder, frozen or not, cross-entropy, views and orders by address."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.base.errors import DataError, DivergedError
+from diptych.base.random_at import random_at, seed_at
+from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.embeddings.scores import check_classes
+from diptych.methods.method import embedding_width
+from diptych.networks.inference import embeddings
+from diptych.runs.encoder import Preprocessing
+from diptych.training.optimizers import set_rates
+from diptych.training.schedules import Schedule
+from diptych.views import HorizontalFlip, Normalize, RandomResizedCrop, View
+
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> (inputs, classes) of each step
+Tell = Callable[[int, str], object]  # told the steps done, and what is going on
+BATCH = 512
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear layer: images (N, 3, S, S) -> logits (N, classes).
+
+    frozen: the encoder stays in evaluation mode and gets no gradient. The layer starts as in Barlow Twins' evaluate.py:
+    normal weights of deviation 0.01, no bias; with `keras` as Keras' Dense does.
+    """
+
+    def __init__(self, encoder: nn.Module, classes: int, seed: int, frozen: bool = False, keras: bool = False):
+        super().__init__()
+        parameter = next(encoder.parameters(), torch.empty(0))
+        self.encoder, self.frozen = encoder, frozen
+        self.head = linear_head(embedding_width(encoder, None), classes, seed, keras).to(parameter.dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.frozen:
+            return self.head(self.encoder(images))
+        with torch.no_grad():
+            embedding = self.encoder(images)
+        return self.head(embedding)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+
+def linear_head(width: int, classes: int, seed: int, keras: bool = False) -> nn.Linear:
+    """A linear layer with starting weights of its own address: small normal ones, or Keras' (Glorot uniform)."""
+    rng = random_at(seed, "labels", "head")
+    with torch.random.fork_rng():  # torch fills a new layer from the global generator; these numbers are then replaced
+        head = nn.Linear(width, classes)
+    if keras:
+        nn.init.xavier_uniform_(head.weight, generator=rng)
+    else:
+        nn.init.normal_(head.weight, std=0.01, generator=rng)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def fit(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    epochs: int,
+    total: int,
+    schedule: Schedule,
+    seed: int,
+    penalty: Callable[[], Tensor] | None = None,
+    tell: Tell | None = None,
+) -> None:
+    """Train `network` in place by cross-entropy (+ `penalty()`); afterwards it is in evaluation mode.
+
+    total: the steps over which the schedule runs from 0 to 1. Raises DivergedError at the end of an epoch whose last
+    loss is not finite.
+    """
+    network.train()
+    step, loss = 0, torch.zeros(())
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for epoch in range(epochs):
+            for inputs, classes in batches(epoch):
+                set_rates(optimizer, schedule(step / total))
+                torch.manual_seed(seed_at(seed, "labels", "network", step))  # for networks with dropout
+                loss = F.cross_entropy(network(inputs), classes)
+                if penalty is not None:
+                    loss = loss + penalty()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                step += 1
+            told = float(loss.detach())  # waits for the device, once an epoch
+            if not math.isfinite(told):
+                raise DivergedError(
+                    f"training on labels: loss {told} in epoch {epoch + 1} of {epochs}; lower its rates"
+                )
+            if tell is not None:
+                tell(step, f"epoch {epoch + 1} of {epochs}, loss {told:.4g}")
+    network.eval()
+
+
+def image_batches(
+    images: Images, classes: Tensor, view: View, batch_size: int, seed: int, device: torch.device
+) -> Batches:
+    """The views of all images in a new order each epoch; a short last batch is kept, except one of a single image,
+    which has no batch statistics: that image waits for the next epoch."""
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(images), generator=random_at(seed, "labels", "order", epoch))
+        if len(order) % batch_size == 1 and len(order) > 1:
+            order = order[:-1]
+        for number, (rows, pixels) in enumerate(read(images, order, batch_size)):
+            made = view(pixels.to(device), random_at(seed, "labels", "views", epoch, number))
+            yield made.contiguous(memory_format=torch.channels_last), classes[rows].to(device)
+
+    return batches
+
+
+def steps_of(images: int, batch_size: int) -> int:
+    """Steps an epoch of `image_batches`."""
+    return max(1, math.ceil((images - (images % batch_size == 1)) / batch_size))
+
+
+def read(images: Images, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows, their pixels) in this order: from memory where all fit, else decoded again."""
+    if images.bytes_in_memory > RESIDENT_BYTES:
+        yield from images.batches(order, batch_size)
+    else:
+        pixels = images.pixels()
+        yield from ((rows, pixels[rows]) for rows in order.split(batch_size))
+
+
+def readable(images: Images) -> Images:
+    """The images that can be read, so that rows, labels and keys go together; a set too large to keep is read once for it."""
+    if images.bytes_in_memory <= RESIDENT_BYTES:
+        images.pixels()
+        return images
+    used = torch.cat([indices for indices, _ in images.batches(range(len(images)), BATCH)])
+    return images if len(used) == len(images) else images.subset(used)
+
+
+def stream(images: Images) -> Iterator[Tensor]:
+    """All images as (n, 3, S, S) uint8 batches: from memory where they are few, else decoded again each time."""
+    if images.bytes_in_memory <= RESIDENT_BYTES:
+        yield from images.pixels().split(BATCH)
+    else:
+        yield from (pixels for _, pixels in images.batches(range(len(images)), BATCH))
+
+
+def logits(classifier: nn.Module, images: Images, expected: Preprocessing) -> Tensor:
+    """(N, classes) on the CPU, of plain images: resized and cropped in the middle, evaluation mode."""
+    return embeddings(classifier, stream(images), expected.mean, expected.std, expected.size,
+                      resize=expected.resize)  # fmt: skip
+
+
+def normalize(expected: Preprocessing) -> Normalize:
+    return Normalize(expected.mean, expected.std)  # pyrefly: ignore[bad-argument-type]
+
+
+def crop_and_flip(expected: Preprocessing) -> View:
+    """The training images of Barlow Twins' evaluate.py."""
+    return View([RandomResizedCrop(expected.size), HorizontalFlip(), normalize(expected)])
+
+
+def names(images: Images, what: str) -> list[str]:
+    """The class name of each image, so that two sets with other numbers for their classes are never mixed up."""
+    if images.labels is None or images.classes is None:
+        raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source that has some")
+    return [images.classes[label] for label in images.labels]
+
+
+def targets(train_labels: Sequence[str], test_labels: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
+    """Both sets' classes as numbers, and the class names that these number. Raises DataError as `check_classes`."""
+    classes = check_classes(train_labels, test_labels)
+    number = {name: i for i, name in enumerate(classes)}
+    y_train, y_test = (torch.tensor([number[name] for name in each]) for each in (train_labels, test_labels))
+    return y_train, y_test, classes

@@ -1,0 +1,213 @@
+"""Labels for images that have none: a linear head fitted on labelled images, and a table with a row for every image.
+
+z: embedding, N: images, E: width, K: classes.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.base.device import choose_device
+from diptych.base.errors import OutputError
+from diptych.base.files import write_file
+from diptych.base.terminal import Progress
+from diptych.data.images import Images
+from diptych.downstream.classifier import names, stream
+from diptych.embeddings.nearest import check
+from diptych.embeddings.probe import PENALTIES, fit_probe, split
+from diptych.embeddings.scores import accuracy_interval, check_classes
+from diptych.networks.inference import embeddings
+from diptych.runs.encoder import Preprocessing, load
+from diptych.runs.run import Run
+
+COLUMNS = ("path", "label", "probability", "reason")
+ENDINGS = (".csv", ".parquet")
+FACTORS = torch.logspace(-2, 2, 401, dtype=torch.float64)  # tried on the logits; 1 leaves them as they are
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How a head fitted on the other labelled images did on a fifth of each class that it never saw."""
+
+    accuracy: float
+    interval: tuple[float, float]  # 95 %, over the choice of images
+    fitted_on: int
+    judged_on: int
+    largest_class: float  # accuracy of always naming the most frequent class
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Rows (path, label, probability, reason), one an image; as text, the summary a person reads."""
+
+    rows: list[tuple[str, str | None, float | None, str | None]]
+    held_out: HeldOut | None
+    labelled: int
+    sharpness: float  # factor on the logits
+
+    @property
+    def counts(self) -> Counter:
+        """How many images of each class; None: how many could not be read."""
+        return Counter(label for _, label, _, _ in self.rows)
+
+    def __str__(self) -> str:
+        counts = self.counts
+        failed = counts.pop(None, 0)
+        text = [f"{len(self.rows):,} images, {failed:,} of them unreadable (without a label)"]
+        text += [
+            f"  {label}  {count:,}" for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        text.append(f"labelled by a linear head fitted on all {self.labelled:,} labelled images")
+        if self.held_out is None:
+            return "\n".join(
+                [*text, "its accuracy is not known: with one labelled image a class nothing can be held out"]
+            )
+        one = self.held_out
+        low, high = (100 * end for end in one.interval)
+        text.append(f"held-out accuracy {100 * one.accuracy:.1f} % [{low:.1f}-{high:.1f}], of a like head fitted on "
+                    f"{one.fitted_on:,} of them and judged on the other {one.judged_on:,}; always the most frequent class: "
+                    f"{100 * one.largest_class:.1f} %")  # fmt: skip
+        text.append("for new images like the labelled ones; photographs of another place or camera may fare worse")
+        return "\n".join(text)
+
+
+def classify(
+    run: Run | str | Path,
+    images: Images,
+    train: Images,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    encoder: nn.Module | None = None,
+    show: bool = True,
+) -> Classified:
+    """Label `images` by a linear head on the embeddings of `train`; with `out`, also as a .csv or .parquet file.
+
+    The head is the linear probe of `evaluate`, fitted on every labelled image. Beforehand a like head is fitted on four
+    fifths of each class, which chooses the penalty of both: the last fifth gives the accuracy that is reported, and the
+    factor on the logits under which probabilities are right as often as they say (temperature scaling, Guo et al. 2017).
+
+    Raises CheckpointError when there is no encoder, DataError for images or labels that cannot be used, OutputError for
+    another ending, or a file that exists or cannot be written.
+    """
+    file = None if out is None else free(Path(out))
+    trained = load(run.folder if isinstance(run, Run) else Path(run), encoder)
+    expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
+    where, total, vectors = choose_device(device), len(train) + len(images), []
+    with Progress("classify", total, show) as progress:
+        for each, before in ((train, 0), (images, len(train))):
+
+            def tell(done: int, before: int = before) -> None:
+                progress(before + done, f"embedded of {total:,} images")
+
+            vectors.append(embeddings(trained, stream(each), expected.mean, expected.std, expected.size, device=where,
+                                      progress=tell, resize=expected.resize))  # fmt: skip
+        progress.say("fitting the head ...")
+        found = label(vectors[0], known_labels(train), vectors[1], seed)
+    labels, probabilities, held_out, sharpness = found
+    reasons = {row["key"]: row["reason"] for row in images.failed}
+    answers, rows = iter(zip(labels, probabilities, strict=True)), []
+    for key in images.all_keys:
+        answer, probability = (None, None) if key in reasons else next(answers)
+        rows.append((key, answer, probability, reasons.get(key)))
+    made = Classified(rows, held_out, len(vectors[0]), sharpness)
+    if file is not None:
+        write_file(file, as_csv(rows) if file.suffix == ".csv" else as_parquet(rows))
+    return made
+
+
+def known_labels(train: Images) -> list[str]:
+    """The class of each labelled image that has a vector: a stream leaves bad images out as it goes."""
+    bad = {row["key"] for row in train.failed}
+    return [label for key, label in zip(train.keys, names(train, "labelled"), strict=True) if key not in bad]
+
+
+def label(
+    train: Tensor, train_labels: Sequence[str], z_NE: Tensor, seed: int = 0
+) -> tuple[list[str], list[float], HeldOut | None, float]:
+    """Labels and probabilities of embeddings (N, E) from labelled ones, the held-out accuracy, the logits' factor.
+
+    Raises DataError for embeddings that are not finite or of another width, and for fewer than two classes.
+    """
+    z_ME = check(train, "labelled")
+    z_NE = check(z_NE, "new", z_ME)
+    classes = check_classes(train_labels)
+    position = {name: i for i, name in enumerate(classes)}
+    y_M = torch.tensor([position[name] for name in train_labels])
+    kept, held = split(y_M, seed)
+    held_out, sharpness, penalties = None, 1.0, PENALTIES
+    if len(held):
+        first = fit_probe(z_ME[kept], y_M[kept], len(classes), seed=seed)
+        scores, penalties = first.scores(z_ME[held]), (first.penalty,)
+        right = scores.argmax(1) == y_M[held]
+        largest = torch.bincount(y_M[kept]).argmax()
+        held_out = HeldOut(right.double().mean().item(), accuracy_interval(right), len(kept), len(held),
+                           (y_M[held] == largest).double().mean().item())  # fmt: skip
+        sharpness = best_factor(scores, y_M[held])
+    scores = fit_probe(z_ME, y_M, len(classes), penalties, seed).scores(z_NE)
+    probability, winner = (sharpness * scores).softmax(1).max(1)
+    return [classes[i] for i in winner.tolist()], probability.tolist(), held_out, sharpness
+
+
+def best_factor(scores_NK: Tensor, y_N: Tensor) -> float:
+    """The factor from 0.01 to 100 on logits (N, K) under which their softmax makes the labels likeliest.
+
+    As if, of N + 2 images, one more were right and one wrong (Platt 1999): a few that are all right prove no certainty.
+    """
+    doubt = 2 / (len(y_N) + 2)
+    losses = [F.cross_entropy(factor * scores_NK.double(), y_N, label_smoothing=doubt) for factor in FACTORS]
+    return FACTORS[torch.stack(losses).argmin()].item()
+
+
+def free(file: Path) -> Path:
+    """`file`, when a table may be written there. Raises OutputError, before hours of work rather than after."""
+    if file.suffix not in ENDINGS:
+        raise OutputError(f"{file} ends in neither {' nor '.join(ENDINGS)}; choose another --out")
+    if file.suffix == ".parquet":
+        pyarrow()
+    if file.exists():
+        raise OutputError(f"{file} exists already; choose another --out or remove it")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+    return file
+
+
+def as_csv(rows: list[tuple]) -> bytes:
+    """RFC 4180, UTF-8, with a header. A spreadsheet runs a cell that begins with = + - or @: such text gets a ' in front."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for path, answer, probability, reason in rows:
+        number = "" if probability is None else f"{probability:.6f}"
+        writer.writerow([harmless(path), harmless(answer), number, harmless(reason)])
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def harmless(cell: str | None) -> str:
+    return f"'{cell}" if cell and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell or ""
+
+
+def as_parquet(rows: list[tuple]) -> bytes:
+    """The same columns, empty cells null; text as it is, because no program runs a Parquet cell."""
+    library = pyarrow()
+    kinds = (library.string(), library.string(), library.float64(), library.string())
+    columns = [library.array(values, kind) for values, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
+    sink = library.BufferOutputStream()
+    library.parquet.write_table(library.table(columns, names=list(COLUMNS)), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def pyarrow():
+    try:
+        import pyarrow.parquet  # an extra, and slow to import: only when needed
+    except ImportError as error:
+        raise OutputError('writing Parquet needs pyarrow: pip install "diptych[parquet]", or use .csv') from error
+    return pyarrow

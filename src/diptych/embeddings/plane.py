@@ -1,0 +1,52 @@
+"""Embeddings on a plane: UMAP or t-SNE where installed, else the two principal axes."""
+
+import numpy as np
+
+from diptych.base.errors import DataError
+
+
+def principal_map(vectors: np.ndarray) -> np.ndarray:
+    """The first two principal components of (m, E) vectors, as (m, 2) float32.
+
+    The sign of a component is free; here its largest loading is positive, so equal vectors give equal maps.
+    Raises `DataError` when a vector is not finite.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise DataError(
+            f"a map needs finite vectors (m, E), got {vectors.shape} with values that are not finite numbers"
+        )
+    centred = vectors - vectors.mean(axis=0, keepdims=True) if len(vectors) else vectors
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:2]
+    largest = np.abs(directions).argmax(axis=1)
+    directions = directions * np.where(directions[np.arange(len(directions)), largest] < 0, -1.0, 1.0)[:, None]
+    xy = np.zeros((len(vectors), 2), dtype=np.float32)
+    xy[:, : len(directions)] = centred @ directions.T
+    return xy
+
+
+def map_2d(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
+    """Lays (m, E) embeddings out on a plane: `(xy (m, 2) float32, how it was made)`.
+
+    t-SNE (van der Maaten and Hinton 2008) of the vectors' directions where scikit-learn is installed and they
+    are ten or more, otherwise principal components. The same vectors and seed give the same map. Its
+    distances are not to be read.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    directions = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    start = principal_map(directions)
+    if start.size and start.std() < 1e-6:  # all directions equal but for rounding, which is nothing to draw
+        return np.zeros_like(start), "principal components"
+    if len(start) < 10:
+        return start, "principal components"
+    try:
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return start, "principal components"
+    # One thread: with several, the order of a sum, and with it the map, changes from call to call.
+    with threadpool_limits(1):
+        begin, perplexity = start / start[:, 0].std() * 1e-4, min(30, (len(start) - 1) / 3)
+        tsne = TSNE(init=begin, perplexity=perplexity, random_state=seed)
+        return tsne.fit_transform(directions).astype(np.float32), "t-SNE"

@@ -1,0 +1,180 @@
+"""The linear probe's softmax regression. N: embeddings, E: their width, K: classes; z: embedding, x: z
+standardized, w: weights, b: bias, y: class.
+
+The objective is that of scikit-learn's `LogisticRegression` with C = 1 / (N penalty): mean cross-entropy +
+penalty / 2 |w|^2, the bias free. Full batch, L-BFGS with a strong Wolfe line search; the only randomness is
+the split that chooses the penalty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diptych.base.errors import RecipeError
+from diptych.base.random_at import random_at
+
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+HELD_OUT = 0.2  # share of each class of the training set on which the penalty is chosen
+DOUBLE = 2**22  # numbers, images x width: up to here float64 costs little (10,000 x 256 are 2.6 million)
+BLOCK = 2**24  # numbers: logits held at a time
+TOLERANCE = 1e-5  # L-BFGS stops when no entry of the preconditioned gradient is larger
+CONVERGED = 1e-4  # scikit-learn's bound on the gradient of the same objective
+MOST_ITERATIONS = 1000
+
+
+class Solution(NamedTuple):
+    """Where the objective is smallest: `x @ weight_EK + bias_K` are the logits."""
+
+    weight_EK: Tensor
+    bias_K: Tensor
+    gradient_norm: float  # its largest entry, in w and b
+    iterations: int
+
+    @property
+    def converged(self) -> bool:
+        return self.gradient_norm <= CONVERGED
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of embeddings, and how its penalty was chosen."""
+
+    mean_E: Tensor
+    scale_E: Tensor
+    solution: Solution
+    penalty: float
+    tried: list[dict[str, float]]  # {"penalty", "accuracy" on the held-out part}, in the order of trying
+
+    def scores(self, z_NE: Tensor) -> Tensor:
+        """Logits (N, K) of embeddings (N, E)."""
+        blocks = (standardized(z, self.mean_E, self.scale_E) for z in z_NE.split(4096))
+        return torch.cat([x @ self.solution.weight_EK + self.solution.bias_K for x in blocks])
+
+
+def fit_probe(z_NE: Tensor, y_N: Tensor, classes: int, penalties: Sequence[float] = PENALTIES, seed: int = 0) -> Probe:
+    """Fit on (N, E) embeddings of classes 0 to classes - 1; the penalty is chosen on a held-out part of them.
+
+    From the strongest penalty to the weakest, each fit starting from the one before; the path ends early when
+    two weaker penalties in a row did no better. Of equals the stronger wins. Then one fit on everything. With
+    one image a class there is nothing to hold out: the middle penalty is taken and `tried` is empty. Raises
+    RecipeError for a penalty <= 0.
+    """
+    path = sorted(penalties, reverse=True)
+    if not path or path[-1] <= 0:
+        raise RecipeError(f"penalties are numbers above 0, such as {PENALTIES}; got {tuple(penalties)}")
+    mean_E, scale_E = location_and_scale(z_NE)
+    x_NE = standardized(z_NE, mean_E, scale_E)
+    kept, held = split(y_N, seed)
+    x_kept, y_kept = x_NE[kept], y_N[kept]
+    gram_EE = x_kept.T @ x_kept / len(x_kept)
+    solutions, tried, best = [], [], len(path) // 2
+    for penalty in path if len(held) else ():
+        start = solutions[-1] if solutions else None
+        found = softmax_regression(x_kept, y_kept, classes, penalty, start, gram_EE)
+        right = (x_NE[held] @ found.weight_EK + found.bias_K).argmax(1) == y_N[held]
+        solutions.append(found)
+        tried.append({"penalty": penalty, "accuracy": right.double().mean().item()})
+        best = max(range(len(tried)), key=lambda i: tried[i]["accuracy"])
+        if len(tried) - 1 - best == 2:
+            break
+    last = softmax_regression(x_NE, y_N, classes, path[best], solutions[best] if solutions else None)
+    return Probe(mean_E, scale_E, last, path[best], tried)
+
+
+def softmax_regression(
+    x_NE: Tensor,
+    y_N: Tensor,
+    classes: int,
+    penalty: float,
+    start: Solution | None = None,
+    gram_EE: Tensor | None = None,
+) -> Solution:
+    """The minimum of mean cross-entropy(x w + b, y) + penalty / 2 |w|^2, in x_NE's precision, where it lies.
+
+    Embeddings are strongly correlated, and L-BFGS alone then takes hundreds of iterations. Here it runs on v
+    = L' w with L L' = x'x / (N K) + penalty. The Hessian at w = 0 is (1 - 11'/K) / K (x) x'x / N + penalty,
+    so in v it is close to the identity (everywhere it is bounded with 1/2 for 1/K: Boehning 1992). The
+    minimum is the same. x_NE should be centred; start: a solution nearby; gram_EE: x'x / N, where it is known
+    already.
+    """
+    curvature_EE = (x_NE.T @ x_NE / len(x_NE) if gram_EE is None else gram_EE) / classes
+    # The small share of the trace keeps float32 rounding of duplicate or constant columns positive definite.
+    curvature_EE.diagonal().add_(penalty + 1e-6 * curvature_EE.trace())
+    root_EE = torch.linalg.cholesky(curvature_EE)
+    v_EK, c_K = x_NE.new_zeros(x_NE.shape[1], classes), x_NE.new_zeros(classes)
+    if start is not None:
+        v_EK, c_K = root_EE.T @ start.weight_EK, start.bias_K / classes**0.5
+    lbfgs = torch.optim.LBFGS(
+        [v_EK, c_K],
+        max_iter=MOST_ITERATIONS,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=1e-11,
+        line_search_fn="strong_wolfe",
+    )
+
+    def weights() -> tuple[Tensor, Tensor]:
+        return torch.linalg.solve_triangular(root_EE.T, v_EK, upper=True), c_K * classes**0.5
+
+    def objective() -> Tensor:
+        loss, slope_EK, slope_K = value_and_gradient(x_NE, y_N, *weights(), penalty)
+        v_EK.grad = torch.linalg.solve_triangular(root_EE, slope_EK, upper=False).contiguous()
+        c_K.grad = slope_K * classes**0.5
+        return loss
+
+    lbfgs.step(objective)  # waits for the device several times an iteration
+    w_EK, b_K = weights()
+    _, slope_EK, slope_K = value_and_gradient(x_NE, y_N, w_EK, b_K, penalty)
+    largest = max(slope_EK.abs().max().item(), slope_K.abs().max().item())
+    return Solution(w_EK, b_K, largest, lbfgs.state[v_EK]["n_iter"])
+
+
+def value_and_gradient(
+    x_NE: Tensor, y_N: Tensor, w_EK: Tensor, b_K: Tensor, penalty: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective and its slopes in w and b, in blocks of rows: never more than `BLOCK` logits at a
+    time."""
+    n, classes = len(x_NE), len(b_K)
+    loss = (
+        penalty / 2 * w_EK.square().sum(dtype=torch.float64)
+    )  # the line search compares losses closer than float32 tells
+    slope_EK, slope_K = penalty * w_EK, torch.zeros_like(b_K)
+    rows = max(1, BLOCK // classes)
+    for x, y in zip(x_NE.split(rows), y_N.split(rows), strict=True):
+        log_p = torch.addmm(b_K, x, w_EK).log_softmax(1)
+        loss = loss - log_p.gather(1, y[:, None]).sum(dtype=torch.float64) / n
+        error = log_p.exp_()
+        error.scatter_add_(1, y[:, None], error.new_full((len(y), 1), -1.0))
+        slope_EK.addmm_(x.T, error, alpha=1 / n)
+        slope_K += error.sum(0) / n
+    return loss, slope_EK, slope_K
+
+
+def split(y_N: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to fit on and rows held out, `HELD_OUT` of each class and at least one, but never a class' only
+    row."""
+    order = torch.randperm(len(y_N), generator=random_at(seed, "probe", "split"))
+    order = order[y_N.cpu()[order].argsort(stable=True)]  # class by class, shuffled within
+    kept, held = [], []
+    for members in order.split(torch.bincount(y_N.cpu()).tolist()):
+        count = max(1, round(HELD_OUT * len(members))) if len(members) > 1 else 0
+        held.append(members[:count])
+        kept.append(members[count:])
+    return torch.cat(kept).to(y_N.device), torch.cat(held).to(y_N.device)
+
+
+def location_and_scale(z_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, float64 where the set is small; a constant column has scale
+    1.
+
+    A column is constant when it varies by rounding only: dividing by that would turn rounding into a signal.
+    """
+    z_NE = z_NE.to(torch.float64 if z_NE.numel() <= DOUBLE else torch.float32)
+    std_E, mean_E = torch.std_mean(z_NE, dim=0, correction=0)
+    return mean_E, torch.where(std_E <= 1e-6 * mean_E.abs(), 1.0, std_E)
+
+
+def standardized(z_NE: Tensor, mean_E: Tensor, scale_E: Tensor) -> Tensor:
+    return (z_NE.to(mean_E.dtype) - mean_E) / scale_E

@@ -1,0 +1,231 @@
+"""Accuracy of embeddings. M: training embeddings, N: test embeddings, E: width, K: classes, k: neighbours; z:
+embedding, s: similarity, y: class.
+
+Arrays in, numbers out: torch tensors or numpy arrays of embeddings, labels as whole numbers or names. Where
+training and test images come from separate folders, names are the safe choice: numbers say nothing about a
+class that one of them lacks.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.base.errors import DataError, RecipeError
+from diptych.embeddings.nearest import Array, check, nearest
+from diptych.embeddings.probe import PENALTIES, fit_probe
+
+Labels = Sequence[int] | Sequence[str] | Array
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good, and how it was measured. interval: 95 %, over the choice of test images, not over runs."""
+
+    protocol: str
+    accuracy: float
+    interval: tuple[float, float]
+    train_images: int
+    test_images: int
+    classes: int
+    seed: int | None = None  # None: no randomness in this protocol
+    details: dict = field(default_factory=dict)
+
+    def row(self, subject: str) -> dict:
+        """A line of evaluations.jsonl about `subject`, such as "trained" or "untrained"."""
+        line = {"protocol": self.protocol, "subject": subject} | asdict(self)
+        return line | {"interval": list(self.interval)}
+
+
+class Task(NamedTuple):
+    """Checked embeddings of both sets, their labels as positions among `classes`, and these, sorted."""
+
+    z_ME: Tensor
+    y_M: Tensor
+    z_NE: Tensor
+    y_N: Tensor
+    classes: list
+
+
+def knn_accuracy(
+    train: Array,
+    train_labels: Labels,
+    test: Array,
+    test_labels: Labels,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> Score:
+    """Weighted kNN: the k training embeddings of highest cosine s vote with exp(s / temperature).
+
+    Wu et al. 2018, sec. 3.4. train (M, E), test (N, E). k is at most M; where it was capped, the details say
+    so. Deterministic. Raises DataError as `check` and `check_classes` say, RecipeError for k < 1.
+    """
+    task = _task(train, train_labels, test, test_labels)
+    votes_NK = _votes(task.z_ME, task.y_M, task.z_NE, len(task.classes), k, temperature)
+    details = {"k": min(k, len(task.y_M)), "temperature": temperature, "similarity": "cosine"}
+    if k > len(task.y_M):
+        details["note"] = f"k was {k}; there are only {len(task.y_M)} training images"
+    return score("knn", votes_NK, task.y_N, len(task.y_M), len(task.classes), None, details)
+
+
+def knn_predict(train: Array, train_labels: Labels, test: Array, k: int = 200, temperature: float = 0.1) -> list:
+    """The label that `knn_accuracy`'s vote gives to each of the (N, E) test embeddings, as a list."""
+    z_ME = check(train, "training")
+    z_NE = check(test, "test", z_ME)
+    labels = _labels(train_labels, len(z_ME), "training")
+    classes = check_classes(labels)
+    y_M = _numbers(labels, classes, z_ME.device)
+    return [classes[i] for i in _votes(z_ME, y_M, z_NE, len(classes), k, temperature).argmax(1).tolist()]
+
+
+def _votes(z_ME: Tensor, y_M: Tensor, z_NE: Tensor, classes: int, k: int, temperature: float) -> Tensor:
+    """The sum of exp(s / temperature) for each class, (N, K), in units of the nearest neighbour's vote: the
+    order is the same and a low temperature does not overflow."""
+    if temperature <= 0:
+        raise RecipeError(f"the temperature of the vote is above 0; got {temperature}")
+    s_Nk, index_Nk = nearest(z_NE, z_ME, k)
+    weights_Nk = ((s_Nk - s_Nk[:, :1]) / temperature).exp()
+    return weights_Nk.new_zeros(len(s_Nk), classes).scatter_add_(1, y_M[index_Nk], weights_Nk)
+
+
+def linear_probe(
+    train: Array,
+    train_labels: Labels,
+    test: Array,
+    test_labels: Labels,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> Score:
+    """Softmax regression on frozen embeddings, (M, E) and (N, E), standardized by the training set.
+
+    The L2 penalty is chosen on a seeded, stratified part of the training set; the test set is looked at once.
+    The details tell what was tried, the choice, whether it lies at the end of the list, and how well the
+    optimizer converged. Raises DataError as `check` and `check_classes` say, RecipeError for a penalty <= 0.
+    """
+    task = _task(train, train_labels, test, test_labels)
+    probe = fit_probe(task.z_ME, task.y_M, len(task.classes), penalties, seed)
+    details = {
+        "penalty": probe.penalty,
+        "penalty_at_end": probe.penalty in (min(penalties), max(penalties)),
+        "held_out": probe.tried,
+        "train_accuracy": top_k_accuracy(probe.scores(task.z_ME), task.y_M, 1),
+        "gradient_norm": probe.solution.gradient_norm,
+        "iterations": probe.solution.iterations,
+        "converged": probe.solution.converged,
+        "dtype": str(probe.mean_E.dtype).removeprefix("torch."),
+    }
+    if not probe.tried:
+        details["note"] = "one image a class: the penalty could not be chosen, it is the middle one"
+    return score("linear", probe.scores(task.z_NE), task.y_N, len(task.y_M), len(task.classes), seed, details)
+
+
+def chance(labels: Labels) -> Score:
+    """The share of the most frequent class among the test `labels`: what one constant answer would reach."""
+    labels = _labels(labels, None, "test")
+    answer, count = Counter(labels).most_common(1)[0]
+    right = torch.arange(len(labels)) < count
+    accuracy, interval = count / len(labels), accuracy_interval(right)
+    return Score("chance", accuracy, interval, 0, len(labels), len(set(labels)), None, {"answer": answer})
+
+
+def accuracy_interval(correct: Array | Sequence[bool]) -> tuple[float, float]:
+    """95 % interval of an accuracy, from (N,) right or wrong (Wilson 1927): sensible at 0 and 100 % too.
+
+    It covers the choice of the N test images; another seed or training run varies on top of it.
+    """
+    n, z = len(correct), 1.959964
+    share = float(torch.as_tensor(correct).double().mean())
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def top_k_accuracy(scores_NK: Tensor, y_N: Tensor, k: int) -> float:
+    """Share of rows whose class y is among the k highest scores."""
+    best_Nk = scores_NK.topk(min(k, scores_NK.shape[1]), dim=1).indices
+    return (best_Nk == y_N[:, None]).any(1).double().mean().item()
+
+
+def compare_table(
+    subjects: Mapping[str, tuple[Array, Array]],
+    train_labels: Labels,
+    test_labels: Labels,
+    protocols: Sequence[str] = ("knn", "linear"),
+    seed: int = 0,
+) -> list[dict]:
+    """Every protocol on every subject, as lines of evaluations.jsonl; each protocol begins with chance.
+
+    subjects: name to (training, test) embeddings: {"raw pixels": ..., "untrained": ..., "trained": ...}.
+    """
+    judges = {"knn": knn_accuracy, "linear": lambda *arrays: linear_probe(*arrays, seed=seed)}
+    if unknown := [name for name in protocols if name not in judges]:
+        raise RecipeError(f"there is no protocol {unknown[0]!r}; there are {', '.join(judges)}")
+    rows = []
+    for protocol in protocols:
+        rows.append(chance(test_labels).row("chance") | {"protocol": protocol})
+        for name, (train, test) in subjects.items():
+            rows.append(judges[protocol](train, train_labels, test, test_labels).row(name))
+    return rows
+
+
+def check_classes(train_labels: Labels, test_labels: Labels | None = None) -> list:
+    """The sorted classes of the training labels; a test set may lack some of them.
+
+    Raises DataError, naming both lists, when the test set has a class that was not trained on, and when there
+    is only one class.
+    """
+    classes = sorted(set(_labels(train_labels, None, "training")))
+    found = classes if test_labels is None else sorted(set(_labels(test_labels, None, "test")))
+    if not set(found) <= set(classes):
+        lists = f"the training set has {_listed(classes)}; the test set has {_listed(found)}"
+        raise DataError(f"the test set has classes that the training set lacks: {lists}")
+    if len(classes) < 2:
+        raise DataError(f"every training image is of class {classes[0]!r}; accuracy needs two classes or more")
+    return classes
+
+
+def _task(train: Array, train_labels: Labels, test: Array, test_labels: Labels) -> Task:
+    z_ME = check(train, "training")
+    z_NE = check(test, "test", z_ME)
+    known, asked = _labels(train_labels, len(z_ME), "training"), _labels(test_labels, len(z_NE), "test")
+    classes = check_classes(known, asked)
+    y_M, y_N = _numbers(known, classes, z_ME.device), _numbers(asked, classes, z_ME.device)
+    return Task(z_ME, y_M, z_NE, y_N, classes)
+
+
+def _labels(labels: Labels, count: int | None, what: str) -> list:
+    if labels is None:
+        raise DataError(f"the {what} images have no labels; an accuracy needs them")
+    plain = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    plain = [label.item() if isinstance(label, np.generic | Tensor) else label for label in plain]
+    kinds = {type(label) for label in plain}
+    if kinds not in ({int}, {str}):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none at all"
+        raise DataError(f"the {what} labels must be whole numbers, or all of them names; got {names}")
+    if count is not None and len(plain) != count:
+        raise DataError(f"there are {count} {what} embeddings and {len(plain)} labels")
+    return plain
+
+
+def _numbers(labels: list, classes: list, device: torch.device) -> Tensor:
+    position = {label: i for i, label in enumerate(classes)}
+    return torch.tensor([position[label] for label in labels], device=device)
+
+
+def _listed(classes: list) -> str:
+    return ", ".join(map(str, classes[:20])) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
+
+
+def score(
+    protocol: str, scores_NK: Tensor, y_N: Tensor, train_images: int, classes: int, seed: int | None, details: dict
+) -> Score:
+    """Accuracy and interval of the classes with the highest scores (N, K), against the true ones (N,)."""
+    right = scores_NK.argmax(1) == y_N
+    if classes > 5:
+        details = details | {"top5_accuracy": top_k_accuracy(scores_NK, y_N, 5)}
+    accuracy, interval = right.double().mean().item(), accuracy_interval(right)
+    return Score(protocol, accuracy, interval, train_images, len(y_N), classes, seed, details)

@@ -1,0 +1,98 @@
+"""Losses. N: images of a batch, D: width of a projection, z: projection, p: prediction, c: correlation.
+
+Functions of tensors, without state. Means over N run over the rows of all processes, in value and gradient,
+so each process returns the loss of the global batch. In float32 whatever autocast says; float64 stays.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.base.processes import mean_over_ranks, world_size
+
+
+def barlow_twins(
+    z1_ND: Tensor,
+    z2_ND: Tensor,
+    off_diagonal_weight: float = 0.0051,
+    eps: float = 1e-5,
+    scale: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """scale * (sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2): Barlow Twins, Zbontar et al. 2021, eq. 1.
+
+    z1_ND, z2_ND: (N, D) projections of two views of the same images. Returns the loss, a scalar, and its two
+    sums {"on_diagonal", "off_diagonal"} before weight and scale, detached. Raises ValueError when the shapes
+    differ.
+    """
+    _check_pair(z1_ND, z2_ND)
+    if _gram_is_cheaper(z1_ND):
+        z1_ND, z2_ND = standardize(z1_ND, eps), standardize(z2_ND, eps)
+        c_ii = (z1_ND * z2_ND).mean(0)
+        # |z1' z2|^2 = <z1 z1', z2 z2'>, exactly: two (N, N) matrices instead of one (D, D)
+        all_squares = (_matmul(z1_ND, z1_ND.T) * _matmul(z2_ND, z2_ND.T)).sum() / len(z1_ND) ** 2
+    else:
+        c_DD = cross_correlation(z1_ND, z2_ND, eps)
+        c_ii = c_DD.diagonal()
+        all_squares = c_DD.square().sum()
+    on_diagonal = (1 - c_ii).square().sum()
+    off_diagonal = all_squares - c_ii.square().sum()
+    loss = scale * (on_diagonal + off_diagonal_weight * off_diagonal)
+    return loss, {"on_diagonal": on_diagonal.detach(), "off_diagonal": off_diagonal.detach()}
+
+
+def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
+    """Minus the mean cosine of prediction and projection: SimSiam, Chen & He 2021, eq. 1.
+
+    p_ND, z_ND: (N, D). Returns a scalar in [-1, 1]. Nothing is detached here: the stop-gradient is the
+    method's. Raises ValueError when the shapes differ.
+    """
+    _check_pair(p_ND, z_ND)
+    cosine_N = F.cosine_similarity(_wide(p_ND), _wide(z_ND), dim=1)
+    return -_mean_of_all(cosine_N.sum(), rows=len(p_ND))
+
+
+def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float = 1e-5) -> Tensor:
+    """(D, D) correlations of each dimension of one view with each of the other: Barlow Twins, eq. 2."""
+    _check_pair(z1_ND, z2_ND)
+    sum_DD = _matmul(standardize(z1_ND, eps).T, standardize(z2_ND, eps))
+    return _mean_of_all(sum_DD, rows=len(z1_ND))
+
+
+def standardize(z_ND: Tensor, eps: float = 1e-5) -> Tensor:
+    """Each dimension to mean 0 and variance 1 over the rows: (z - mean) / sqrt(variance + eps), (N, D).
+
+    The variance is the population's, as batch normalisation without affine parameters has it. A constant
+    dimension becomes 0, with finite gradients as long as eps > 0.
+    """
+    z_ND = _wide(z_ND)
+    centred_ND = z_ND - _mean_of_all(z_ND.sum(0), rows=len(z_ND))
+    variance_D = _mean_of_all(centred_ND.square().sum(0), rows=len(z_ND))
+    return centred_ND * (variance_D + eps).rsqrt()
+
+
+def _gram_is_cheaper(z_ND: Tensor) -> bool:
+    """4 N^2 D operations against 2 N D^2. Several processes would need each other's rows for it."""
+    rows, width = z_ND.shape
+    return world_size() == 1 and 2 * rows < width
+
+
+def _mean_of_all(total: Tensor, rows: int) -> Tensor:
+    """The mean over the rows of all ranks, from this rank's sum; ranks need not hold equally many rows."""
+    return mean_over_ranks(total) / mean_over_ranks(total.new_full((), rows))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The one operation here that autocast would round to 16 bits."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+def _check_pair(first: Tensor, second: Tensor) -> None:
+    """Broadcasting would return a number that means nothing."""
+    if first.ndim != 2 or first.shape != second.shape:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"expected two (N, D) of one shape, got {shapes}")

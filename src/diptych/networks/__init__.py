@@ -1,0 +1,1 @@
+"""Encoders, projectors and their layers, and an encoder applied to images."""

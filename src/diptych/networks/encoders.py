@@ -1,0 +1,150 @@
+"""Encoders by name, images (N, 3, S, S) -> embedding (N, E): timm's networks and the Keras examples' two."""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from diptych.base.errors import RecipeError
+from diptych.networks.keras import KERAS_NETWORKS
+
+STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
+# Options by which timm reads or fetches what they name: not for recipes and encoder folders, which others may have made.
+REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
+SMALL = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
+
+
+def encoder(
+    name: str,
+    stem: str = "auto",
+    size: int | None = None,
+    pretrained: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A network without classifier: images (N, 3, S, S) -> embedding (N, E). E is its `num_features`.
+
+    name: any timm name ("resnet18", "convnext_tiny", ...), "keras_resnet34" or "keras_resnet20v2".
+    stem: "small" makes the first convolution 3x3 at stride 1 and takes out the max-pool, "small-stride2" the
+    same at stride 2, "small-padded" the same at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34
+    pixels from 32), "standard" changes nothing. "auto" is "small" for images of up to 64 pixels where the
+    network has such a stem and no pretrained weights, else "standard".
+    size: S in pixels. A network that is built for one size (a ViT) is built for this one.
+    pretrained: with timm's weights, from its cache or the network.
+    options: of the timm network: `channels=(32, 64, 128, 256)`, `zero_init_last=False`, `drop_path_rate=0.1`.
+
+    Raises RecipeError for an unknown name, stem or option, and for weights that cannot be had.
+    """
+    if stem not in STEMS:
+        raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
+    if pretrained and stem == "auto":
+        stem = "standard"  # the pretrained one
+    if name in KERAS_NETWORKS:
+        network = _keras_network(name, stem, pretrained, options)
+    else:
+        network = _timm_network(name, stem, size, pretrained, options)
+    # What to call again for the same network, without its weights: `load` does, from an encoder folder.
+    network.built_with = {"name": name, "stem": stem, "size": size, **without_weights(options)}
+    return network
+
+
+def without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `encoder` but those that say where weights are."""
+    return {key: value for key, value in options.items() if key not in (*REACHING, "pretrained")}
+
+
+def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
+    if not timm.is_model(name):
+        near = _near(name, [*timm.list_models(), *KERAS_NETWORKS])
+        raise RecipeError(f"no encoder is named {name!r}{near}")
+    if pretrained and stem.startswith("small"):
+        fix = "use stem standard, or pretrained false"
+        raise RecipeError(f"stem {stem!r} discards a pretrained layer of {name}: {fix}")
+
+    network = _from_timm(name, size, pretrained, options)
+    if stem == "auto" and size is not None and size <= SMALL and _has_stem(network):
+        stem = "small"
+    if stem.startswith("small"):
+        _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)
+    width = _embedding_width(network, name, size or network.pretrained_cfg["input_size"][-1])
+    if network.num_features != width:  # timm may count before a last, widening layer (MobileNetV3, VGG)
+        network.num_features = width
+    return network
+
+
+def _keras_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    refused = [*options, *["pretrained"] * pretrained, *[f"stem {stem!r}"] * stem.startswith("small")]
+    if refused:
+        raise RecipeError(f"{name} is a network without choices, it does not take {', '.join(refused)}")
+    return KERAS_NETWORKS[name]()
+
+
+def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
+    """An nn.Module that carries what timm hangs on its networks."""
+    if "img_size" in options:
+        raise RecipeError(f"say size instead of img_size (for {name})")
+    try:
+        if size is not None and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+            options = {"img_size": size, **options}
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except OSError as error:  # no network, offline mode, no such repository: all of the hub's are OSErrors
+        problem = f"cannot fetch the pretrained weights of {name} ({type(error).__name__})"
+        raise RecipeError(f"{problem}: connect once to have them cached, or use pretrained false") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise RecipeError(_why_not(name, options, error)) from error
+
+
+def _why_not(name: str, options: dict[str, Any], error: Exception) -> str:
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None:
+        given = f" with {options}" if options else ""
+        return f"timm cannot make {name}{given}: {_first_line(error)}"
+    network = getattr(sys.modules[timm.model_entrypoint(name).__module__], unknown[1], None)
+    known = inspect.signature(network).parameters if network else ()
+    return f"{name} has no option {unknown[2]!r}{_near(unknown[2], known)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; near: {', '.join(found)}" if found else ""
+
+
+def _has_stem(network: nn.Module) -> bool:
+    convolution = getattr(network, "conv1", None)  # three in a row in a deep stem
+    return isinstance(convolution, nn.Conv2d | nn.Sequential) and hasattr(network, "maxpool")
+
+
+def _make_stem_small(network: Any, name: str, stride: int, padding: int) -> None:
+    if not _has_stem(network):
+        fix = "use stem auto or standard, or a resnet"
+        raise RecipeError(f"{name} has no first convolution and max-pool to make small: {fix}")
+    first = "conv1.0" if isinstance(network.conv1, nn.Sequential) else "conv1"
+    old = network.get_submodule(first)
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")  # as timm starts its resnets
+    network.set_submodule(first, new)
+    network.set_submodule("maxpool", nn.Identity())
+
+
+def _embedding_width(network: nn.Module, name: str, size: int) -> int:
+    """E, by embedding one black image: what a network says of itself is not always what it returns."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            embedding = network(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise RecipeError(f"{name} cannot embed images of {size} pixels: {_first_line(error)}") from error
+    network.train()
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+        found = tuple(embedding.shape) if isinstance(embedding, Tensor) else f"a {type(embedding).__name__}"
+        raise RecipeError(f"{name} with these options makes {found} of one image, not one row (1, E)")
+    return embedding.shape[1]

@@ -1,0 +1,183 @@
+"""The networks of the two Keras examples, layer for layer: Barlow Twins' ResNet-34, SimSiam's ResNet-20 v2.
+
+Modules are made in the order of Keras' `model.layers`, so walking `modules()` meets the same weights in the
+same order. What PyTorch does otherwise and is kept here: biases in every convolution, 'same' padding (at
+stride 2 the odd pixel goes after), batch normalisation with epsilon 1e-3 that remembers the population
+variance, and the starting weights.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.networks.convolution import Conv2d
+
+
+def _keras_batch_norm(self: Any, x: Tensor) -> Tensor:
+    if not self.training:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+    # Under momentum 1 these two become the batch's own mean and (unbiased) variance: no second pass over x.
+    mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+    y = F.batch_norm(x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+    count = x.numel() // x.shape[1]
+    with torch.no_grad():
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
+        self.num_batches_tracked += 1
+    return y
+
+
+class KerasBatchNorm1d(nn.BatchNorm1d):
+    """Keras' `BatchNormalization` of (N, C): epsilon 1e-3, momentum 0.99 (0.01 in PyTorch's count)."""
+
+    def __init__(self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True):
+        super().__init__(width, eps=eps, momentum=momentum, affine=affine)
+        self.population_variance = True  # in running_var: told to whoever counts over several processes
+
+    forward = _keras_batch_norm
+
+
+class KerasBatchNorm2d(nn.BatchNorm2d):
+    """Keras' `BatchNormalization` of (N, C, H, W); as `KerasBatchNorm1d`."""
+
+    def __init__(self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True):
+        super().__init__(width, eps=eps, momentum=momentum, affine=affine)
+        self.population_variance = True
+
+    forward = _keras_batch_norm
+
+
+def he_normal_(weight: Tensor) -> Tensor:
+    """Fill with Keras' `he_normal`: variance 2 / fan_in, cut at two deviations (He et al. 2015, eq. 10)."""
+    left_by_the_cut = 0.8796256610342398  # deviation of N(0, 1) between -2 and 2
+    deviation = math.sqrt(2 / weight[0].numel()) / left_by_the_cut
+    return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def start_as_keras(network: nn.Module, kernel_: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_) -> None:
+    """Fill the convolutions and Linear layers of `network` as Keras does.
+
+    Kernels by `kernel_`, by default Keras' own default, `glorot_uniform` (PyTorch's `xavier_uniform_`, Glorot
+    and Bengio 2010, eq. 16); biases zero.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            kernel_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class SamePad(nn.Module):
+    """Keras' padding 'same': zeros around (N, C, H, W), so that `stride` makes ceil(H / stride) of H."""
+
+    def __init__(self, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (*self._around(x.shape[3]), *self._around(x.shape[2])))  # left, right, above, below
+
+    def _around(self, size: int) -> tuple[int, int]:
+        last_window = (math.ceil(size / self.stride) - 1) * self.stride
+        total = max(last_window + self.kernel - size, 0)
+        return total // 2, total - total // 2
+
+
+def _same_conv(channels: int, out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    if stride == 1:
+        return [Conv2d(channels, out, kernel, padding=kernel // 2)]
+    return [SamePad(kernel, stride), Conv2d(channels, out, kernel, stride)]
+
+
+def _norm_relu(channels: int) -> list[nn.Module]:
+    return [KerasBatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; as published, the shortcut's 1x1 convolution has no BN."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        first = [*_same_conv(channels, out, 3, stride), *_norm_relu(out)]
+        second = [*_same_conv(out, out, 3), KerasBatchNorm2d(out)]
+        self.residual = nn.Sequential(*first, *second)
+        self.shortcut = nn.Identity() if stride == 1 else Conv2d(channels, out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+class KerasResNet34(nn.Module):
+    """The encoder of Keras' Barlow Twins example: images (N, 3, 32, 32) -> embedding (N, 512).
+
+    A 7x7 stem over images with three zeros around them, then stages of 3, 4, 6 and 3 blocks, in pixels
+    32 -> 38 -> 19 -> 10 -> 10 -> 5 -> 3 -> 2, then a mean. As published the mean is a 2x2 average pool, which
+    sees just these 2x2 pixels; here it takes all that are left, so other sizes of image work too.
+    """
+
+    num_features = 512
+
+    def __init__(self):
+        super().__init__()
+        stem = [nn.ZeroPad2d(3), *_same_conv(3, 64, 7, stride=2), *_norm_relu(64)]
+        pool = [SamePad(3, 2), nn.MaxPool2d(3, 2)]  # after a ReLU no maximum notices padding by zeros
+        self.stem = nn.Sequential(*stem, *pool)
+        blocks, channels = [], 64
+        for out, count, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+            for stride in (first_stride, *[1] * (count - 1)):
+                blocks.append(BasicBlock(channels, out, stride))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        start_as_keras(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(self.stem(images)).mean((2, 3))
+
+
+class Bottleneck(nn.Module):
+    """A pre-activation bottleneck, 1x1, 3x3, 1x1 (He et al. 2016); the shortcut takes x before any of it."""
+
+    def __init__(self, channels: int, inner: int, out: int, stride: int):
+        super().__init__()
+        narrow = [KerasBatchNorm2d(channels), nn.ReLU(inplace=True), Conv2d(channels, inner, 1)]
+        middle = [*_norm_relu(inner), *_same_conv(inner, inner, 3, stride), *_norm_relu(inner)]
+        self.residual = nn.Sequential(*narrow, *middle)
+        self.shortcut = nn.Identity() if channels == out else Conv2d(channels, out, 1, stride)
+        self.widen = Conv2d(inner, out, 1)  # made after the shortcut, as Keras orders them
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.widen(self.residual(x)) + self.shortcut(x)
+
+
+class KerasResNet20v2(nn.Module):
+    """The encoder of Keras' SimSiam example: images (N, 3, S, S) in [0, 1] -> embedding (N, 256).
+
+    Rescales to [-1, 1] inside, as the example does (from [0, 255]), so its views end without `normalize`.
+    The mean is over a sum of residuals: the last BN-ReLU of such networks belongs to the classifier, which
+    the example leaves out.
+    """
+
+    num_features = 256
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(*_same_conv(3, 16, 3), *_norm_relu(16))
+        self.blocks = nn.Sequential(
+            Bottleneck(16, inner=16, out=64, stride=1),
+            Bottleneck(64, inner=16, out=64, stride=1),
+            Bottleneck(64, inner=64, out=128, stride=2),
+            Bottleneck(128, inner=64, out=128, stride=1),
+            Bottleneck(128, inner=128, out=256, stride=2),
+            Bottleneck(256, inner=128, out=256, stride=1),
+        )
+        start_as_keras(self, he_normal_)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(self.stem(2 * images - 1)).mean((2, 3))
+
+
+KERAS_NETWORKS = {"keras_resnet34": KerasResNet34, "keras_resnet20v2": KerasResNet20v2}

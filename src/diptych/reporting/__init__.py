@@ -1,0 +1,1 @@
+"""The page that a run folder becomes, and its pictures."""

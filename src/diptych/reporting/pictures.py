@@ -1,0 +1,131 @@
+"""Pictures made of arrays: thumbnails, the contact sheet of view pairs, maps in two dimensions.
+
+Pure functions of numpy arrays. Images are (n, H, W, 3) uint8, the order that image files want.
+"""
+
+import base64
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diptych.base.errors import DataError
+
+PAPER, SOFT, FAINT = (252, 251, 248), (95, 91, 84), (222, 218, 210)
+INKS = ((36, 112, 196), (214, 96, 24), (40, 140, 90), (150, 80, 170), (120, 120, 40), (70, 70, 70))  # of lines, in turn
+SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels of one image on a contact sheet
+
+
+def thumbnails(images: np.ndarray, size: int) -> np.ndarray:
+    """Shrinks (n, H, W, 3) uint8 images to fit `size` x `size` pixels, on paper where they are not square.
+
+    Images that are small enough come back as they are: a 32-pixel image gains nothing by being enlarged here.
+    """
+    images = _checked(images)
+    if max(images.shape[1:3]) <= size:
+        return images
+    return np.array([np.asarray(_tile(image, size)) for image in images]).reshape(-1, size, size, 3)
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An (H, W, 3) or (H, W, 4) uint8 image as a PNG in text, for the `src` of a page without other files."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=9)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def contact_sheet(
+    originals: np.ndarray,
+    firsts: np.ndarray,
+    seconds: np.ndarray,
+    labels: tuple[str, str, str] = ("image", "view 1", "view 2"),
+) -> Image.Image:
+    """One picture of n rows "image, view 1, view 2", each (n, H, W, 3) uint8; many rows stand in blocks.
+
+    Small images are enlarged by whole pixels, or nobody could judge them. Raises `DataError` when the three
+    do not have the same number of images, or none.
+    """
+    columns = [_checked(images) for images in (originals, firsts, seconds)]
+    counts = {len(images) for images in columns}
+    if len(counts) != 1 or 0 in counts:
+        raise DataError(f"a contact sheet needs as many images as views, got {[len(images) for images in columns]}")
+    n = counts.pop()
+    side = max(columns[1].shape[1:3])
+    tile = min(side * math.ceil(SMALLEST_TILE / side), LARGEST_TILE)
+    blocks = 1 if n <= 6 else 2 if n <= 16 else 3
+    rows = math.ceil(n / blocks)
+    # Pixels; the two views stand closer to each other than to their image.
+    margin, hinge, apart, heading = 24, 3, 14, 26
+    offsets = (0, tile + apart, 2 * tile + apart + hinge)
+    block = 3 * tile + apart + hinge + 2 * margin
+    sheet = Image.new("RGB", (blocks * block, 2 * margin + heading + rows * (tile + apart) - apart), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    for index in range(n):
+        left, row = margin + index // rows * block, index % rows
+        for label, offset, images in zip(labels, offsets, columns, strict=True):
+            if row == 0:
+                draw.text((left + offset, margin - 2), label, fill=SOFT, font=font)
+            sheet.paste(_tile(images[index], tile), (left + offset, margin + heading + row * (tile + apart)))
+    return sheet
+
+
+def line_picture(chart: dict, size: tuple[int, int], scale: int = 3) -> Image.Image:
+    """A chart of `charts.line_chart` (places in `size` units) as a picture of `size` times `scale` pixels.
+
+    Drawn four times as large and shrunk: Pillow draws lines without grey edges.
+    """
+    fine, (width, height) = 4 * scale, size
+    heading = 26  # units above the chart: its title, and the lines' names where there are several
+    sheet = Image.new("RGB", (fine * width, fine * (height + heading)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    title, small = (ImageFont.load_default(size=fine * points) for points in (10, 8))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return fine * x, fine * (y + heading)
+
+    across = [x for x, _ in chart["x_ticks"]] + [place[0] for line in chart["lines"] for place in line["hover"]]
+    left, right = min(across), max(across)
+    for y, told in chart["y_ticks"]:
+        draw.line([at(left, y), at(right, y)], fill=FAINT, width=fine)
+        draw.text(at(left - 5, y), told, fill=SOFT, font=small, anchor="rm")
+    bottom = max(y for y, _ in chart["y_ticks"])
+    for x, told in chart["x_ticks"]:
+        draw.text(at(x, bottom + 6), told, fill=SOFT, font=small, anchor="mt")
+    draw.text(at(right, bottom + 18), "step", fill=SOFT, font=small, anchor="rt")
+    draw.text(at(left, -heading + 6), chart["title"], fill=(30, 28, 26), font=title, anchor="lt")
+    if chart["reference"]:
+        y = chart["reference"]["y"]
+        for x in range(round(left), round(right), 6):
+            draw.line([at(x, y), at(x + 3, y)], fill=SOFT, width=fine)
+        draw.text(at(right, y - 2), chart["reference"]["label"], fill=SOFT, font=small, anchor="rb")
+    names = right
+    for index, line in reversed(list(enumerate(chart["lines"]))):
+        ink, points = INKS[index % len(INKS)], [at(x, y) for x, y, *_ in line["hover"]]
+        draw.line(points, fill=ink, width=round(1.6 * fine), joint="curve")
+        for x, y in points if len(points) <= 24 else points[-1:]:
+            draw.ellipse((x - 2 * fine, y - 2 * fine, x + 2 * fine, y + 2 * fine), fill=ink)
+        if len(chart["lines"]) > 1:
+            draw.text(at(names, -heading + 8), line["label"], fill=ink, font=small, anchor="rt")
+            names -= draw.textlength(line["label"], font=small) / fine + 8
+    return sheet.resize((scale * width, scale * (height + heading)), Image.Resampling.LANCZOS)
+
+
+def _checked(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
+        raise DataError(f"pictures are made of images (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    return images
+
+
+def _tile(image: np.ndarray, size: int) -> Image.Image:
+    """One image with its longer side `size`, in the middle of a square of paper."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    # Enlarged pixels stay visible as pixels; a shrunk image is filtered, or it would alias.
+    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    square = Image.new("RGB", (size, size), PAPER)
+    square.paste(Image.fromarray(image).resize(shape, way), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return square

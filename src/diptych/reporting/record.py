@@ -1,0 +1,230 @@
+"""What a run folder says, read kindly: what is missing is empty, what is damaged is left out and noted."""
+
+import json
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from diptych.base.errors import DataError, RecipeError
+from diptych.base.strict_yaml import parse
+from diptych.runs.run import is_run
+
+LONGEST = 300  # characters of one text (a class, a reason, a path); a page is not the place for more
+LARGEST_ARRAYS = 512 * 2**20  # bytes of one picture file's arrays, unpacked
+RECIPE_LINES = 400
+PICTURES = {
+    "views": ("originals", "first", "second"),
+    "correlation": ("matrix",),
+    "map": ("xy", "labels", "thumbnails"),
+    "neighbours": ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"),
+}
+
+OPTIONAL = ("classes", "made_by")
+
+
+@dataclass
+class Record:
+    """One run, as its folder tells it."""
+
+    folder: Path
+    recipe_text: str = ""
+    recipe: dict = field(default_factory=dict)
+    steps: list[dict] = field(default_factory=list)
+    watches: list[dict] = field(default_factory=list)
+    end: dict | None = None
+    crash: dict | None = None
+    results: list[dict] = field(default_factory=list)
+    diagnosis: dict | None = None
+    environment: dict = field(default_factory=dict)
+    pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return clip(self.folder.resolve().name) or "run"
+
+
+def read_run(folder: str | Path) -> Record:
+    """Reads all that a report needs. Raises `DataError` for a folder that is absent or not a run's."""
+    folder = Path(folder)
+    if not folder.is_dir() or not is_run(folder):
+        what = "is not a run folder (it has no log.jsonl and no recipe.yaml)" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}; `diptych pretrain SOURCE --out {folder}` makes a run")
+    run = Record(folder)
+    text = read_text(run, "recipe.yaml")
+    run.recipe_text = "\n".join(clip(line) for line in text.splitlines()[:RECIPE_LINES])
+    try:
+        recipe = parse(text, "recipe.yaml") if text else {}
+        run.recipe = recipe if isinstance(recipe, dict) else {}
+    except RecipeError as error:
+        run.notes.append(str(error))
+    read_log(run)
+    read_evaluations(run)
+    run.environment = read_object(run, "environment.json")
+    crashes = sorted((folder / "crash").glob("step_*.json"))
+    if crashes and not run.end:
+        run.crash = read_object(run, f"crash/{crashes[-1].name}")
+    for name, keys in PICTURES.items():
+        read_picture(run, name, keys)
+    return run
+
+
+def read_log(run: Record) -> None:
+    """Steps and watches in order; where a resumed run told a step twice, the later telling counts."""
+    steps, watches = {}, {}
+    for line in read_lines(run, "log.jsonl"):
+        step, event = real(line.get("step")), line.get("event")
+        if event == "end":
+            run.end = line
+        if step is not None and event == "step":
+            steps[step] = line
+            run.end = None  # training went on after that end
+        elif step is not None and event == "watch":
+            watches[step] = line
+    run.steps = [steps[step] for step in sorted(steps)]
+    run.watches = [watches[step] for step in sorted(watches)]
+
+
+def read_evaluations(run: Record) -> None:
+    """The latest result of each protocol and subject, and the latest diagnosis."""
+    latest: dict[tuple[str, str], dict] = {}
+    for line in read_lines(run, "evaluations.jsonl"):
+        if isinstance(line.get("diagnosis"), dict):
+            run.diagnosis = line["diagnosis"]
+        accuracy = real(line.get("accuracy"))
+        if accuracy is None or "protocol" not in line or "subject" not in line:
+            continue
+        details = line.get("details")
+        labels = details.get("labels") if isinstance(details, dict) else None  # of fine-tuning: each share is a column
+        protocol = line["protocol"] if labels is None else f"{line['protocol']}, labels {labels}"
+        key = clip(protocol), clip(line["subject"])
+        told = latest.pop(key, {}).get("told", 0) + 1
+        latest[key] = {
+            **line,
+            "protocol": key[0],
+            "subject": key[1],
+            "accuracy": accuracy,
+            "told": told,
+            "interval": interval(line.get("interval")),
+        }
+    run.results = list(latest.values())
+
+
+def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
+    """The arrays of pictures/NAME.npz when they are all there, numbers or texts, and of shapes that fit."""
+    path = run.folder / "pictures" / f"{name}.npz"
+    if not path.exists():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
+                raise ValueError(f"its arrays are larger than {LARGEST_ARRAYS // 2**20} MiB")
+        with np.load(path, allow_pickle=False) as archive:
+            wanted = (*keys, *(key for key in OPTIONAL if key in archive))
+            arrays = {key: archive[key] for key in wanted}
+        check_shapes(name, arrays)
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        run.notes.append(
+            f"pictures/{name}.npz cannot be drawn ({clip(str(error).strip() or type(error).__name__, 120)})"
+        )
+        return
+    if len(arrays[keys[0]]):
+        run.pictures[name] = arrays
+
+
+def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Raise ValueError for arrays that do not belong together."""
+    images = {"originals": 4, "first": 4, "second": 4, "thumbnails": 4, "query": 4, "neighbours": 5}
+    for key, array in arrays.items():
+        if key in images and not (
+            array.ndim == images[key] and array.shape[-1] == 3 and array.dtype == np.uint8 and 0 not in array.shape[-3:]
+        ):
+            raise ValueError(f"{key} is {array.shape} {array.dtype}, not images (..., H, W, 3) uint8")
+        if key == "classes" and array.ndim != 1:
+            raise ValueError("classes is not a list of names")
+        if key in ("labels", "query_labels", "neighbour_labels") and array.dtype.kind not in "iu":
+            raise ValueError(f"{key} are not whole numbers")
+        if key in ("matrix", "xy", "similarity") and not (array.dtype.kind == "f" and np.isfinite(array).all()):
+            raise ValueError(f"{key} holds values that are not finite numbers")
+    if name == "views":
+        fits = len({len(arrays[key]) for key in PICTURES["views"]}) == 1
+    elif name == "correlation":
+        fits = arrays["matrix"].ndim == 2 and arrays["matrix"].shape[0] == arrays["matrix"].shape[1]
+    elif name == "map":
+        m = len(arrays["thumbnails"])
+        fits = arrays["xy"].shape == (m, 2) and arrays["labels"].shape == (m,)
+    else:
+        q, k = arrays["neighbours"].shape[:2]
+        fits = arrays["similarity"].shape == arrays["neighbour_labels"].shape == (q, k)
+        fits = fits and arrays["query"].shape == (q, *arrays["neighbours"].shape[2:])
+        fits = fits and arrays["query_labels"].shape == arrays["query_keys"].shape == (q,)
+    if not fits:
+        raise ValueError("its arrays do not belong together: " + ", ".join(f"{k} {a.shape}" for k, a in arrays.items()))
+
+
+def read_lines(run: Record, name: str) -> list[dict]:
+    """The objects of a JSON-lines file. A last line cut short (a kill) is normal; others are noted."""
+    texts = [text for text in read_text(run, name).split("\n") if text.strip()]
+    lines, broken = [], 0
+    for position, text in enumerate(texts):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        elif position < len(texts) - 1:
+            broken += 1
+    if broken:
+        run.notes.append(f"{name}: {broken} line(s) could not be read and are left out")
+    return lines
+
+
+def read_object(run: Record, name: str) -> dict:
+    """The object of a JSON file, {} when it is absent or damaged (which is noted)."""
+    text = read_text(run, name)
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        run.notes.append(f"{name} could not be read")
+        return {}
+    return value
+
+
+def read_text(run: Record, name: str) -> str:
+    """A file's text, "" when it is absent; bytes that are not UTF-8 become a question mark."""
+    try:
+        return (run.folder / name).read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        run.notes.append(f"{name} could not be read ({error.strerror})")
+        return ""
+
+
+def real(value: object) -> float | None:
+    """A finite number as float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def interval(value: object) -> tuple[float, float] | None:
+    """[lo, hi] as two floats; None when it is not that."""
+    ends = [real(end) for end in value] if isinstance(value, (list, tuple)) and len(value) == 2 else [None]
+    return (ends[0], ends[1]) if None not in ends else None  # pyrefly: ignore
+
+
+def clip(value: object, longest: int = LONGEST) -> str:
+    """Any value as a text of bounded length."""
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

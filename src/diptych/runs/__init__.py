@@ -1,0 +1,1 @@
+"""What lies on the disk: the run folder, checkpoints, encoders, published weights."""

@@ -1,0 +1,179 @@
+"""Checkpoints that survive: written aside, flushed, hashed, renamed; loaded only when every hash agrees.
+
+A checkpoint is a folder `step_0000120/` with tensors (safetensors, never pickle), `state.json` (numbers and strings) and
+`manifest.json` (sha256 of every other file). A folder of that name is always whole: it appears by one rename.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from diptych.base.errors import CheckpointError
+from diptych.base.files import disk_error, flush_folder, write_file
+
+KEEP = 2  # the newest, and one to fall back to
+FORMAT = 1  # of the folder; a newer one is refused by name, not misread
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int = KEEP) -> Path:
+    """Save one checkpoint atomically and delete all but the `keep` newest.
+
+    `tensors` maps a file's stem to its named tensors, `state` is any JSON. Raises OutputError when the disk refuses: the
+    checkpoints before it are then untouched.
+    """
+    whole, aside = folder / f"step_{step:07d}", folder / f".step_{step:07d}.tmp-{os.getpid()}"
+    files = {f"{name}.safetensors": safetensors.torch.save(plain(group)) for name, group in tensors.items()}
+    files["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files["manifest.json"] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1).encode()
+    replaced = folder / f".step_{step:07d}.tmp-{os.getpid()}-old"  # swept away like the other, should we be killed here
+    for leftover in (aside, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        for name, data in files.items():
+            write_file(aside / name, data)
+        if whole.exists():  # of the same step: broken, or about to be told that the run has ended
+            os.replace(whole, replaced)
+        os.replace(aside, whole)
+        shutil.rmtree(replaced, ignore_errors=True)
+        flush_folder(folder)
+    except OSError as error:
+        raise disk_error(whole, sum(map(len, files.values())), error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    write_file(folder / "last", whole.name.encode())
+    if fault(whole) is None:
+        # Those of later steps are broken, the run has resumed before them: none may take a whole one's place.
+        kept = [path for path in steps(folder) if path <= whole][-keep:]
+        for old in set(steps(folder)) - set(kept):
+            shutil.rmtree(old, ignore_errors=True)
+    return whole
+
+
+def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous and in storage of their own, as safetensors asks (channels_last weights are not)."""
+    return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoint folders, oldest first: ordered by step, not by any clock."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None when every file has the hash it was written with."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        if manifest["format"] != FORMAT:
+            return f"it has format {manifest['format']!r}, this version of diptych reads {FORMAT}"
+        hashes = manifest["sha256"]
+        for name, expected in hashes.items():
+            if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
+                return f"{name} is damaged (its hash has changed)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "manifest.json is damaged"
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, None when there is none at all. Warns of each broken one that it passes over.
+
+    Raises CheckpointError when there are checkpoints and all are broken: starting over silently would lose a run.
+    """
+    for stray in folder.glob(".step_*.tmp-*"):  # left by a process that was killed while it wrote
+        whole = folder / stray.name[1:].split(".")[0]
+        if stray.name.endswith("-old") and not whole.exists():
+            os.replace(stray, whole)  # killed between the two renames
+        else:
+            shutil.rmtree(stray, ignore_errors=True)
+    found = steps(folder)
+    for checkpoint in reversed(found):
+        reason = fault(checkpoint)
+        if reason is None:
+            return checkpoint
+        warnings.warn(f"{checkpoint}: {reason}; looking for an older checkpoint", stacklevel=2)
+    if found:
+        raise CheckpointError(f"no checkpoint in {folder} is whole; restore one, or start over with --overwrite")
+    return None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file. Raises CheckpointError naming the file."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def read_state(checkpoint: Path) -> dict:
+    """The JSON state of a checkpoint that `newest` has verified. Raises CheckpointError where there is none."""
+    try:
+        return json.loads((checkpoint / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # its manifest lists no such file, or it was never ours
+        raise CheckpointError(f"{checkpoint}/state.json cannot be read ({type(error).__name__})") from None
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
+    """An optimizer's memory as named tensors and a JSON remainder, both without pickle."""
+    state = optimizer.state_dict()
+    entries = {f"{index}.{name}": value for index, held in state["state"].items() for name, value in held.items()}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
+    groups = []
+    for index, group in enumerate(state["param_groups"]):
+        groups.append({k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)})
+        tensors |= {f"group {index}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}  # LAMB's step
+    return tensors, {"values": values, "groups": groups}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], remainder: dict) -> None:
+    """Give a fresh optimizer the memory that `pack_optimizer` took from its twin."""
+    current = optimizer.state_dict()["param_groups"]
+    groups = [merge(old, new) for old, new in zip(current, remainder["groups"], strict=True)]
+    state: dict[int, dict] = {}
+    for key, value in {**tensors, **remainder["values"]}.items():
+        owner, name = key.split(".", 1)
+        if owner.startswith("group "):
+            groups[int(owner.removeprefix("group "))][name] = value
+        else:
+            state.setdefault(int(owner), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def merge(old: dict, new: dict) -> dict:
+    """A parameter group with the saved numbers; JSON has made lists of its tuples (Adam's betas)."""
+    return {**old, **{k: tuple(v) if isinstance(old.get(k), tuple) else v for k, v in new.items()}}
+
+
+def load_exactly(
+    module: torch.nn.Module, tensors: dict[str, Tensor], source: Path | str, missing: Iterable[str] = ()
+) -> None:
+    """Load named tensors into a module; every difference that is not in `missing` is an error that names the keys."""
+    own = module.state_dict()
+    absent = sorted(set(own) - set(tensors) - set(missing))
+    extra = sorted(set(tensors) - set(own))
+    wrong = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    if absent or extra or wrong:
+        told = [
+            f"{word} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)})"
+            for word, keys in (("missing", absent), ("unexpected", extra), ("of another shape", wrong))
+            if keys
+        ]
+        raise CheckpointError(f"{source} does not fit this network: {'; '.join(told)}")
+    module.load_state_dict(tensors, strict=False)

@@ -1,0 +1,216 @@
+"""Checkpoints that others have published, made into encoder folders. Read as tensors only: a file cannot run anything.
+
+The network is recognised from names and shapes, every tensor finds its place or is named, and config.json tells where
+the weights come from. Known are the layouts of Barlow Twins and SimSiam as published, of solo-learn, lightly and
+torchvision.
+"""
+
+import hashlib
+import re
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.base.errors import CheckpointError, OutputError
+from diptych.networks.encoders import encoder as make_encoder
+from diptych.runs.checkpoints import load_exactly
+from diptych.runs.encoder import Preprocessing, save_encoder
+
+# Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1).
+RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
+GROUPS = {  # first part of a name to what it belongs to, in the words of this package
+    "projector": "projector", "projection_head": "projector",
+    "predictor": "predictor", "prediction_head": "predictor",
+    "classifier": "classifier", "online_classifier": "classifier", "fc": "classifier", "linear": "classifier",
+    "bn": "normalization of the projections",
+}  # fmt: skip
+ENCODER = re.compile(r"(conv1|bn1|layer[1-4])\.")
+NUMBERED = re.compile(r"(\d+)\.")
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+# pickle itself is never imported; a damaged file can end its reader in any of these.
+Unpickling = torch.serialization.pickle.UnpicklingError
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+              ArithmeticError, MemoryError, struct.error)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A checkpoint taken apart: `weights` by the network's own names; `left_out` and `unexpected` by the file's."""
+
+    name: str
+    weights: dict[str, Tensor]
+    left_out: dict[str, list[str]]
+    unexpected: list[str]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `import_weights` made; as text, every line of what there is to know about it."""
+
+    folder: Path
+    encoder: str
+    stem: str
+    preprocessing: Preprocessing
+    origin: dict[str, Any]
+
+    def __str__(self) -> str:
+        told, groups = self.origin, dict(self.origin["left_out"])
+        lines = [f"{self.folder}  {self.encoder}, stem {self.stem}, {told['tensors']} tensors (layout: {told['layout']})",
+                 f"  from {told['file']}, {told['bytes']:,} bytes, sha256 {told['sha256']}",
+                 f"  images: shorter side to {self.preprocessing.opened} pixels, the middle {self.preprocessing.size}, "
+                 f"mean {self.preprocessing.mean}, std {self.preprocessing.std}"]  # fmt: skip
+        if self.stem != "standard":
+            padding = 2 if self.stem == "small-padded" else 1
+            lines.append(f"  assumed, as shapes do not tell: the first convolution has stride 1 and padding {padding}, "
+                         "there is no max-pool, and the images were normalized so")  # fmt: skip
+        groups |= {"missing in the file": told["missing"], "unexpected": told["unexpected"]}
+        lines += [f"  {group} ({len(keys)}): {', '.join(keys) or 'none'}" for group, keys in groups.items()]
+        return "\n".join(lines)
+
+
+def import_weights(
+    file: str | Path,
+    out: str | Path,
+    size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> Imported:
+    """Write the encoder of a published checkpoint into the folder `out`, for `load`, `embed`, `evaluate`, `classify`.
+
+    size: pixels (default: 224, after the shorter side was resized to 256 / 224 of it; 32 as they are where the first
+    convolution is 3x3). mean, std: ImageNet's, or CIFAR-10's where it is 3x3, unless given.
+
+    Raises CheckpointError for a file that holds more than tensors or no ResNet, OutputError when `out` is not empty.
+    """
+    file, out = Path(file), Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not empty; choose another --out or remove it")
+    found = take_apart(read(file), file)
+    name, stem = recognise(found, file)
+    small = stem != "standard"
+    size = size or (32 if small else 224)
+    normal = CIFAR if small else IMAGENET
+    expected = Preprocessing(size, mean or normal[0], std or normal[1], None if small else round(size * 256 / 224))
+    network = make_encoder(name, stem, size)
+    # Counters of batches, which files of before 2018 lack and evaluation never looks at.
+    missing = [key for key in network.state_dict() if key.endswith("num_batches_tracked") and key not in found.weights]
+    load_exactly(network, found.weights, f"{file}, read as a {name},", missing)
+    with open(file, "rb") as bytes_of_it:
+        digest = hashlib.file_digest(bytes_of_it, "sha256").hexdigest()
+    origin = {"file": str(file.resolve()), "sha256": digest, "bytes": file.stat().st_size, "layout": found.name,
+              "tensors": len(found.weights), "missing": missing, "unexpected": found.unexpected,
+              "left_out": found.left_out}  # fmt: skip
+    save_encoder(out, network, expected, origin=origin)
+    return Imported(out, name, stem, expected, origin)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The dictionary in a file of torch.save, on the CPU; its tensors stay on the disk until they are needed.
+
+    Raises CheckpointError naming the class that a file wants made, which this package does for none.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is {'a folder' if file.is_dir() else 'missing'}; give a checkpoint file")
+    try:
+        # The zip layout (torch >= 1.6) can be mapped into memory, the older one cannot.
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Unpickling as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise CheckpointError(f"{file} is damaged, or no file of torch.save; fetch it again") from None
+        raise CheckpointError(
+            f"{file} holds more than tensors: it wants {wanted[1]!r} made, and making it could run code, so nothing was "
+            "read; where the file comes from, save its tensors alone, torch.save(network.state_dict(), ...), and import that"
+        ) from None
+    except UNREADABLE as error:
+        told = " ".join(str(error).split("\n")[0].split())[:120]
+        raise CheckpointError(
+            f"{file} is damaged, or no file of torch.save ({type(error).__name__}: {told}); fetch it again"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not named tensors; save a state_dict() instead")
+    return loaded
+
+
+def take_apart(loaded: dict[str, Any], file: Path) -> Layout:
+    """The encoder's tensors under the names of torchvision (which are timm's), and whose the others are."""
+    inner = next((key for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), "")
+    named = {str(key): value for key, value in (loaded[inner] if inner else loaded).items()}
+    plain = {key.removeprefix("module."): key for key in named}
+    prefix = next((start for start in ("backbone.", "encoder.") if any(key.startswith(start) for key in plain)), "")
+    theirs = {key.removeprefix(prefix): original for key, original in plain.items() if key.startswith(prefix)}
+    names = unnumbered(theirs)
+
+    weights: dict[str, Tensor] = {}
+    left_out: dict[str, list[str]] = {}
+    unexpected: list[str] = []
+    for key, original in plain.items():
+        own = names.get(key.removeprefix(prefix), "") if key.startswith(prefix) else ""
+        first = (own or key).split(".")[0]
+        group = "projector" if re.match(r"fc\.\d", own) else GROUPS.get(first)  # SimSiam's fc is its projector
+        if ENCODER.match(own) and isinstance(named[original], Tensor):
+            weights[own.replace(".shortcut.", ".downsample.")] = named[original]
+        elif group is not None:
+            left_out.setdefault(group, []).append(original)
+        else:
+            unexpected.append(original)
+    if not weights:
+        some = ", ".join(list(named)[:3]) or "nothing"
+        raise CheckpointError(f"{file} holds no ResNet under a name that is known here, but {some} ...; export its encoder "
+                              "alone, with torchvision's names")  # fmt: skip
+    return Layout(layout_of(loaded, inner, prefix, list(plain), list(theirs)), weights, left_out, unexpected)
+
+
+def unnumbered(keys: dict[str, str]) -> dict[str, str]:
+    """Each key to the name it stands for: in nn.Sequential(*children) layers have numbers, those without weights too."""
+    numbers = sorted({int(found[1]) for key in keys if (found := NUMBERED.match(key))})
+    if len(numbers) != 6 or numbers[:2] != [0, 1]:
+        return {key: key for key in keys}
+    words = dict(zip(numbers, ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), strict=True))
+    return {key: NUMBERED.sub(lambda found: f"{words[int(found[1])]}.", key, count=1) for key in keys}
+
+
+def layout_of(loaded: dict[str, Any], inner: str, prefix: str, keys: list[str], encoder_keys: list[str]) -> str:
+    """What to call a file's layout."""
+    starts = {key.split(".")[0] for key in keys}
+    if NUMBERED.match(encoder_keys[0]):
+        return "lightly, ResNetGenerator" if any(".shortcut." in key for key in encoder_keys) else "lightly, numbered"
+    if not prefix:
+        return "encoder alone"
+    if inner == "model":
+        return "Barlow Twins"
+    if prefix == "encoder." and "pytorch-lightning_version" not in loaded:
+        return "SimSiam"
+    return "solo-learn" if starts & {"projector", "classifier"} else "lightly"
+
+
+def recognise(found: Layout, file: Path) -> tuple[str, str]:
+    """The network's name and stem, from how many blocks it has, of which kind, and its first convolution."""
+    stages = [{key.split(".")[1] for key in found.weights if key.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
+    blocks, bottleneck = tuple(map(len, stages)), "layer1.0.conv3.weight" in found.weights
+    name, first = RESNETS.get((blocks, bottleneck)), found.weights.get("conv1.weight")
+    if name is None or first is None:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise CheckpointError(f"{file} holds a network of {blocks} {kind} blocks{' without conv1' if first is None else ''}; "
+                              f"known are {', '.join(RESNETS.values())}")  # fmt: skip
+    kernel = tuple(first.shape[1:])
+    if kernel == (3, 3, 3):  # of solo-learn's CIFAR networks the padding is 2, which changes every map's size
+        return name, "small-padded" if found.name == "solo-learn" else "small"
+    if kernel != (3, 7, 7):
+        raise CheckpointError(
+            f"{file}: conv1.weight is {tuple(first.shape)}; known are (64, 3, 7, 7) and (64, 3, 3, 3)"
+        )
+    return name, "standard"

@@ -1,0 +1,199 @@
+"""The run folder is the database: what was asked, what happened, what came out, readable without this program.
+
+recipe.yaml         what was asked, every default written out        log.jsonl           what happened, a line each
+environment.json    versions, device, threads, commit                checkpoints/        to continue from
+encoder/            what remains: weights and preprocessing          untrained/          the same encoder before step 0
+pictures/           arrays that the report draws                     evaluations.jsonl   what it is worth
+bad_files.jsonl     images that could not be read, and why; absent when all could
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from diptych.base import strict_yaml
+from diptych.base.errors import CheckpointError, DataError, OutputError
+from diptych.base.files import disk_error, read_lines, write_file
+from diptych.runs.environment import environment
+
+# What may change between a run and its continuation: none of it changes what is computed.
+FREE = ("source", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
+
+
+class Run:
+    """A run's folder. `Run(folder)` opens one that exists; `Run.start(...)` makes or continues one."""
+
+    mirror: Callable[[str, dict], None] | None = None  # is told every line that is logged
+    _lock: IO[str] | None = None
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not is_run(self.folder):
+            raise DataError(
+                f"{folder} is not a run folder (it has no log.jsonl); `diptych pretrain SOURCE --out {folder}` makes one"
+            )
+
+    @classmethod
+    def start(cls, folder: str | Path, record: dict, resume: bool = False, overwrite: bool = False) -> "Run":
+        """Make the folder, or continue the one that is there; lock it against a second writer.
+
+        Raises OutputError when the folder holds something and neither `resume` nor `overwrite` was said, or when another
+        process is writing to it; CheckpointError when the run there was asked for something else than `record`.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the folder {folder} ({(error.strerror or '').lower()}); choose another --out"
+            ) from None
+        held = [path for path in folder.iterdir() if path.name != ".lock"]
+        if held and not is_run(folder):
+            raise OutputError(f"{folder} is not empty and not a run; choose another --out")
+        if held and not (resume or overwrite):
+            raise OutputError(
+                f"{folder} already holds a run: add --resume to continue it, --overwrite to replace it, or choose another --out"
+            )
+        with contextlib.ExitStack() as undo:
+            lock = undo.enter_context(take_lock(folder))
+            for stray in folder.rglob(".*.tmp-*"):  # half-written, left by a process that was killed
+                if stray.is_file():
+                    stray.unlink()
+            if held and overwrite and not resume:
+                for path in held:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if (folder / "recipe.yaml").exists():
+                compare_records(folder, record)
+            undo.pop_all()
+        write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
+        write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
+        (folder / "log.jsonl").touch()
+        run = cls(folder)
+        run._lock = lock
+        return run
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to log.jsonl, at once."""
+        self.append("log.jsonl", [{"event": event, **fields}])
+        if self.mirror is not None:
+            self.mirror(event, fields)
+
+    def flush(self) -> None:
+        """Bring the log to the disk itself: before a checkpoint, which must not know of steps that a power cut can take."""
+        with open(self.folder / "log.jsonl", "rb") as file:
+            os.fsync(file.fileno())
+
+    def lines(self, event: str | None = None) -> list[dict]:
+        """The lines of log.jsonl (of one kind); a last line cut short by a kill is left out."""
+        return [line for line in read_lines(self.folder / "log.jsonl") if event in (None, line.get("event"))]
+
+    def rewind(self, step: int) -> None:
+        """Forget the lines after `step`: the steps they tell of are about to be made again, identically."""
+        kept = [line for line in self.lines() if line.get("step", 0) <= step and line.get("event") != "end"]
+        write_file(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def append(self, name: str, lines: list[dict]) -> None:
+        """Append lines to one of the folder's JSON-lines files. Raises OutputError when the disk refuses."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        try:
+            with open(self.folder / name, "a") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(self.folder / name, len(text), error) from None
+
+    def picture(self, name: str, **arrays: np.ndarray) -> None:
+        """Keep arrays for the report in pictures/NAME.npz."""
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        made = io.BytesIO()
+        np.savez_compressed(made, allow_pickle=False, **arrays)
+        write_file(self.folder / "pictures" / f"{name}.npz", made.getvalue())
+
+    @property
+    def recipe(self) -> dict:
+        """What was asked."""
+        return strict_yaml.read(self.folder / "recipe.yaml")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return bool(self.lines("end"))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / "log.jsonl").is_file() or (folder / "recipe.yaml").is_file()
+
+
+def take_lock(folder: Path) -> IO[str]:
+    """The open, locked file; the system frees it when the process ends, however it ends."""
+    try:
+        file = open(folder / ".lock", "a+")  # noqa: SIM115  (it must stay open)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder} ({(error.strerror or '').lower()}); choose another --out"
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown process"
+        file.close()
+        raise OutputError(
+            f"another run is writing to {folder} ({holder}); wait for it, or choose another --out"
+        ) from None
+    except OSError as error:  # some network file systems lock nothing
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): start no second run there", stacklevel=2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def compare_records(folder: Path, record: dict) -> None:
+    """Raise CheckpointError naming the first keys in which a run and the request to continue it differ."""
+    old, new = flatten(strict_yaml.read(folder / "recipe.yaml")), flatten(json.loads(json.dumps(record)))
+    for record_of in (old, new):  # an older version did not know a switch that is off now
+        record_of.update({key: None for key, value in record_of.items() if value is False})
+    changed = [
+        f"{key}: {short(old.get(key))} -> {short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
+    if changed:
+        told = "; ".join(changed[:3])
+        raise CheckpointError(
+            f"{folder} was made with another recipe ({told}); ask for the same, or choose another --out"
+        )
+
+
+def short(value: Any) -> str:
+    return text if len(text := str(value)) <= 40 else text[:37] + "..."
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in flatten(inner, f"{name}.{key}" if name else str(key)).items()
+        }
+    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
+        return {k: v for i, inner in enumerate(value) for k, v in flatten(inner, f"{name}.{i}").items()}
+    return {name: value}

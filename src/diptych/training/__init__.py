@@ -1,0 +1,1 @@
+"""Pretraining: the loop, optimizers, schedules, what is watched meanwhile."""
