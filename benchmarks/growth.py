@@ -221,7 +221,7 @@ def of_stream(work: dict, arguments: argparse.Namespace) -> None:
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{i:06d}.jpg", quality=90)
         built, marks = build(asked), []
 
-        def mark(progress: float) -> None:
+        def mark(*_) -> None:
             marks.append((time.perf_counter(), time.process_time(), kilobytes("VmRSS") / 1024))
 
         built.method.after_step = mark  # after each step, so that neither the start nor the last look counts

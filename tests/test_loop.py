@@ -71,12 +71,12 @@ class Breaks(type(tiny_method())):
 
     bad_step, done = -1, 0
 
-    def compare(self, projections):
-        loss, parts = super().compare(projections)
-        return (loss * float("nan") if self.done == self.bad_step else loss), parts
+    def compare(self, projections, progress):
+        compared = super().compare(projections, progress)
+        return compared._replace(loss=compared.loss * float("nan")) if self.done == self.bad_step else compared
 
-    def after_step(self, progress: float) -> None:
-        self.done = round(progress * TOTAL)
+    def after_step(self, kept, progress) -> None:
+        self.done = round(float(progress) * TOTAL)
 
 
 def breaking(step: int) -> Breaks:
@@ -260,10 +260,10 @@ def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_bat
 class FollowsItself(BarlowTwins):
     """With a target network, as BYOL has: one projection comes without a gradient, one is a count."""
 
-    def project(self, views):
-        z1 = super().project(views)["z1"]
+    def project(self, views, draw):
+        z1 = super().project(views, draw)["z1"]
         with torch.no_grad():
-            target = super().project(views)["z2"]
+            target = super().project(views, draw)["z2"]
         return {"z1": z1, "z2": target, "index": torch.arange(len(z1))}
 
 

@@ -201,11 +201,12 @@ def last_look(job: Job) -> tuple[Tensor, Tensor, Tensor]:
     some = some_images(job, 1024).to(job.device)
     draws = [view.sample(len(some), random_at(job.seed, "picture", k)) for k, view in enumerate(job.views)]
     pair = [view.apply(some, draw).to(job.dtype) for view, draw in zip(job.views, draws, strict=True)]
-    projections = job.method.project(pair)
+    shown = job.method.shown(job.method.project(pair, {}))
+    assert shown is not None
     embedding = job.method.encoder(pair[0]).float().cpu()
     if not embedding.isfinite().all():  # the last update, which no loss has seen
         raise DivergedError(
             "the encoder's embeddings are not finite after the last step: lower optimizer.lr or set pretrain.clip_norm; "
             "checkpoints/ holds an earlier step"
         )
-    return embedding, projections["z1"].float(), projections["z2"].float()
+    return embedding, shown[0].float(), shown[1].float()

@@ -20,6 +20,7 @@ from diptych.base.signals import Preempted, StopRequest
 from diptych.base.terminal import Progress
 from diptych.data.images import RESIDENT_BYTES, Images
 from diptych.methods import Method
+from diptych.methods.method import Draw
 from diptych.networks.batch_norm import with_global_statistics
 from diptych.networks.convolution import quick_convolutions
 from diptych.runs import boards
@@ -125,7 +126,8 @@ def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
     parameters = [p for p in method.parameters() if p.requires_grad]
     for step, batch in feed(job):
         set_rates(optimizer, job.schedule(step / job.total))
-        pair = make_views(job, batch, step)
+        pair, draw = make_views(job, batch, step), draw_of(job, len(batch), step)
+        progress_now = torch.full((), step / job.total, device=job.device)
         method.train()
         optimizer.zero_grad(set_to_none=True)
         if job.careful:
@@ -133,17 +135,18 @@ def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
         if job.micro_batch is None:
             seed_networks(job, step)
             with job.arithmetic():
-                loss, parts = model(pair)
+                loss, parts, kept = model(pair, draw, progress_now)
             loss.backward()
         else:
-            loss, parts = in_pieces(method, pair, job.micro_batch, job.arithmetic, partial(seed_networks, job, step))
+            seed = partial(seed_networks, job, step)
+            loss, parts, kept = in_pieces(method, pair, draw, progress_now, job.micro_batch, job.arithmetic, seed)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if job.careful and not math.isfinite(float(loss.detach() + norm)):  # the mean gradient tells every rank
             job.diverged(step, loss, parts, norm)
         if job.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, job.clip_norm, norm)
         optimizer.step()
-        method.after_step((step + 1) / job.total)
+        method.after_step(kept, torch.full((), (step + 1) / job.total, device=job.device))
         job.taken.append((step, loss.detach(), parts, norm))
         if not job.looks_at(step):
             continue
@@ -163,6 +166,13 @@ def loop(job: Job, stop: StopRequest, progress: Progress) -> None:
             )
         if time_to_save:
             job.save()
+
+
+def draw_of(job: Job, rows: int, step: int) -> Draw:
+    """This process' rows of the method's own randomness, drawn for the global batch."""
+    draw = job.method.draw(job.batch_size, random_at(job.seed, "method", step))
+    own = slice(rank() * rows, (rank() + 1) * rows)
+    return {name: value[own].to(job.device, non_blocking=True) for name, value in draw.items()}
 
 
 def seed_networks(job: Job, step: int, piece: int = 0) -> None:

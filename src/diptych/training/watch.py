@@ -26,11 +26,12 @@ def collapse_watch(method: Method, images: Tensor, views: Sequence[View], seed: 
         method.eval()
         pair = [view.apply(images.to(parameter.device), draw) for view, draw in zip(views, draws, strict=True)]
         first, second = (view.to(parameter.dtype, memory_format=torch.channels_last) for view in pair)
-        projections = method.project([first, second])
+        projections = method.project([first, second], method.draw(len(images), random_at(seed, "watch", "method")))
         embedding = encoder(first).float().cpu()
         method.train()
         readings = {"spread": float(spread(embedding)), "rank": float(effective_rank(embedding))}
-        return readings | correlation_readings(projections["z1"].float().cpu(), projections["z2"].float().cpu())
+        shown = method.shown(projections)
+        return readings if shown is None else readings | correlation_readings(*(z.float().cpu() for z in shown))
 
     return watch
 
