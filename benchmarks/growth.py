@@ -27,6 +27,7 @@ import diptych
 from benchmarks.measure import Row, goal, in_turns, kilobytes, parser, report
 from benchmarks.training import ours
 from benchmarks.views import pictures
+from diptych.base.memory import keep_freed_memory
 from diptych.base.random_at import random_at
 from diptych.commands import recipe
 from diptych.commands.build import build
@@ -270,6 +271,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--only", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS), help="of the tables")
     arguments = made.parse_args(words)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the command does
     if (
         len(arguments.only) > 1 and not arguments.quick
     ):  # a process each: pretraining keeps what it has freed (decision 17)

@@ -30,3 +30,8 @@ def choose_device(name: str) -> torch.device:
             raise RecipeError(f"device {device} was asked for, but there are {count} GPUs; use cuda or cuda:0{last}")
         torch.cuda.set_device(device)
     return device
+
+
+def waits_for(device: torch.device) -> bool:
+    """Whether reading a number that lies on `device` is waiting for all that it has still to do."""
+    return device.type != "cpu"

@@ -16,6 +16,7 @@ def in_pieces(
     views: Sequence[Tensor],
     draw: Draw,
     progress: Progress,
+    *,
     rows: int,
     arithmetic: Callable[[], AbstractContextManager],
     seed: Callable[[int], None],
@@ -28,32 +29,33 @@ def in_pieces(
     numbers of a network with dropout, the same both times; `arithmetic()` is the autocast to work under. Returns
     what `compare` does; every parameter has its gradient, averaged over the processes.
     """
-    count = len(views[0])
     pieces = [
         ([view[start : start + rows] for view in views], {name: x[start : start + rows] for name, x in draw.items()})
-        for start in range(0, count, rows)
+        for start in range(0, len(views[0]), rows)
     ]
     buffers = list(method.buffers())
     before = [buffer.clone() for buffer in buffers]
-    made = []
+    projected = []
     for index, piece in enumerate(pieces):
         seed(index)
         with torch.no_grad(), arithmetic():
-            made.append(method.project(*piece))
+            projected.append(method.project(*piece))
     if buffers:
         torch._foreach_copy_(buffers, before)  # running statistics move in the second projection only
-    whole = {name: torch.cat([each[name] for each in made]) for name in made[0]}
-    for z in whole.values():
+    projections = {name: torch.cat([piece[name] for piece in projected]) for name in projected[0]}
+    for z in projections.values():
         z.requires_grad_(z.is_floating_point())
     with arithmetic():
-        compared = method.compare(whole, progress)
+        compared = method.compare(projections, progress)
     compared.loss.backward()
-    wanted = {name: z.grad.split(rows) for name, z in whole.items() if z.grad is not None}  # not behind a stop-gradient
+    gradients = {
+        name: z.grad.split(rows) for name, z in projections.items() if z.grad is not None
+    }  # else: a stop-gradient
     for index, piece in enumerate(pieces):
         seed(index)
         with arithmetic():  # of its own: under no_grad autocast caches weights that no gradient reaches
             again = method.project(*piece)
-        reached = [name for name in wanted if again[name].requires_grad]  # not a target network's
-        torch.autograd.backward([again[name] for name in reached], [wanted[name][index] for name in reached])
+        reached = [name for name in gradients if again[name].requires_grad]  # not a target network's
+        torch.autograd.backward([again[name] for name in reached], [gradients[name][index] for name in reached])
     average_gradients(method.parameters())
     return compared
