@@ -10,7 +10,7 @@ from torch import Tensor
 from diptych.base.device import PRECISIONS
 from diptych.base.errors import DataError, DivergedError, RecipeError
 from diptych.base.files import require_space
-from diptych.base.processes import agree, copy_from_first, gather, rank, world_size
+from diptych.base.processes import barrier, copy_from_first, gather, rank, world_size
 from diptych.base.random_at import random_at
 from diptych.data.images import Images
 from diptych.embeddings.diagnose import diagnose
@@ -78,7 +78,7 @@ def describe_arguments(
 def open_run(out: str | Path, record: dict, resume: bool, overwrite: bool) -> Run:
     """The folder of the run. The first process makes it, the others open it after that."""
     first = Run.start(out, record, resume, overwrite) if rank() == 0 else None
-    agree(False)  # wait for it
+    barrier()
     return first or Run(out)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from diptych.base.errors import CheckpointError, DivergedError
 from diptych.base.files import read_lines, write_file
-from diptych.base.processes import agree, rank
+from diptych.base.processes import barrier, rank
 from diptych.data.images import Images
 from diptych.methods import Method
 from diptych.runs import checkpoints
@@ -49,7 +49,7 @@ class Keeper:
             }
             self.run.flush()
             checkpoints.save(self.folder, state.step, tensors, numbers)
-        agree(False)  # all leave together: who starts the processes ends them soon after the first has gone
+        barrier()  # all leave together: who starts the processes ends them soon after the first has gone
 
     def resume(self) -> State:
         """Put weights, memory and log back to the newest checkpoint, if there is one; returns where the run stands."""

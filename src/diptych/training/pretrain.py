@@ -90,7 +90,7 @@ def pretrain(
         if state.finished:
             return run
         if tensorboard and rank() == 0:
-            run.mirror = boards.tensorboard(run.folder)
+            run.mirrors.append(boards.tensorboard(run.folder))
         begin(keeper, feed, state.step, best=stopping is not None)
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = Progress("pretrain", feed.total, show and rank() == 0)
