@@ -164,7 +164,7 @@ def room(job: Job) -> int:
 def some_images(job: Job, count: int) -> Tensor:
     """The same few images each time, from all over the set: sources come class by class. (n, 3, S, S) uint8."""
     chosen = torch.randperm(len(job.images), generator=random_at(job.seed, "pictures"))[:count]
-    return next(job.images.batches(chosen, count, replace=(job.seed, 0)))[1]
+    return next(job.images.read(chosen, count, replace=(job.seed, 0)))[1]
 
 
 def finish(job: Job) -> None:

@@ -18,7 +18,7 @@ from diptych.base.processes import rank, start, world_size, wrap
 from diptych.base.random_at import random_at, seed_at
 from diptych.base.signals import Preempted, StopRequest
 from diptych.base.terminal import Progress
-from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.data.images import Images
 from diptych.methods import Method
 from diptych.networks.batch_norm import with_global_statistics
 from diptych.networks.convolution import quick_convolutions
@@ -78,8 +78,7 @@ def pretrain(
     where = start(choose_device(device))
     if where.type == "cpu":
         keep_freed_memory()
-    if images.bytes_in_memory <= RESIDENT_BYTES:
-        images.pixels()  # decodes once; bad images are left out before anything is counted
+    images.prepare()  # bad images are left out before anything is counted
     steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, torch_compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
     with_global_statistics(method)  # in place, as the two moves: the optimizer's parameters stay the method's
@@ -185,15 +184,8 @@ def feed(job: Job) -> Iterator[tuple[int, Tensor]]:
 
 def epoch_batches(job: Job, order: Tensor, epoch: int) -> Iterator[Tensor]:
     """Batches of the images named by the rows of `order` (batches, n): from memory, or decoded as they are needed."""
-    if job.images.bytes_in_memory <= RESIDENT_BYTES:
-        pixels = job.images.pixels()
-        if job.device.type == "cuda":
-            pixels = job.resident = job.resident if job.resident is not None else pixels.to(job.device)
-        for rows in order:
-            yield pixels[rows.to(pixels.device, non_blocking=True)]
-    else:
-        for _, batch in job.images.batches(order.flatten(), order.shape[1], replace=(job.seed, epoch)):
-            yield batch.to(job.device, non_blocking=True)
+    for _, batch in job.images.read(order.flatten(), order.shape[1], replace=(job.seed, epoch), device=job.device):
+        yield batch
 
 
 def make_views(job: Job, batch: Tensor, step: int) -> list[Tensor]:
