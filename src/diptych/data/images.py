@@ -186,13 +186,13 @@ class Images:
         """Image `i` as (3, size, size) uint8. Raises BadImage, which names its key."""
         return torch.from_numpy(self._square(i).copy())
 
-    def pixels(self) -> Tensor:
+    def pixels(self, workers: int | None = None) -> Tensor:
         """All images as one tensor (N, 3, size, size) uint8, row by row; bad images are left out as `prepare` does.
 
         They are decoded and held whatever their size: `resident` is True from then on.
         """
         self._resident = True
-        self.prepare()
+        self.prepare(workers)
         pixels = self._decode().pixels
         same = np.array_equal(self._places, np.arange(len(pixels)))
         return pixels if same else pixels[torch.from_numpy(self._places)]

@@ -163,7 +163,7 @@ def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int
 
 
 def take_labels(train: Images, amount: float | int, seed: int) -> Images:
-    """The images of `subset`; of a set too large to keep, only these are read."""
+    """The images of `subset`; of a set that is not held in memory, only these are read."""
     train.prepare()
     return readable(train.subset(subset(names(train, "training"), amount, seed)))
 
