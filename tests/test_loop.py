@@ -236,6 +236,7 @@ def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_bat
     """Four whole steps on a GPU that is not there: torch's fake tensors know device and shape, but no numbers. An
     operation that needs one (`.item()`, a boolean mask, a branch) raises, and so does one that mixes devices."""
     photos, waits = tiny_images(), []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
     monkeypatch.setattr(Guard, "wait", lambda guard, fine: waits.append(fine) or True)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss))
     monkeypatch.setattr(torch.autograd, "backward", lambda outputs, _: backward(*outputs))

@@ -211,9 +211,8 @@ def test_impossible_arguments_are_told_before_anything_is_written(options, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_streamed_images_train_as_resident_ones(monkeypatch, quiet, tmp_path):
-    monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", 0)
-    assert_same(tiny_run(tmp_path / "run"), quiet)
+def test_streamed_images_train_as_resident_ones(quiet, tmp_path):
+    assert_same(tiny_run(tmp_path / "run", photos=tiny_images(resident=False)), quiet)
 
 
 def test_bfloat16_and_clipping_run(tmp_path):

@@ -49,11 +49,11 @@ def without_norms(method: Method) -> Method:
     return method
 
 
-def tiny_images(count: int = 48) -> Images:
+def tiny_images(count: int = 48, **options) -> Images:
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 1, 1, 3))
     pixels = np.clip(colours[np.arange(count) % 4] + rng.integers(-60, 60, (count, 12, 12, 3)), 0, 255)
-    return images(pixels.astype(np.uint8), labels=np.arange(count) % 4)
+    return images(pixels.astype(np.uint8), labels=np.arange(count) % 4, **options)
 
 
 class Struck(BarlowTwins):

@@ -6,18 +6,17 @@ from pathlib import Path
 def open_images(source: str, options: dict, size: int | None):
     """The images of SOURCE at the recipe's size, or at the size that the views ask for."""
     from diptych.base.terminal import Progress
-    from diptych.data.images import RESIDENT_BYTES, images
+    from diptych.data.images import images
 
     wanted = options | {"size": options.get("size") or size}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     with Progress("read images") as progress:
         photos = images(source, **wanted, progress=progress)
-        if photos.bytes_in_memory <= RESIDENT_BYTES:
-            count = len(photos)
-            photos.pixels()
-            if bad := photos.failed:
-                first = f"first: {bad[0]['key']} ({bad[0]['reason']})"
-                progress.say(f"{source}: {len(bad)} of {count} images cannot be read and are left out, {first}")
+        count = len(photos)
+        photos.prepare()
+        if bad := photos.failed:
+            first = f"first: {bad[0]['key']} ({bad[0]['reason']})"
+            progress.say(f"{source}: {len(bad)} of {count} images cannot be read and are left out, {first}")
     return photos
 
 
@@ -26,6 +25,7 @@ def image_options(run: Path, recipe: dict) -> tuple[int, dict]:
     from diptych.runs.encoder import encoder_folder, preprocessing_of, read_config
 
     config = read_config(encoder_folder(run))
-    asked = recipe.get("images") or {}
-    told = ("size", "labels", "count")  # not how to read: of these, a run made in Python wrote down size and count
-    return preprocessing_of(config["diptych"]).opened, {k: v for k, v in asked.items() if k not in told}
+    options = recipe.get("images") or {}
+    # Of that set and that machine, not of how to read. A run made in Python wrote down its size and count.
+    others = ("size", "labels", "count", "resident")
+    return preprocessing_of(config["diptych"]).opened, {k: v for k, v in options.items() if k not in others}

@@ -14,7 +14,7 @@ from diptych.base.device import choose_device
 from diptych.base.errors import DataError, RecipeError
 from diptych.base.random_at import random_at, seed_at
 from diptych.base.terminal import Progress
-from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.data.images import Images
 from diptych.downstream.classifier import (
     Classifier,
     Tell,
@@ -163,8 +163,8 @@ def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int
 
 
 def take_labels(train: Images, amount: float | int, seed: int) -> Images:
-    """The images of `subset`; of a set too large to keep, only these are read."""
-    train = readable(train) if train.bytes_in_memory <= RESIDENT_BYTES else train
+    """The images of `subset`; of a set that is not held in memory, only these are read."""
+    train.prepare()
     return readable(train.subset(subset(names(train, "training"), amount, seed)))
 
 

@@ -27,7 +27,7 @@ from diptych.base.files import disk_error, read_lines, write_file
 from diptych.runs.environment import environment
 
 # What may change between a run and its continuation: none of it changes what is computed.
-FREE = ("source", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
+FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
 
 
 class Run:

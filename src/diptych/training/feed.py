@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diptych.base.processes import rank, world_size
 from diptych.base.random_at import random_at
-from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.data.images import Images
 from diptych.views import View, draw_slice
 
 
@@ -36,7 +36,6 @@ class Feed:
         self.device, self.dtype = torch.device(device), dtype
         self.steps_per_epoch = len(images) // batch_size
         self.total = epochs * self.steps_per_epoch
-        self._resident: Tensor | None = None  # the images on the GPU, after their first use
 
     def starting_at(self, step: int) -> Iterator[tuple[int, list[Tensor]]]:
         """(step, a tensor (n, 3, s, s) for each view) of every step from this one on; n: the process' share of the batch."""
@@ -46,7 +45,8 @@ class Feed:
         for epoch in range(first, self.epochs):
             order = torch.randperm(len(self.images), generator=random_at(self.seed, "order", epoch))
             order = order[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)[done:, own]
-            for step, pixels in enumerate(self._batches(order, epoch), epoch * self.steps_per_epoch + done):
+            batches = self.images.read(order.flatten(), share, replace=(self.seed, epoch), device=self.device)
+            for step, (_, pixels) in enumerate(batches, epoch * self.steps_per_epoch + done):
                 yield step, self.views_of(pixels, step)
             done = 0
 
@@ -64,7 +64,7 @@ class Feed:
     def examples(self, count: int) -> Tensor:
         """The same few images at each call, from all over the set, as sources come class by class: (n, 3, S, S) uint8."""
         chosen = torch.randperm(len(self.images), generator=random_at(self.seed, "pictures"))[:count]
-        return next(self.images.batches(chosen, count, replace=(self.seed, 0)))[1]
+        return next(self.images.read(chosen, count, replace=(self.seed, 0)))[1]
 
     def views_of_examples(self, examples: Tensor) -> list[Tensor]:
         """Views of `examples`, the same at each call, on the device and of the type of training."""
@@ -72,15 +72,3 @@ class Feed:
         return [
             view(pixels, random_at(self.seed, "picture", index)).to(self.dtype) for index, view in enumerate(self.views)
         ]
-
-    def _batches(self, order: Tensor, epoch: int) -> Iterator[Tensor]:
-        """The images named by the rows of `order` (batches, n), on the device: from memory, or decoded when needed."""
-        if self.images.bytes_in_memory <= RESIDENT_BYTES:
-            pixels = self.images.pixels()
-            if self.device.type == "cuda":
-                pixels = self._resident = pixels.to(self.device) if self._resident is None else self._resident
-            for rows in order:
-                yield pixels[rows.to(pixels.device, non_blocking=True)]
-        else:
-            for _, batch in self.images.batches(order.flatten(), order.shape[1], replace=(self.seed, epoch)):
-                yield batch.to(self.device, non_blocking=True)

@@ -9,7 +9,7 @@ from diptych.base.device import choose_device, waits_for
 from diptych.base.processes import rank, start
 from diptych.base.signals import Preempted, StopRequest
 from diptych.base.terminal import Progress
-from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.data.images import Images
 from diptych.methods import Method
 from diptych.networks.batch_norm import with_global_statistics
 from diptych.networks.convolution import quick_convolutions
@@ -71,8 +71,7 @@ def pretrain(
     gradient that is not finite, and Preempted (exit code 75), after saving, when the process is asked to stop.
     """
     where = start(choose_device(device))
-    if images.bytes_in_memory <= RESIDENT_BYTES:
-        images.pixels()  # decodes once; bad images are left out before anything is counted
+    images.prepare()  # bad images are left out before anything is counted
     check(images, epochs=epochs, batch_size=batch_size, precision=precision, micro_batch=micro_batch,
           torch_compile=torch_compile)  # fmt: skip
     dtype = torch.float64 if precision == "float64" else torch.float32
