@@ -70,8 +70,8 @@ def test_a_run_leaves_what_it_promises(quiet):
     environment = json.loads((quiet.folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     with np.load(quiet.folder / "pictures" / "views.npz") as views:
-        assert views["originals"].shape == views["first"].shape == (12, 12, 12, 3)
-        assert (views["first"] != views["second"]).any()
+        assert views["originals"].shape == views["view_0"].shape == (12, 12, 12, 3)
+        assert (views["view_0"] != views["view_1"]).any()
     with np.load(quiet.folder / "pictures" / "correlation.npz") as picture:
         assert picture["matrix"].shape == (16, 16)
 

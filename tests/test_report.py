@@ -88,11 +88,11 @@ def test_accuracies_stand_in_the_right_cells(page):
 
 
 def test_pictures_are_the_arrays(page, finished):
-    """Bit for bit, for the first view pair; and one picture for each that was offered."""
+    """Bit for bit, for the first image and its views; and one picture for each that was offered."""
     arrays = np.load(finished / "pictures" / "views.npz")
     shown = [a["src"] for tag, a in page.tags if tag == "img" and re.search("^image|^view", a["alt"])]
     assert len(shown) == 36
-    for uri, name in zip(shown, ("originals", "first", "second"), strict=False):
+    for uri, name in zip(shown, ("originals", "view_0", "view_1"), strict=False):
         image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
         assert np.array_equal(np.asarray(image), arrays[name][0])
     assert len([tag for tag, _ in page.tags if tag == "image"]) == 60

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,14 +143,15 @@ def begin(job: Job) -> None:
         return
     if rank() == 0:
         save_encoder(job.run.folder / "untrained", job.method.encoder, preprocessing(job))
-        originals = some_images(job, 12)
-        shown = [
-            view.display(view(originals, random_at(job.seed, "views", 0, index)))
-            for index, view in enumerate(job.views)
-        ]
-        first, second = (bytes_of(view) for view in shown[:2])
-        job.run.picture("views", originals=originals.permute(0, 2, 3, 1).numpy(), first=first, second=second)
+        job.run.picture("views", **view_arrays(some_images(job, 12), job.views, job.seed))
     job.look(0)
+
+
+def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
+    """`originals` (n, 3, S, S) uint8 and their views of step 0 as pictures (n, H, W, 3) uint8: `view_0`, `view_1`, ..."""
+    shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
+    arrays = {f"view_{index}": bytes_of(pixels) for index, pixels in enumerate(shown)}
+    return {"originals": originals.permute(0, 2, 3, 1).numpy()} | arrays
 
 
 def room(job: Job) -> int:
