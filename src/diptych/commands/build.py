@@ -68,7 +68,7 @@ def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
 
 def watches(built: Built, photos: Images, seed: int, collapse: bool = True, knn: bool = True,
             images: int = 512) -> list[Watch]:  # fmt: skip
-    """Readings on a choice of `photos` that `seed` draws: of collapse on `images` of them, of kNN accuracy on 8 times as many.
+    """Readings on `photos` that `seed` chooses: of collapse on `images` of them, of kNN accuracy on 8 times as many.
 
     Without labels there is no reading of kNN accuracy. Raises RecipeError for fewer than 2 images.
     """

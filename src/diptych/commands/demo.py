@@ -21,7 +21,8 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     watch = build_watches(asked, built, train)
     record = {"recipe": "demo", "source": "demo", **asked}
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
-                   resume=resume, overwrite=overwrite, record=record, **call_arguments(pretrain, asked["pretrain"]))  # fmt: skip
+                   resume=resume, overwrite=overwrite, record=record,
+                   **call_arguments(pretrain, asked["pretrain"]))  # fmt: skip
     lines = evaluate(run, train, test, **call_arguments(evaluate, asked["evaluate"]))
     print(table(lines))
     print(f"\nreport: {report(run.folder)}")

@@ -1,4 +1,4 @@
-"""A signature as a schema: which of its parameters a recipe gives, whether a YAML value fits one, and the object it means.
+"""A signature as a schema: which parameters a recipe gives, whether a value fits one, and which object it stands for.
 
 A recipe gives the parameters whose type hints YAML can hold: true or false, numbers, words, lists and maps of them, and
 frozen dataclasses of them, each written as a map of its fields.
@@ -111,7 +111,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def items_fit(items: Sequence, inner: tuple) -> bool:
-    """Whether the items of a list fit its hint's arguments: none, one of all (`list[int]`, `tuple[int, ...]`), one an item."""
+    """Whether items fit the arguments of a hint: none, one for all (`list[int]`, `tuple[int, ...]`), one an item."""
     inner = tuple(hint for hint in inner if hint is not Ellipsis)
     if len(inner) > 1:
         return len(items) == len(inner) and all(map(fits, items, inner))

@@ -40,9 +40,9 @@ def data_uri(image: np.ndarray) -> str:
 def contact_sheet(originals: np.ndarray, views: Sequence[np.ndarray]) -> Image.Image:
     """One picture of n rows, each an image beside its views: `originals` and each of `views` (n, H, W, 3) uint8.
 
-    Views of any size fill tiles of one size. Small images are enlarged by whole pixels, or nobody could judge them. More
-    than LONGEST_LINE views stand in several lines, many rows in blocks. Raises `DataError` without views or images, and
-    where an array has another number of images than `originals`.
+    Views of any size fill tiles of one size. Small images are enlarged by whole pixels, or nobody could judge them.
+    More than LONGEST_LINE views stand in several lines, many rows in blocks. Raises `DataError` without views or
+    images, and where an array has another number of images than `originals`.
     """
     originals, *views = (_checked(images) for images in (originals, *views))
     counts = [len(images) for images in (originals, *views)]

@@ -148,7 +148,7 @@ def begin(job: Job) -> None:
 
 
 def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
-    """`originals` (n, 3, S, S) uint8 and their views of step 0 as pictures (n, H, W, 3) uint8: `view_0`, `view_1`, ..."""
+    """`originals` (n, 3, S, S) uint8 and their views of step 0, `view_0`, `view_1`, ..., as (n, H, W, 3) uint8."""
     shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
     arrays = {f"view_{index}": bytes_of(pixels) for index, pixels in enumerate(shown)}
     return {"originals": originals.permute(0, 2, 3, 1).numpy()} | arrays
