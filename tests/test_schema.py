@@ -30,6 +30,10 @@ class Stop:
     patience: int = 5
     margin: Margin = Margin()
 
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise RecipeError(f"patience is {self.patience}; it must be at least 1")
+
 
 @dataclass
 class Job:
@@ -141,6 +145,7 @@ def test_a_dataclass_is_written_as_a_map_with_every_default():
             {"reading": "loss", "margin": {"least": None}},
             "pretrain.stopping.margin.least is None, which is not a number",
         ),
+        ({"reading": "loss", "patience": 0}, "mine.yaml: pretrain.stopping: patience is 0; it must be at least 1"),
         ("loss", "pretrain.stopping is 'loss', which is not a map of reading, patience, margin or null"),
     ],
 )

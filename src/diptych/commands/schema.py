@@ -74,7 +74,12 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     """A value that fits its hint, a dataclass's map with its defaults; RecipeError for another."""
     record = dataclass_of(hint)
     if record and isinstance(value, Mapping):
-        return arguments(record, (), value, where)
+        value = arguments(record, (), value, where)
+        try:
+            as_object(value, record)  # what the dataclass itself refuses is refused before an image is read
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
+        return value
     if not fits(value, hint):
         raise RecipeError(f"{where} is {value!r}, which is not {spell(hint)}")
     return value
