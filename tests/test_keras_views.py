@@ -338,7 +338,7 @@ def test_barlow_twins_views_are_distributed_as_published(lossless):
 
 
 @pytest.mark.parametrize(
-    "name, overrides", [(PUBLISHED[0], ["views.both.2.keras_color_jitter.clip=true"]), (RECIPES[2], [])]
+    "name, overrides", [(PUBLISHED[0], ["views.0.do.2.keras_color_jitter.clip=true"]), (RECIPES[2], [])]
 )
 def test_other_views_are_not(name, overrides, lossless):
     pair = (view(lossless, random_at(0, "views", 0, which)) for which, view in enumerate(views_of(name, *overrides)))

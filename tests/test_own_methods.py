@@ -51,7 +51,9 @@ def test_in_pieces_it_is_the_batch(name, tmp_path):
 def test_in_two_processes_it_is_one(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     program = Path(__file__).with_name("own_methods.py")
-    ran = subprocess.run([*command, str(program), name, str(tmp_path / "two")], capture_output=True, text=True, timeout=200)
+    ran = subprocess.run(
+        [*command, str(program), name, str(tmp_path / "two")], capture_output=True, text=True, timeout=200
+    )
     assert ran.returncode == 0, ran.stderr
     one = own_run(name, tmp_path / "one", precision="float64")
     close(weights_of(type(one)(tmp_path / "two")), weights_of(one), 1e-10)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diptych.commands import recipe as recipes
 from diptych.commands.build import build, build_watches
+from diptych.commands.schema import call_arguments
 from diptych.commands.tables import table
 from diptych.data.images import images
 from diptych.data.photographs import demo_source
@@ -20,7 +21,8 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     watch = build_watches(asked, built, train)
     record = {"recipe": "demo", "source": "demo", **asked}
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
-                   resume=resume, overwrite=overwrite, record=record, **asked["pretrain"])  # fmt: skip
-    lines = evaluate(run, train, test, **asked["evaluate"])
+                   resume=resume, overwrite=overwrite, record=record,
+                   **call_arguments(pretrain, asked["pretrain"]))  # fmt: skip
+    lines = evaluate(run, train, test, **call_arguments(evaluate, asked["evaluate"]))
     print(table(lines))
     print(f"\nreport: {report(run.folder)}")

@@ -6,12 +6,13 @@ from pathlib import Path
 def open_images(source: str, options: dict, size: int | None):
     """The images of SOURCE at the recipe's size, or at the size that the views ask for."""
     from diptych.base.terminal import Progress
+    from diptych.commands.schema import call_arguments
     from diptych.data.images import images
 
     wanted = options | {"size": options.get("size") or size}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     with Progress("read images") as progress:
-        photos = images(source, **wanted, progress=progress)
+        photos = images(source, **call_arguments(images, wanted), progress=progress)
         count = len(photos)
         photos.prepare()
         if bad := photos.failed:

@@ -97,12 +97,14 @@ def begin(keeper: Keeper, feed: Feed, step: int, *, best: bool) -> None:
     if step > 0:
         return
     save_encoder(run.folder / "untrained", keeper.method.encoder, preprocessing(feed))
-    originals = feed.examples(EXAMPLES)
-    shown = [
-        bytes_of(view.display(view(originals, random_at(feed.seed, "views", 0, index))))
-        for index, view in enumerate(feed.views)
-    ]
-    run.picture("views", originals=originals.permute(0, 2, 3, 1).numpy(), first=shown[0], second=shown[-1])
+    run.picture("views", **view_arrays(feed.examples(EXAMPLES), feed.views, feed.seed))
+
+
+def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
+    """`originals` (n, 3, S, S) uint8 and their views of step 0, `view_0`, `view_1`, ..., as (n, H, W, 3) uint8."""
+    shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
+    arrays = {f"view_{index}": bytes_of(pixels) for index, pixels in enumerate(shown)}
+    return {"originals": originals.permute(0, 2, 3, 1).numpy()} | arrays
 
 
 def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
