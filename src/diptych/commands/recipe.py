@@ -49,7 +49,7 @@ FIXED: dict[str, tuple[Callable, set[str]]] = {
         },
     ),
     "watch": (watches, set()),
-    "evaluate": (evaluate, {"run", "train", "test", "device", "show"}),
+    "evaluate": (evaluate, {"trained", "train", "test", "device", "show"}),
 }
 NAMED: dict[str, tuple[Mapping[str, Callable], set[str]]] = {
     "method": (METHODS, {"encoder", "width"}),
