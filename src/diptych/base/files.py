@@ -63,7 +63,7 @@ def require_free_file(file: Path, replace: bool = False) -> Path:
         raise OutputError(f"{file} exists already; choose another --out or remove it")
     if not file.parent.is_dir():
         raise OutputError(
-            f"{file} cannot be written: the folder {file.parent} does not exist; make it, or choose another --out"
+            f"cannot write {file}: the folder {file.parent} does not exist; make it, or choose another --out"
         )
     return file
 
