@@ -26,7 +26,7 @@ from diptych.commands import recipe
 from diptych.commands.build import build
 from diptych.data.images import Images
 from diptych.embeddings.scores import knn_accuracy, linear_probe
-from diptych.networks.inference import embeddings
+from diptych.networks.inference import Preprocessing, embeddings
 from diptych.runs.run import Run
 from diptych.views.presets import CIFAR10
 
@@ -100,10 +100,11 @@ def judge(work: dict, arguments: argparse.Namespace) -> None:
     network = build(asked("barlow-twins-cifar10", arguments)).method.encoder.to(arguments.device).eval()
     pixels = pictures(work["images"] + work["tests"], 32)
     (z, y), width = clusters(len(pixels), network.num_features, "judge"), work["images"]
+    expected = Preprocessing(32, *CIFAR10)
     seconds = []
     for _ in range(min(arguments.repeats, 3)):
         started = clock(arguments.device)
-        embeddings(network, pixels, *CIFAR10, device=arguments.device, precision="bfloat16")
+        embeddings(network, pixels, expected, device=arguments.device, precision="bfloat16")
         for protocol in (linear_probe, knn_accuracy):
             protocol(
                 z[:width].to(arguments.device), y[:width].tolist(), z[width:].to(arguments.device), y[width:].tolist()
@@ -130,10 +131,10 @@ def accuracy(work: dict, arguments: argparse.Namespace) -> None:
     train.prepare(), test.prepare()
     with tempfile.TemporaryDirectory() as folder:
         run, seconds = whole_run(made, train, folder, arguments)
-        found = diptych.evaluate(
+        evaluation = diptych.evaluate(
             run, train=train, test=test, protocols=["linear"], baselines=False, device=arguments.device
         )
-    worth = next(row["accuracy"] for row in found if row["protocol"] == "linear")
+    worth = evaluation.score("linear").accuracy
     row = Row(f"{arguments.epochs} epochs", [seconds], note=f"linear {100 * worth:.1f} %", extra={"linear": worth})
     reached = "reached 90 %" if worth >= 0.9 else "did NOT reach 90 %: take more --epochs"
     print(f"\n{arguments.epochs} epochs {reached}")

@@ -23,9 +23,12 @@ def main(out: str = "runs/own-network") -> None:
     run = diptych.pretrain(
         method, photos, diptych.views.simsiam(32), optimizer, out=out, epochs=1, batch_size=128, resume=True
     )
-    encoder = diptych.load(run.folder, encoder=network())  # a module of the same shape takes the trained weights
-    vectors = diptych.embed(run, photos, encoder=network())
-    print(f"{type(encoder).__name__}: {tuple(vectors.shape)} embeddings")
+    trained = diptych.load(run, encoder=network())  # a module of the same shape takes the trained weights
+    vectors = diptych.embed(trained, photos)
+    print(f"{type(trained.encoder).__name__}: {tuple(vectors.shape)} embeddings")
+    print(
+        f"the same from a shell: diptych embed {run.folder} SOURCE --out FOLDER --encoder examples.own_network:network"
+    )
 
 
 if __name__ == "__main__":

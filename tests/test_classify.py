@@ -90,7 +90,10 @@ def test_a_stream_gives_the_same_rows(place, tmp_path):
 
 def test_impossible_tasks_are_refused_before_the_work(place, tmp_path):
     new, known = (images(place / name, size=16) for name in ("new", "labelled"))
-    for out, message in ((tmp_path / "x.txt", "ends in neither"), (tmp_path / "no" / "x.csv", "no folder")):
+    for out, message in (
+        (tmp_path / "x.txt", "ends in neither"),
+        (tmp_path / "no" / "x.csv", "does not exist; make it"),
+    ):
         with pytest.raises(OutputError, match=message):
             classify("nowhere", new, known, out=out)
     with pytest.raises(DataError, match="labelled images have no labels"):

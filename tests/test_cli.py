@@ -1,5 +1,6 @@
 """The command line as a person meets it: quick to answer, one line for a mistake, the promised exit code."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -172,3 +173,26 @@ def test_usage_errors_are_exit_code_2_without_torch(words):
     done = subprocess.run([sys.executable, "-m", "diptych", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("diptych: ") and done.stderr.endswith("--help`)\n") and done.stderr.count("\n") == 1
+
+
+def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
+    """The command line has none of its own: it hands on what was given, and shows what the function says."""
+    from diptych.commands.defaults import defaults_of
+    from diptych.downstream.finetune import finetune
+
+    signature = inspect.signature(finetune).parameters.values()
+    written = {one.name: one.default for one in signature if one.default is not one.empty}
+    assert defaults_of("downstream/finetune.py", "finetune") == written
+    shown = set(inspect.signature(cli.finetune).parameters) & written.keys() - {"device"}
+    assert shown == {"labels", "epochs", "encoder_lr", "head_lr", "seeds", "seed"}
+    assert all(inspect.signature(cli.finetune).parameters[name].default is None for name in shown)
+    _, out, _ = diptych(capsys, "finetune", "--help")
+    words = " ".join(out.replace("│", " ").split())
+    assert [f"(default: {written[name]})" in words for name in sorted(shown)] == [True] * 6
+    handed = {}
+    monkeypatch.setattr("diptych.downstream.finetune.finetune", lambda *_, **options: handed.update(options))
+    monkeypatch.setattr(cli, "open_encoder", lambda *_: None)
+    monkeypatch.setattr(cli, "image_options", lambda *_: {})
+    monkeypatch.setattr(cli, "open_images", lambda *_: None)
+    diptych(capsys, "finetune", "run", "--train", "a", "--test", "b", "--epochs", "3")
+    assert handed == {"epochs": 3, "device": "auto"}

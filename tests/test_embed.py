@@ -13,9 +13,10 @@ from torch import nn
 
 from diptych.base.errors import DataError, OutputError, RecipeError
 from diptych.embeddings.store import load_embeddings, save_embeddings
-from diptych.networks.inference import embeddings, prepare, raw_pixels
+from diptych.networks.inference import Preprocessing, embeddings, prepare, raw_pixels
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+EXPECTED = Preprocessing(16, MEAN, STD)
 
 
 class Small(nn.Sequential):
@@ -38,18 +39,18 @@ def pixels(n, height=16, width=16):
 
 def test_an_embedding_is_the_encoder_of_the_normalized_image():
     encoder, images = Small(), pixels(11)
-    made = embeddings(encoder, images, MEAN, STD, batch_size=4)
+    made = embeddings(encoder, images, EXPECTED, batch_size=4)
     x = (images.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(STD).double().view(3, 1, 1)
     with torch.no_grad():
         one_by_one = torch.cat([encoder.eval().double()(image[None]) for image in x])
     assert made.dtype == torch.float32 and not made.requires_grad
     torch.testing.assert_close(made.double(), one_by_one, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(embeddings(encoder, images, MEAN, STD).double(), one_by_one, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embeddings(encoder, images, EXPECTED).double(), one_by_one, atol=1e-5, rtol=1e-5)
 
 
 def test_batches_are_bounded_and_told():
     encoder, told = Small(), []
-    embeddings(encoder, pixels(11), MEAN, STD, batch_size=4, progress=told.append)
+    embeddings(encoder, pixels(11), EXPECTED, batch_size=4, progress=told.append)
     assert encoder.saw == [4, 4, 3]
     assert told == [4, 8, 11]
 
@@ -57,7 +58,7 @@ def test_batches_are_bounded_and_told():
 def test_an_iterable_of_batches_is_the_same():
     encoder, images = Small(), pixels(10)
     batches = (images[start : start + 3] for start in range(0, 10, 3))
-    torch.testing.assert_close(embeddings(encoder, batches, MEAN, STD), embeddings(encoder, images, MEAN, STD))
+    torch.testing.assert_close(embeddings(encoder, batches, EXPECTED), embeddings(encoder, images, EXPECTED))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -65,9 +66,9 @@ def test_every_module_has_its_own_mode_back(fails):
     encoder = Small().train()
     encoder[1].eval()  # frozen on purpose
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    images = pixels(4, 1, 1) if fails else pixels(4)  # 1 pixel: too small for the convolution
+    expected = Preprocessing(1) if fails else EXPECTED  # 1 pixel: too small for the convolution
     try:
-        embeddings(encoder, images, MEAN, STD)
+        embeddings(encoder, pixels(4), expected)
     except RuntimeError:
         assert fails
     else:
@@ -80,25 +81,25 @@ def test_every_module_has_its_own_mode_back(fails):
 
 def test_precisions():
     encoder, images = Small(), pixels(6)
-    full = embeddings(encoder, images, MEAN, STD)
-    half = embeddings(encoder, images, MEAN, STD, precision="bfloat16")
+    full = embeddings(encoder, images, EXPECTED)
+    half = embeddings(encoder, images, EXPECTED, precision="bfloat16")
     assert half.dtype == torch.float32 and not torch.equal(half, full)
     torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
     with pytest.raises(RecipeError, match="float32, bfloat16"):
-        embeddings(encoder, images, MEAN, STD, precision="int8")
-    assert embeddings(Small().double(), images, MEAN, STD).dtype == torch.float32
+        embeddings(encoder, images, EXPECTED, precision="int8")
+    assert embeddings(Small().double(), images, EXPECTED).dtype == torch.float32
 
 
 def test_what_cannot_be_embedded():
     encoder = Small()
     with pytest.raises(DataError, match="no images"):
-        embeddings(encoder, pixels(0), MEAN, STD)
+        embeddings(encoder, pixels(0), EXPECTED)
     with pytest.raises(DataError, match="float32"):
-        embeddings(encoder, pixels(2).float(), MEAN, STD)
+        embeddings(encoder, pixels(2).float(), EXPECTED)
     with pytest.raises(DataError, match="uint8"):
         raw_pixels(pixels(2)[:, :1], MEAN, STD)
     with pytest.raises(RecipeError, match=r"\(2, 5, 14, 14\)"):
-        embeddings(nn.Sequential(*list(encoder)[:2]), pixels(2), MEAN, STD)
+        embeddings(nn.Sequential(*list(encoder)[:2]), pixels(2), EXPECTED)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Encoders by name, their stems and options; the Keras networks beyond their golden numbers; projectors."""
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diptych.base.errors import RecipeError
-from diptych.networks.encoders import encoder
+from diptych.networks.encoders import built_with, copy_of, encoder
 from diptych.networks.keras import (
     KerasBatchNorm1d,
     KerasBatchNorm2d,
@@ -133,16 +134,30 @@ def test_pretrained_weights_keep_their_stem(tmp_path):
     ours = encoder("resnet18", size=32, pretrained=True, **here, **TINY)
     assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
     assert isinstance(ours.maxpool, nn.MaxPool2d)
-    assert ours.built_with["stem"] == "standard"  # or a later one without the weights would not be alike
+    assert built_with(ours)["stem"] == "standard"  # or a later one without the weights would not be alike
 
 
 @pytest.mark.parametrize("name", ["resnet18", "keras_resnet20v2"])
 def test_what_it_was_built_with_builds_it_again(name):
     options = TINY if name == "resnet18" else {}
     network = encoder(name, size=32, **options)
-    again = encoder(**network.built_with)
+    again = encoder(**built_with(network))
     again.load_state_dict(network.state_dict(), strict=True)
-    assert again.built_with == network.built_with
+    assert built_with(again) == built_with(network) and built_with(again)["name"] == name
+    assert not hasattr(network, "built_with"), "nothing is hung on the network"
+
+
+def test_a_network_of_another_origin_was_built_with_nothing_known():
+    network = encoder("resnet18", "small", 32, **TINY)
+    assert built_with(nn.Flatten()) is None and built_with(copy.deepcopy(network)) is None
+    twin = copy_of(network)
+    assert built_with(twin) == built_with(network)
+    assert type(copy_of(nn.Flatten())) is nn.Flatten
+    with torch.no_grad():
+        twin.conv1.weight.zero_()
+    assert network.conv1.weight.any(), "a copy has tensors of its own"
+    built_with(twin)["name"] = "other"
+    assert built_with(twin)["name"] == "resnet18", "what is returned is a copy too"
 
 
 def test_pretrained_weights_that_do_not_exist():

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,19 +12,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from diptych.base.errors import DataError, RecipeError
+from diptych.downstream.results import Evaluation
 from diptych.embeddings import nearest as nearest_file
 from diptych.embeddings import probe
+from diptych.embeddings.diagnose import Diagnosis, diagnose
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.probe import PENALTIES, fit_probe, softmax_regression, split, value_and_gradient
 from diptych.embeddings.scores import (
     accuracy_interval,
     chance,
     check_classes,
-    compare_table,
     knn_accuracy,
-    knn_predict,
     linear_probe,
     top_k_accuracy,
+    votes,
 )
 
 
@@ -72,13 +74,13 @@ def test_the_vote_is_the_papers():
     """Wu et al. 2018, by loops in float64: the sum over the k nearest of the class of exp(cosine /
     temperature)."""
     (z, y), (queries, truth) = clusters(120), clusters(60, seed=1)
-    answers = knn_predict(z, y, queries, k=15, temperature=0.07)
+    answers = votes(z, y, queries, 4, k=15, temperature=0.07).argmax(1).tolist()
     for query, answer in zip(queries.double(), answers, strict=True):
         cosines = [float(query @ row / query.norm() / row.norm()) for row in z.double()]
-        votes = dict.fromkeys(range(4), 0.0)
+        sums = dict.fromkeys(range(4), 0.0)
         for at in sorted(range(120), key=lambda i: -cosines[i])[:15]:
-            votes[int(y[at])] += math.exp(cosines[at] / 0.07)
-        assert answer == max(votes, key=votes.get)
+            sums[int(y[at])] += math.exp(cosines[at] / 0.07)
+        assert answer == max(sums, key=sums.get)
     score = knn_accuracy(z, y, queries, truth, k=15, temperature=0.07)
     assert score.accuracy == pytest.approx(np.mean(np.array(answers) == truth.numpy()))
     assert 0.3 < score.accuracy < 1  # neither chance nor trivial: the comparison above means something
@@ -92,9 +94,10 @@ def test_knn_is_scikit_learns():
 
 
 def test_near_neighbours_outvote_many():
-    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
-    assert knn_predict(bank, ["near", "far", "far"], torch.tensor([[1.0, 0.2]]), k=3) == ["near"]
-    assert knn_predict(bank, ["near", "far", "far"], torch.tensor([[1.0, 0.2]]), k=3, temperature=50) == ["far"]
+    bank, near_or_far = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 1, 1])
+    for temperature, answer in ((0.1, 0), (50, 1)):
+        counts = votes(bank, near_or_far, torch.tensor([[1.0, 0.2]]), 2, k=3, temperature=temperature)
+        assert counts.argmax(1).tolist() == [answer]
 
 
 def test_knn_sees_directions_only():
@@ -325,7 +328,6 @@ def test_labels_may_be_numbers_or_names():
     ):
         found = [judge(z.numpy(), a, queries.numpy(), b).accuracy for judge in (knn_accuracy, linear_probe)]
         assert found == pytest.approx(expected, abs=0.021)  # other names, other split of the training set
-    assert set(knn_predict(z, names[y], queries)) <= set(names)
     lacking = truth != 2
     assert knn_accuracy(z, y, queries[lacking], truth[lacking]).classes == 4  # a test set may lack a class
 
@@ -365,31 +367,45 @@ def test_many_classes_are_not_all_listed():
     assert check_classes(["b", "a", "b"]) == ["a", "b"]
 
 
-def test_the_table_is_lines_of_the_log():
+def test_an_evaluation_is_lines_of_the_log():
     (z, y), (queries, truth) = clusters(200, noise=0.5), clusters(100, noise=0.5, seed=1)
-    noise = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
-    rows = compare_table({"untrained": (noise[:200], noise[200:]), "trained": (z, queries)}, y, truth, seed=4)
-    assert rows == json.loads(json.dumps(rows))
-    order = [(row["protocol"], row["subject"]) for row in rows]
-    assert order == [(p, s) for p in ("knn", "linear") for s in ("chance", "untrained", "trained")]
-    keys = {
-        "protocol",
-        "subject",
-        "accuracy",
-        "interval",
-        "train_images",
-        "test_images",
-        "classes",
-        "seed",
-        "details",
+    scores = [knn_accuracy(z, y, queries, truth), linear_probe(z, y, queries, truth, seed=4)]
+    scores = [replace(score, subject="trained") for score in scores]
+    evaluation = Evaluation([replace(chance(truth), protocol="knn", subject="chance"), *scores], diagnose(queries))
+    lines = evaluation.lines()
+    assert lines == json.loads(json.dumps(lines))
+    assert [(line["protocol"], line["subject"]) for line in lines[:-1]] == [
+        ("knn", "chance"),
+        ("knn", "trained"),
+        ("linear", "trained"),
+    ]
+    sizes = {"train_images", "test_images", "classes"}
+    assert all(set(line) == {"protocol", "subject", "accuracy", "interval", "seed", "details"} | sizes
+               and len(line["interval"]) == 2 for line in lines[:-1])  # fmt: skip
+    assert set(lines[-1]) == {"diagnosis"} and lines[-1]["diagnosis"]["verdict"] in ("OK", "WARNING", "COLLAPSED")
+    assert (lines[1]["seed"], lines[2]["seed"]) == (None, 4)
+    assert lines[1]["train_images"] == 200 and lines[1]["test_images"] == 100
+    assert evaluation.score("linear") == scores[1] and evaluation.score("knn", "chance").details == {
+        "answer": truth.mode()[0]
     }
-    assert all(set(row) == keys and len(row["interval"]) == 2 for row in rows)
-    told = {(row["protocol"], row["subject"]): row for row in rows}
-    for protocol in ("knn", "linear"):
-        trained, untrained, lucky = (told[protocol, s] for s in ("trained", "untrained", "chance"))
-        assert trained["interval"][0] > max(untrained["interval"][1], lucky["interval"][1])
-        assert untrained["interval"][0] < lucky["interval"][1]
-    assert told["linear", "trained"]["seed"] == 4 and told["knn", "trained"]["seed"] is None
-    assert told["knn", "trained"]["train_images"] == 200 and told["knn", "trained"]["test_images"] == 100
-    with pytest.raises(RecipeError, match="knn, linear"):
-        compare_table({}, y, truth, protocols=("svm",))
+    with pytest.raises(RecipeError, match="knn of trained"):
+        evaluation.score("knn", "untrained")
+
+
+def test_an_evaluation_is_a_table():
+    (z, y), (queries, truth) = clusters(200, noise=0.5), clusters(100, noise=0.5, seed=1)
+    knn = replace(knn_accuracy(z, y, queries, truth), subject="trained")
+    seeds = {"accuracies": [0.5, 0.75], "spread": 0.125}
+    scratch = replace(
+        knn, protocol="finetune", subject="from scratch", accuracy=0.625, interval=(0.5, 0.7), details=seeds
+    )
+    text = str(Evaluation([knn, scratch], Diagnosis("WARNING", {}, ["few dimensions"], ["a lower rate"])))
+    header, first, second, sizes, spread, *verdict = text.splitlines()
+    assert header.split() == ["accuracy,", "%", "knn", "finetune"]
+    low, high = (f"{100 * end:.1f}" for end in knn.interval)
+    assert first.split() == ["trained", f"{100 * knn.accuracy:.1f}", f"[{low}-{high}]"]
+    assert second.endswith("62.5 [50.0-70.0]") and second.startswith("from scratch") and len(second) == len(header)
+    assert sizes == "100 test and 200 training images of 4 classes; [95 % interval over the test images]"
+    assert spread == "from scratch: mean of 2 seeds, standard deviation 12.5 (50.0, 75.0)"
+    assert verdict == ["verdict: WARNING; few dimensions", "  try: a lower rate"]
+    assert "verdict" not in str(Evaluation([knn]))

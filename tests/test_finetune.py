@@ -13,14 +13,13 @@ from tiny import TinyEncoder, tiny_images, tiny_run
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.commands import cli
-from diptych.commands.tables import table
 from diptych.downstream.classifier import Classifier, crop_and_flip, fit, image_batches, steps_of
-from diptych.downstream.finetune import finetune, parse_labels, subset, tune
+from diptych.downstream.finetune import Tuning, finetune, parse_labels, subset, tune
 from diptych.methods import BarlowTwins
 from diptych.networks.encoders import encoder
 from diptych.reporting.numbers import accuracy_table
 from diptych.reporting.record import read_run
-from diptych.runs.encoder import Preprocessing
+from diptych.runs.encoder import Preprocessing, load
 from diptych.training.optimizers import sgd
 from diptych.training.schedules import constant
 
@@ -110,17 +109,17 @@ def test_a_separable_task_is_learned():
     photos = tiny_images(96)
     torch.manual_seed(0)
     train, test = photos.subset(range(64)), photos.subset(range(64, 96))
-    made = tune(TinyEncoder(), train, test, EXPECTED, CPU, 15, 16, 0.1, 0.1, 0, None)
+    made = tune(TinyEncoder(), train, test, EXPECTED, tuning=Tuning(15, 16, 0.1, 0.1), device=CPU, seed=0)
     assert made.accuracy > 0.9 and made.train_images == 64 and made.test_images == 32
-    again = tune(TinyEncoder(), train, test, EXPECTED, CPU, 1, 16, 0.0, 0.0, 0, None)
+    again = tune(TinyEncoder(), train, test, EXPECTED, tuning=Tuning(1, 16, 0.0, 0.0), device=CPU, seed=0)
     assert again.accuracy < 0.6
 
 
 def test_finetune_compares_on_the_same_labels(run):
-    photos, network = tiny_images(), TinyEncoder()
-    kept = (run.folder / "encoder" / "model.safetensors").read_bytes()
-    options = {"encoder": network, "epochs": 2, "batch_size": 8, "show": False, "device": "cpu"}
-    lines = finetune(run, photos, photos, labels="3pc", **options)
+    photos, trained = tiny_images(), load(run, TinyEncoder())
+    before = (run.folder / "encoder" / "model.safetensors").read_bytes()
+    options = {"epochs": 2, "batch_size": 8, "show": False, "device": "cpu"}
+    lines = finetune(trained, photos, photos, labels="3pc", **options).lines()
     assert [line["subject"] for line in lines] == ["chance", "trained", "from scratch"]
     assert {line["protocol"] for line in lines} == {"finetune"}
     for line in lines[1:]:
@@ -128,15 +127,16 @@ def test_finetune_compares_on_the_same_labels(run):
         assert line["details"]["labels"] == "3pc" and line["details"]["labels_per_class"] == "3"
         assert line["interval"][0] < line["accuracy"] < line["interval"][1] or line["accuracy"] in (0, 1)
     assert [line["details"]["encoder_lr"] for line in lines[1:]] == [0.005, 0.1]
-    assert lines == finetune(run, photos, photos, labels="3pc", **options), "the same again"
-    assert (run.folder / "encoder" / "model.safetensors").read_bytes() == kept
-    more = finetune(run, photos, photos, labels=0.5, seeds=2, **options)
+    assert lines == finetune(trained, photos, photos, labels="3pc", **options).lines(), "the same again"
+    assert (run.folder / "encoder" / "model.safetensors").read_bytes() == before
+    evaluation = finetune(trained, photos, photos, labels=0.5, seeds=2, **options)
+    more = evaluation.lines()
     for line in more[1:]:
         details = line["details"]
         assert line["accuracy"] == pytest.approx(sum(details["accuracies"]) / 2) and details["seeds"] == 2
         gap = abs(details["accuracies"][0] - details["accuracies"][1])
         assert details["spread"] == pytest.approx(gap / 2**0.5)
-    assert "from scratch: mean of 2 seeds" in table(more)
+    assert "from scratch: mean of 2 seeds" in str(evaluation)
     written = [json.loads(text) for text in (run.folder / "evaluations.jsonl").read_text().splitlines()]
     assert [line for line in written if "diagnosis" not in line] == lines * 2 + more
 

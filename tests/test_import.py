@@ -10,7 +10,7 @@ import pytest
 from package import FILES, PACKAGE, TREES, imports
 
 FUNCTIONS = {"images", "encoder", "pretrain", "embed", "evaluate", "finetune", "diagnose", "load", "report"}
-OTHERS = {"View", "views", "methods", "losses", "optimizers", "schedules"}
+OTHERS = {"Preprocessing", "Trained", "View", "views", "methods", "losses", "optimizers", "schedules"}
 
 
 def python(program: str) -> subprocess.CompletedProcess:

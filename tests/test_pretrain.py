@@ -99,9 +99,9 @@ def test_training_learns_and_keeps_the_untrained_encoder(quiet):
     start = checkpoints.read_tensors(quiet.folder / "untrained" / "model.safetensors")
     for name, value in tiny_method().encoder.state_dict().items():
         assert torch.equal(start[name], value)
-    encoder = load(quiet.folder, tiny_method().encoder)
-    assert not torch.equal(encoder[0].weight, start["0.weight"])
-    assert encoder.preprocessing.size == 12 and encoder.preprocessing.mean == (0.5,) * 3
+    trained = load(quiet, tiny_method().encoder)
+    assert not torch.equal(trained.encoder[0].weight, start["0.weight"])
+    assert trained.preprocessing.size == 12 and trained.preprocessing.mean == (0.5,) * 3
 
 
 @pytest.mark.parametrize("step", [0, 5, 7])

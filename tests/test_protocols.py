@@ -16,7 +16,7 @@ from diptych.downstream.evaluate import evaluate
 from diptych.downstream.protocols import PROTOCOLS, Subject, Task, projector_of, require_unmoved
 from diptych.methods import BarlowTwins
 from diptych.runs import checkpoints
-from diptych.runs.encoder import Preprocessing
+from diptych.runs.encoder import Preprocessing, load
 
 EXPECTED = Preprocessing(12, (0.5,) * 3, (0.25,) * 3)
 
@@ -38,9 +38,9 @@ def task():
     return Task(photos, photos, names, names, EXPECTED, torch.device("cpu"))
 
 
-def subject_of(width: int = 6, count: int = 48, name: str = "untrained", **rest) -> Subject:
+def subject_of(width: int = 6, count: int = 48, **rest) -> Subject:
     z = torch.randn(count, width, generator=random_at(5, "vectors")) + 3 * F.one_hot(torch.arange(count) % 4, width)
-    return Subject(name, z, z.clone(), rest.get("network"), rest.get("folder"))
+    return Subject("untrained", z, z.clone(), rest.get("network"), rest.get("folder"))
 
 
 def lamb_by_hand(z, y, weight, bias, epochs, lr=1e-3, l2=0.02):
@@ -138,7 +138,8 @@ def test_frozen_protocols_learn_and_leave_the_encoder(task, monkeypatch):
 
 def test_every_protocol_stands_in_the_table(run):
     photos, network = tiny_images(), TinyEncoder()
-    lines = evaluate(run, photos, photos, protocols=list(PROTOCOLS), encoder=network, device="cpu", show=False)
+    trained = load(run, network)
+    lines = evaluate(trained, photos, photos, protocols=list(PROTOCOLS), device="cpu", show=False).lines()
     found = {(line["protocol"], line["subject"]): line for line in lines if "protocol" in line}
     everyone = {"chance", "raw pixels", "untrained", "trained"}
     expected = {"knn": everyone, "linear": everyone, "linear-keras-embedding": everyone}
@@ -154,4 +155,4 @@ def test_every_protocol_stands_in_the_table(run):
         (line["protocol"] for line in lines[:-1]), key=list(PROTOCOLS).index
     )
     with pytest.raises(RecipeError, match="linear-sgd"):
-        evaluate(run, photos, photos, protocols=["probe"], encoder=network, device="cpu", show=False)
+        evaluate(trained, photos, photos, protocols=["probe"], device="cpu", show=False)

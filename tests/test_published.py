@@ -36,7 +36,9 @@ def trained(recipe: str, elsewhere: Path, *overrides: str) -> Path:
 def judged(run: Path) -> tuple[dict[str, float], str]:
     """Accuracies by protocol, without references, which would double the time; and the doctor's verdict."""
     train, test = (images(shared(f"data/cifar10-jpeg-{part}.parquet"), size=32) for part in ("train", "test"))
-    lines = evaluate(run, train, test, protocols=["linear-keras-simsiam", "linear"], baselines=False, show=False)
+    lines = evaluate(
+        run, train, test, protocols=["linear-keras-simsiam", "linear"], baselines=False, show=False
+    ).lines()
     accuracies = {line["protocol"]: line["accuracy"] for line in lines if line.get("subject") == "trained"}
     print(run.name, accuracies, lines[-1])
     return accuracies, lines[-1]["diagnosis"]["verdict"]

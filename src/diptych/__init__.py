@@ -30,6 +30,8 @@ _DOOR = {
     "evaluate": "diptych.downstream.evaluate:evaluate",
     "diagnose": "diptych.embeddings.diagnose:diagnose",
     "load": "diptych.runs.encoder:load",
+    "Trained": "diptych.runs.encoder:Trained",
+    "Preprocessing": "diptych.networks.inference:Preprocessing",
     "report": "diptych.reporting.report:report",
 }
 
@@ -42,14 +44,15 @@ if TYPE_CHECKING:
     from diptych.embeddings.diagnose import diagnose
     from diptych.methods import losses
     from diptych.networks.encoders import encoder
+    from diptych.networks.inference import Preprocessing
     from diptych.reporting.report import report
-    from diptych.runs.encoder import load
+    from diptych.runs.encoder import Trained, load
     from diptych.training import optimizers, schedules
     from diptych.training.pretrain import pretrain
     from diptych.views.view import View
 
-__all__ = ["View", "diagnose", "embed", "encoder", "evaluate", "finetune", "images", "load", "losses", "methods",
-           "optimizers", "pretrain", "report", "schedules", "views"]  # fmt: skip
+__all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "finetune", "images", "load",
+           "losses", "methods", "optimizers", "pretrain", "report", "schedules", "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

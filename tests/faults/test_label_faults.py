@@ -49,7 +49,7 @@ def test_25_one_label_a_class(network, tmp_path):
     code, out, err = judged(network, train, test)
     assert code == 0, err
     assert "10 test and 2 training images of 2 classes" in out and "nan" not in out.lower()
-    lines = evaluate(network, images(train, size=16), images(test, size=16), show=False)
+    lines = evaluate(network, images(train, size=16), images(test, size=16), show=False).lines()
     accuracies = [line["accuracy"] for line in lines if "accuracy" in line]
     assert len(accuracies) >= 4 and all(0 <= accuracy <= 1 for accuracy in accuracies)
 
@@ -71,7 +71,7 @@ def test_25_a_test_set_that_lacks_classes_keeps_the_names(test, network, tmp_pat
     """Folder numbers of the two sets differ; what counts is the name: a shifted map would give accuracy 0."""
     train = images(flat(tmp_path / "train", *COLOURS), size=16)
     asked = images(flat(tmp_path / "test", *test), size=16, labels="folder")
-    lines = evaluate(network, train, asked, k=3, show=False)
+    lines = evaluate(network, train, asked, k=3, show=False).lines()
     raw = {line["protocol"]: line["accuracy"] for line in lines if line.get("subject") == "raw pixels"}
     assert raw == {"knn": 1.0, "linear": 1.0}, json.dumps(raw)
 

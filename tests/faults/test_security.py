@@ -28,7 +28,8 @@ ONLY = {
         "runs.environment",
         "commands.doctor",
         "data.photographs",
-    },  # our own modules; versions; where packages lie
+        "commands.opening",
+    },  # our own modules; versions; where packages lie; the module that a person names with --encoder
     "pickletools": {"data.cifar"},  # reads the instructions of a pickle; they are not run
     "tempfile": {"data.archives", "commands.launch"},
 }

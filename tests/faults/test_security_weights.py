@@ -156,7 +156,7 @@ def test_an_encoder_folder_has_nothing_fetched_or_opened(small_encoder, tmp_path
             load(folder)
         assert is_one_line(caught.value)
     else:  # as if it had not been said: the weights lie beside it
-        wanted, got = load(small_encoder).state_dict(), load(folder).state_dict()
+        wanted, got = load(small_encoder).encoder.state_dict(), load(folder).encoder.state_dict()
         assert all(torch.equal(wanted[key], got[key]) for key in wanted)
     assert tree(tmp_path) == ["encoder", "encoder/config.json", "encoder/model.safetensors", "evil.pth"]
 

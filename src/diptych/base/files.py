@@ -48,6 +48,33 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.{0 if count > 1e7 else 2}f} MB"
 
 
+def require_free_folder(folder: Path) -> Path:
+    """`folder`, where nothing is yet: it is absent or empty. Raises OutputError, before hours of work rather than after."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and is not empty; choose another --out or remove it")
+    return folder
+
+
+def require_free_file(file: Path, replace: bool = False) -> Path:
+    """`file`, when it can be written there: its folder exists and it does not (`replace`: it may). Raises OutputError."""
+    if replace and file.is_dir():
+        raise OutputError(f"{file} is a folder; name a file in it")
+    if not replace and file.exists():
+        raise OutputError(f"{file} exists already; choose another --out or remove it")
+    if not file.parent.is_dir():
+        raise OutputError(
+            f"cannot write {file}: the folder {file.parent} does not exist; make it, or choose another --out"
+        )
+    return file
+
+
+def require_writable(folder: Path) -> Path:
+    """`folder`, an existing one, when files may be added to it. Raises OutputError."""
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} is read-only: the result could not be kept there; make it writable, or copy it")
+    return folder
+
+
 def require_space(folder: Path, needed: int) -> None:
     """Raise OutputError at the start of a run rather than at its first checkpoint."""
     free = shutil.disk_usage(folder).free

@@ -12,8 +12,9 @@ import typer
 
 from diptych.base.memory import keep_freed_memory
 from diptych.base.terminal import open_streams
+from diptych.commands.defaults import given, option_of_finetune
 from diptych.commands.ending import run as run_command
-from diptych.commands.opening import image_options, open_images
+from diptych.commands.opening import image_options, open_encoder, open_images, recipe_of
 
 app = typer.Typer(
     name="diptych",
@@ -35,6 +36,11 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
 Labels = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+OwnEncoder = Annotated[
+    str | None,
+    typer.Option("--encoder", help="A network of your own: the module is imported, from this directory too, and the function "
+                 "called without arguments. This runs their code.", metavar="MODULE:FUNCTION"),
+]  # fmt: skip
 
 
 @app.command()
@@ -83,7 +89,7 @@ def pretrain(
                 overwrite=overwrite, record={"recipe": recipe, "source": source, **asked},
                 **call_arguments(train, asked["pretrain"]))  # fmt: skip
     if rank() == 0:
-        tell(finished(run))
+        print_result(finished(run))
 
 
 @app.command()
@@ -93,22 +99,25 @@ def evaluate(
     test: Annotated[str, typer.Option(help="Labelled images to judge on (SOURCE).")],
     labels: Labels = "auto",
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the split that chooses the probe's regularisation.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the split that chooses the probe's regularisation.")] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="knn, linear, linear-sgd, ... (repeat for several).")
     ] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the embedding: float32 or bfloat16.")] = None,
+    encoder: OwnEncoder = None,
 ) -> None:
     """Judge an encoder: kNN and linear accuracy beside chance, raw pixels and the untrained encoder."""
     from diptych.commands.schema import call_arguments
-    from diptych.commands.tables import table
     from diptych.downstream.evaluate import evaluate as judge
-    from diptych.runs.run import Run, is_run
 
-    recipe = Run(run).recipe if is_run(run) else {}
-    size, options = image_options(run, recipe)
-    bank, queries = (open_images(source, options | {"labels": labels}, size) for source in (train, test))
-    asked = recipe.get("evaluate", {}) | {"seed": seed} | ({"protocols": protocol} if protocol else {})
-    tell(table(judge(run, bank, queries, device=device, **call_arguments(judge, asked))))
+    trained = open_encoder(run, encoder)
+    options = image_options(trained) | {"labels": labels}
+    bank, queries = (open_images(source, options) for source in (train, test))
+    settings = recipe_of(trained).get("evaluate", {}) | given(
+        seed=seed, protocols=protocol or None, precision=precision
+    )
+    settings.pop("encoder", None)  # of runs before `--encoder`
+    print_result(str(judge(trained, bank, queries, device=device, **call_arguments(judge, settings))))
 
 
 @app.command()
@@ -117,26 +126,26 @@ def finetune(
     train: Annotated[str, typer.Option(help="Labelled images to train on (SOURCE).")],
     test: Annotated[str, typer.Option(help="Labelled images to judge on (SOURCE).")],
     labels: Annotated[
-        str, typer.Option(help="A share of each class, 0.01 to 1.0, or 10pc: 10 of each class.")
-    ] = "0.01",
-    epochs: Annotated[int, typer.Option(min=1)] = 20,
-    encoder_lr: Annotated[float, typer.Option(min=0.0)] = 0.005,
-    head_lr: Annotated[float, typer.Option(min=0.0)] = 0.5,
+        str | None, option_of_finetune("labels", help="A share of each class, 0.01 to 1.0, or 10pc: 10 of each class.")
+    ] = None,
+    epochs: Annotated[int | None, option_of_finetune("epochs", min=1)] = None,
+    encoder_lr: Annotated[float | None, option_of_finetune("encoder_lr", min=0.0)] = None,
+    head_lr: Annotated[float | None, option_of_finetune("head_lr", min=0.0)] = None,
     seeds: Annotated[
-        int, typer.Option(help="Repeat with other labels, crops and weights; mean and spread.", min=1)
-    ] = 1,
-    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+        int | None,
+        option_of_finetune("seeds", help="Repeat with other labels, crops and weights; mean and spread.", min=1),
+    ] = None,
+    seed: Annotated[int | None, option_of_finetune("seed", help="The first seed.")] = None,
     device: Device = "auto",
+    encoder: OwnEncoder = None,
 ) -> None:
     """Train encoder and classifier on few labels, beside the same network from scratch on the same labels."""
-    from diptych.commands.tables import table
     from diptych.downstream.finetune import finetune as tune
-    from diptych.runs.run import Run, is_run
 
-    size, options = image_options(run, Run(run).recipe if is_run(run) else {})
-    bank, queries = (open_images(source, options, size) for source in (train, test))
-    tell(table(tune(run, bank, queries, labels, epochs=epochs, encoder_lr=encoder_lr, head_lr=head_lr, seeds=seeds,
-                    seed=seed, device=device)))  # fmt: skip
+    trained = open_encoder(run, encoder)
+    bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
+    options = given(labels=labels, epochs=epochs, encoder_lr=encoder_lr, head_lr=head_lr, seeds=seeds, seed=seed)
+    print_result(str(tune(trained, bank, queries, device=device, **options)))
 
 
 @app.command()
@@ -146,39 +155,41 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors.npy, index.jsonl and meta.json.")],
     labels: Labels = "auto",
     device: Device = "auto",
+    encoder: OwnEncoder = None,
 ) -> None:
     """Turn images into vectors: one row each, with its key and label."""
+    from diptych.base.files import require_free_folder
     from diptych.downstream.embed import embed as make
-    from diptych.runs.run import Run, is_run
 
-    size, options = image_options(run, Run(run).recipe if is_run(run) else {})
-    photos = open_images(source, options | {"labels": labels}, size)
-    made = make(run, photos, out=out, device=device)
-    tell(f"{out}/vectors.npy  {made.shape[0]} x {made.shape[1]} float32, {len(photos.failed)} images failed")
+    require_free_folder(out)
+    trained = open_encoder(run, encoder)
+    photos = open_images(source, image_options(trained) | {"labels": labels})
+    rows, width = make(trained, photos, out=out, device=device).shape
+    print_result(f"{out}/vectors.npy  {rows} x {width} float32, {len(photos.failed)} images failed")
 
 
 @app.command()
 def classify(
-    encoder: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
+    run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
     source: Source,
     train: Annotated[str, typer.Option(help="Labelled images to fit the head on (SOURCE).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet.")] = Path("labels.csv"),
     labels: Labels = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the split that measures the head.")] = 0,
+    encoder: OwnEncoder = None,
 ) -> None:
     """Label images: fit a linear head on labelled ones, write path, label and probability of every other."""
     from diptych.downstream.classify import classify as make
-    from diptych.downstream.classify import free
-    from diptych.runs.run import Run, is_run
+    from diptych.downstream.classify import require_table
 
-    free(out)
-    size, options = image_options(encoder, Run(encoder).recipe if is_run(encoder) else {})
-    known = open_images(train, options | {"labels": labels}, size)
-    made = make(
-        encoder, open_images(source, options | {"labels": "none"}, size), known, out=out, device=device, seed=seed
+    require_table(out)
+    trained = open_encoder(run, encoder)
+    known, new = (
+        open_images(place, image_options(trained) | {"labels": kind})
+        for place, kind in ((train, labels), (source, "none"))
     )
-    tell(f"{out}  {made}")
+    print_result(f"{out}  {make(trained, new, known, out=out, device=device, seed=seed)}")
 
 
 @app.command("import-weights")
@@ -192,7 +203,7 @@ def import_weights(
     """Make an encoder folder of a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
     from diptych.runs.foreign import import_weights as make
 
-    tell(str(make(file, out, size, mean, std)))
+    print_result(str(make(file, out, size, mean, std)))
 
 
 @app.command()
@@ -206,10 +217,10 @@ def download(
     from diptych.runs.download import download as fetch
 
     if name is None:
-        return tell(listed())
+        return print_result(listed())
     with Progress("download (bytes)") as progress:
         got = fetch(name, out, progress)
-    tell(f"{got.file}  {got.bytes:,} bytes, sha256 {got.sha256}, licence: {PUBLISHED[name].licence}\n"
+    print_result(f"{got.file}  {got.bytes:,} bytes, sha256 {got.sha256}, licence: {PUBLISHED[name].licence}\n"
          f"next: diptych import-weights {got.file} --out {name}")  # fmt: skip
 
 
@@ -230,7 +241,7 @@ def views(
     views = build_views(sections["views"])
     photos = open_images(source, sections["images"], views[0].size)
     save_png(view_sheet(photos, views, count, sections["pretrain"]["seed"]), out)
-    tell(str(out))
+    print_result(str(out))
 
 
 @app.command()
@@ -240,7 +251,7 @@ def report(
     """Write report.html, one file made from the run folder alone."""
     from diptych.reporting.report import report as write
 
-    tell(str(write(run, out)))
+    print_result(str(write(run, out)))
 
 
 @app.command()
@@ -248,7 +259,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
     """List the recipes, or print one."""
     from diptych.commands.shelf import list_recipes, print_recipe
 
-    tell(list_recipes() if name is None else print_recipe(name))
+    print_result(list_recipes() if name is None else print_recipe(name))
 
 
 @app.command()
@@ -259,7 +270,7 @@ def doctor(
     """Tell versions, devices, threads, free space and distributed back ends, and scan a source for bad images."""
     from diptych.commands.doctor import examine
 
-    tell(examine(source, hash))
+    print_result(examine(source, hash))
 
 
 def save_png(picture, out: Path) -> None:
@@ -271,7 +282,7 @@ def save_png(picture, out: Path) -> None:
         raise OutputError(f"cannot write {out} ({error}); choose another --out ending in .png") from None
 
 
-def tell(text: str) -> None:
+def print_result(text: str) -> None:
     """A result, on standard output, which nobody may be reading any more (`diptych recipes | head`)."""
     try:
         typer.echo(text)

@@ -5,7 +5,6 @@ from pathlib import Path
 from diptych.commands import recipe as recipes
 from diptych.commands.build import build, build_watches
 from diptych.commands.schema import call_arguments
-from diptych.commands.tables import table
 from diptych.data.images import images
 from diptych.data.photographs import demo_source
 from diptych.downstream.evaluate import evaluate
@@ -23,6 +22,5 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume, overwrite=overwrite, record=record,
                    **call_arguments(pretrain, asked["pretrain"]))  # fmt: skip
-    lines = evaluate(run, train, test, **call_arguments(evaluate, asked["evaluate"]))
-    print(table(lines))
+    print(evaluate(run, train, test, **call_arguments(evaluate, asked["evaluate"])))
     print(f"\nreport: {report(run.folder)}")

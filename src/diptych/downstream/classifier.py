@@ -53,7 +53,8 @@ class Classifier(nn.Module):
 def linear_head(width: int, classes: int, seed: int, keras: bool = False) -> nn.Linear:
     """A linear layer with starting weights of its own address: small normal ones, or Keras' (Glorot uniform)."""
     rng = random_at(seed, "labels", "head")
-    with torch.random.fork_rng():  # torch fills a new layer from the global generator; these numbers are then replaced
+    # torch fills a new layer from the CPU's global generator; these numbers are then replaced.
+    with torch.random.fork_rng(devices=[]):
         head = nn.Linear(width, classes)
     if keras:
         nn.init.xavier_uniform_(head.weight, generator=rng)
@@ -93,13 +94,13 @@ def fit(
                 loss.backward()
                 optimizer.step()
                 step += 1
-            told = float(loss.detach())  # waits for the device, once an epoch
-            if not math.isfinite(told):
+            last = float(loss.detach())  # waits for the device, once an epoch
+            if not math.isfinite(last):
                 raise DivergedError(
-                    f"training on labels: loss {told} in epoch {epoch + 1} of {epochs}; lower its rates"
+                    f"training on labels: loss {last} in epoch {epoch + 1} of {epochs}; lower its rates"
                 )
             if tell is not None:
-                tell(step, f"epoch {epoch + 1} of {epochs}, loss {told:.4g}")
+                tell(step, f"epoch {epoch + 1} of {epochs}, loss {last:.4g}")
     network.eval()
 
 
@@ -114,8 +115,8 @@ def image_batches(
         if len(order) % batch_size == 1 and len(order) > 1:
             order = order[:-1]
         for number, (rows, pixels) in enumerate(images.read(order, batch_size, device=device)):
-            made = view(pixels, random_at(seed, "labels", "views", epoch, number))
-            yield made.contiguous(memory_format=torch.channels_last), classes[rows].to(device)
+            views = view(pixels, random_at(seed, "labels", "views", epoch, number))
+            yield views.contiguous(memory_format=torch.channels_last), classes[rows].to(device)
 
     return batches
 
@@ -143,8 +144,7 @@ def stream(images: Images) -> Iterator[Tensor]:
 
 def logits(classifier: nn.Module, images: Images, expected: Preprocessing) -> Tensor:
     """(N, classes) on the CPU, of plain images: resized and cropped in the middle, evaluation mode."""
-    return embeddings(classifier, stream(images), expected.mean, expected.std, expected.size,
-                      resize=expected.resize)  # fmt: skip
+    return embeddings(classifier, stream(images), expected)
 
 
 def normalize(expected: Preprocessing) -> Normalize:
@@ -156,7 +156,7 @@ def crop_and_flip(expected: Preprocessing) -> View:
     return View([RandomResizedCrop(expected.size), HorizontalFlip(), normalize(expected)])
 
 
-def names(images: Images, what: str) -> list[str]:
+def class_names(images: Images, what: str) -> list[str]:
     """The class name of each image, so that two sets with other numbers for their classes are never mixed up."""
     if images.labels is None or images.classes is None:
         raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source that has some")
@@ -167,5 +167,5 @@ def targets(train_labels: Sequence[str], test_labels: Sequence[str]) -> tuple[Te
     """Both sets' classes as numbers, and the class names that these number. Raises DataError as `check_classes`."""
     classes = check_classes(train_labels, test_labels)
     number = {name: i for i, name in enumerate(classes)}
-    y_train, y_test = (torch.tensor([number[name] for name in each]) for each in (train_labels, test_labels))
+    y_train, y_test = (torch.tensor([number[name] for name in labels]) for labels in (train_labels, test_labels))
     return y_train, y_test, classes

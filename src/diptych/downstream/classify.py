@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.base.device import choose_device
 from diptych.base.errors import OutputError
-from diptych.base.files import write_file
+from diptych.base.files import require_free_file, write_file
 from diptych.base.terminal import Progress
 from diptych.data.images import Images
-from diptych.downstream.classifier import names, stream
-from diptych.embeddings.nearest import check
+from diptych.downstream.classifier import class_names
+from diptych.downstream.embed import embed_sets
+from diptych.embeddings.nearest import checked_embeddings
 from diptych.embeddings.probe import PENALTIES, fit_probe, split
 from diptych.embeddings.scores import accuracy_interval, check_classes
-from diptych.networks.inference import embeddings
-from diptych.runs.encoder import Preprocessing, load
+from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 
 COLUMNS = ("path", "label", "probability", "reason")
@@ -79,55 +79,47 @@ class Classified:
 
 
 def classify(
-    run: Run | str | Path,
+    trained: Trained | Run | str | Path,
     images: Images,
     train: Images,
     *,
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
-    encoder: nn.Module | None = None,
     show: bool = True,
 ) -> Classified:
     """Label `images` by a linear head on the embeddings of `train`; with `out`, also as a .csv or .parquet file.
 
+    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one.
     The head is the linear probe of `evaluate`, fitted on every labelled image. Beforehand a like head is fitted on four
     fifths of each class, which chooses the penalty of both: the last fifth gives the accuracy that is reported, and the
     factor on the logits under which probabilities are right as often as they say (temperature scaling, Guo et al. 2017).
 
-    Raises CheckpointError when there is no encoder, DataError for images or labels that cannot be used, OutputError for
-    another ending, or a file that exists or cannot be written.
+    Output, labels and classes are checked before the first image is embedded. Raises OutputError for another ending, or a
+    file that exists or cannot be written, CheckpointError when there is no encoder, DataError for images or labels that
+    cannot be used.
     """
-    file = None if out is None else free(Path(out))
-    trained = load(run.folder if isinstance(run, Run) else Path(run), encoder)
-    expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
-    where, total, vectors = choose_device(device), len(train) + len(images), []
-    with Progress("classify", total, show) as progress:
-        for each, before in ((train, 0), (images, len(train))):
-
-            def tell(done: int, before: int = before) -> None:
-                progress(before + done, f"embedded of {total:,} images")
-
-            vectors.append(embeddings(trained, stream(each), expected.mean, expected.std, expected.size, device=where,
-                                      progress=tell, resize=expected.resize))  # fmt: skip
+    file = None if out is None else require_table(Path(out))
+    trained, where = as_trained(trained), choose_device(device)
+    check_classes(class_names(train, "labelled"))
+    with Progress("classify", len(train) + len(images), show) as progress:
+        z_ME, z_NE = embed_sets(trained, (train, images), where, "float32", progress, "embedded")
         progress.say("fitting the head ...")
-        found = label(vectors[0], known_labels(train), vectors[1], seed)
-    labels, probabilities, held_out, sharpness = found
+        labels, probabilities, held_out, sharpness = label(z_ME, labels_of_embedded(train), z_NE, seed)
     reasons = {row["key"]: row["reason"] for row in images.failed}
     answers, rows = iter(zip(labels, probabilities, strict=True)), []
     for key in images.all_keys:
         answer, probability = (None, None) if key in reasons else next(answers)
         rows.append((key, answer, probability, reasons.get(key)))
-    made = Classified(rows, held_out, len(vectors[0]), sharpness)
     if file is not None:
         write_file(file, as_csv(rows) if file.suffix == ".csv" else as_parquet(rows))
-    return made
+    return Classified(rows, held_out, len(z_ME), sharpness)
 
 
-def known_labels(train: Images) -> list[str]:
-    """The class of each labelled image that has a vector: a stream leaves bad images out as it goes."""
+def labels_of_embedded(train: Images) -> list[str]:
+    """The class of each labelled image that has an embedding: a stream leaves bad images out as it goes."""
     bad = {row["key"] for row in train.failed}
-    return [label for key, label in zip(train.keys, names(train, "labelled"), strict=True) if key not in bad]
+    return [label for key, label in zip(train.keys, class_names(train, "labelled"), strict=True) if key not in bad]
 
 
 def label(
@@ -137,19 +129,19 @@ def label(
 
     Raises DataError for embeddings that are not finite or of another width, and for fewer than two classes.
     """
-    z_ME = check(train, "labelled")
-    z_NE = check(z_NE, "new", z_ME)
+    z_ME = checked_embeddings(train, "labelled")
+    z_NE = checked_embeddings(z_NE, "new", z_ME)
     classes = check_classes(train_labels)
     position = {name: i for i, name in enumerate(classes)}
-    y_M = torch.tensor([position[name] for name in train_labels])
-    kept, held = split(y_M, seed)
+    y_M = torch.tensor([position[name] for name in train_labels], device=z_ME.device)
+    fitted, held = split(y_M, seed)
     held_out, sharpness, penalties = None, 1.0, PENALTIES
     if len(held):
-        first = fit_probe(z_ME[kept], y_M[kept], len(classes), seed=seed)
+        first = fit_probe(z_ME[fitted], y_M[fitted], len(classes), seed=seed)
         scores, penalties = first.scores(z_ME[held]), (first.penalty,)
         right = scores.argmax(1) == y_M[held]
-        largest = torch.bincount(y_M[kept]).argmax()
-        held_out = HeldOut(right.double().mean().item(), accuracy_interval(right), len(kept), len(held),
+        largest = torch.bincount(y_M[fitted]).argmax()
+        held_out = HeldOut(right.double().mean().item(), accuracy_interval(right), len(fitted), len(held),
                            (y_M[held] == largest).double().mean().item())  # fmt: skip
         sharpness = best_factor(scores, y_M[held])
     scores = fit_probe(z_ME, y_M, len(classes), penalties, seed).scores(z_NE)
@@ -167,17 +159,13 @@ def best_factor(scores_NK: Tensor, y_N: Tensor) -> float:
     return FACTORS[torch.stack(losses).argmin()].item()
 
 
-def free(file: Path) -> Path:
+def require_table(file: Path) -> Path:
     """`file`, when a table may be written there. Raises OutputError, before hours of work rather than after."""
     if file.suffix not in ENDINGS:
         raise OutputError(f"{file} ends in neither {' nor '.join(ENDINGS)}; choose another --out")
     if file.suffix == ".parquet":
         pyarrow()
-    if file.exists():
-        raise OutputError(f"{file} exists already; choose another --out or remove it")
-    if not file.parent.is_dir():
-        raise OutputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
-    return file
+    return require_free_file(file)
 
 
 def as_csv(rows: list[tuple]) -> bytes:

@@ -1,62 +1,68 @@
 """The embeddings of any images, in memory or as a folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.base.device import choose_device
+from diptych.base.files import require_free_folder
 from diptych.base.terminal import Progress
 from diptych.data.images import Images
-from diptych.downstream.classifier import names, stream
+from diptych.downstream.classifier import class_names, stream
 from diptych.embeddings.store import save_embeddings
-from diptych.networks.inference import embeddings
-from diptych.runs.encoder import Preprocessing, load
+from diptych.networks.inference import require_precision
+from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 
 
-def embed_both(encoder: nn.Module, train: Images, test: Images, expected: Preprocessing, device: torch.device,
-               progress: Progress, name: str) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Embeddings of both sets, the progress over the two."""
-    total, vectors = len(train) + len(test), []
-    for images, before in ((train, 0), (test, len(train))):
+def embed(
+    trained: Trained | Run | str | Path,
+    images: Images,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    show: bool = True,
+) -> Tensor:
+    """The embeddings of images, (M, E) float32 on the CPU, in their order; with `out`, also as a folder of vectors.npy,
+    index.jsonl (key, label, status: a bad image keeps its row there and has no vector) and meta.json.
 
-        def tell(done: int, before: int = before) -> None:
-            progress(before + done, f"{name} encoder of {total:,} images")
+    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32 or bfloat16.
 
-        vectors.append(
-            embeddings(
-                encoder,
-                stream(images),
-                expected.mean,
-                expected.std,
-                expected.size,
-                device=device,
-                progress=tell,
-                resize=expected.resize,
-            )
-        )
-    return vectors[0], vectors[1]
-
-
-def embed(run: Run | str | Path, images: Images, *, out: str | Path | None = None, device: str = "auto",
-          encoder: nn.Module | None = None, show: bool = True) -> Tensor:  # fmt: skip
-    """The embeddings of images, (M, E) float32, in their order; with `out`, also as a folder of vectors.npy, index.jsonl
-    (key, label, status: a bad image keeps its row there and has no vector) and meta.json.
-
-    Raises CheckpointError when there is no encoder, DataError for images that cannot be read, OutputError for a folder
-    that is already there.
+    Raises OutputError for a folder that is already there, before anything is embedded, CheckpointError when there is no
+    encoder, DataError for images that cannot be read.
     """
-    folder = run.folder if isinstance(run, Run) else Path(run)
-    trained = load(folder, encoder)
-    expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
+    if out is not None:
+        require_free_folder(Path(out))
+    require_precision(precision)
+    trained, where = as_trained(trained), choose_device(device)
     with Progress("embed", len(images), show) as progress:
-        vectors = embeddings(trained, stream(images), expected.mean, expected.std, expected.size,
-                             device=choose_device(device), progress=progress, resize=expected.resize)  # fmt: skip
+        vectors = trained(stream(images), device=where, precision=precision, progress=progress)
     if out is not None:
         reasons = {row["key"]: row["reason"] for row in images.failed}
-        named = {} if images.labels is None else dict(zip(images.keys, names(images, "embedded"), strict=True))
-        keys = list(images.all_keys)
-        meta = {"encoder": str(folder), "preprocessing": vars(expected)}
-        save_embeddings(out, vectors, keys, [named.get(key) for key in keys], [reasons.get(key) for key in keys], meta)
+        labels = {}
+        if images.labels is not None:
+            labels = dict(zip(images.keys, class_names(images, "embedded"), strict=True))
+        keys, origin = list(images.all_keys), trained.folder or type(trained.encoder).__name__
+        meta = {"encoder": str(origin), "preprocessing": vars(trained.preprocessing)}
+        save_embeddings(out, vectors, keys, [labels.get(key) for key in keys], [reasons.get(key) for key in keys], meta)
+    return vectors
+
+
+def embed_sets(
+    trained: Trained, sets: Sequence[Images], device: torch.device, precision: str, progress: Progress, what: str
+) -> list[Tensor]:
+    """The embeddings of several sets, on `device`, one after the other; the progress counts through all of them."""
+    total, vectors = sum(map(len, sets)), []
+    for images in sets:
+        before = sum(len(earlier) for earlier in sets[: len(vectors)])
+
+        def count(done: int, before: int = before) -> None:
+            progress(before + done, f"{what} of {total:,} images")
+
+        vectors.append(
+            trained(stream(images), device=device, output_device=device, precision=precision, progress=count)
+        )
     return vectors

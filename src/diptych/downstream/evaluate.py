@@ -1,133 +1,149 @@
-"""A trained encoder at work: what it is worth on labelled images, and the vectors it makes of any."""
+"""What a trained encoder is worth on labelled images, beside chance, raw pixels and itself before training."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.base.device import choose_device
-from diptych.base.errors import RecipeError
+from diptych.base.files import require_writable
 from diptych.base.random_at import random_at
 from diptych.base.terminal import Progress
 from diptych.data.images import Images
-from diptych.downstream.classifier import names, readable, stream
-from diptych.downstream.embed import embed_both
-from diptych.downstream.protocols import PROTOCOLS, Subject, Task
+from diptych.downstream.classifier import class_names, readable, stream
+from diptych.downstream.embed import embed_sets
+from diptych.downstream.protocols import PROTOCOLS, Subject, Task, require_protocols
+from diptych.downstream.results import TRAINED, Evaluation
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
-from diptych.embeddings.scores import chance, check_classes
-from diptych.networks.inference import raw_pixels
+from diptych.embeddings.scores import NEIGHBOURS, TEMPERATURE, Score, chance, check_classes, check_vote
+from diptych.networks.inference import raw_pixels, require_precision
 from diptych.reporting import pictures
-from diptych.runs.encoder import Preprocessing, load
+from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run, is_run
 
 DEFAULT = ("knn", "linear")  # quick, and made of embeddings alone
-MAPPED, QUERIES, NEIGHBOURS = (
-    600,
-    10,
-    6,
-)  # test images on the report's map; rows and columns of its neighbours
+MAPPED = 600  # test images on the report's map
+QUERIES, SHOWN_NEIGHBOURS = 10, 6  # rows and columns of the report's neighbours
 THUMBNAIL = 48  # pixels
 
 
 def evaluate(
-    run: Run | str | Path,
+    trained: Trained | Run | str | Path,
     train: Images,
     test: Images,
     *,
-    k: int = 200,
-    temperature: float = 0.1,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
     protocols: Sequence[str] = DEFAULT,
     baselines: bool = True,
     seed: int = 0,
+    precision: str = "float32",
     device: str = "auto",
-    encoder: nn.Module | None = None,
     show: bool = True,
-) -> list[dict]:
-    """Judge the encoder of a run (or of an encoder folder) on labelled images; a run keeps the result for its report.
+) -> Evaluation:
+    """Judge an encoder on labelled images; a run keeps the result for its report.
 
-    Returns the lines of evaluations.jsonl: one a protocol and subject ("chance", "raw pixels", "untrained", "trained"),
-    with accuracy, 95 % interval and sizes, and one with the diagnosis of the test images' embeddings. `protocols` are names
-    of `diptych.protocols.PROTOCOLS`. The probe's regularisation is chosen on a held-out part of `train`; `test` is looked
-    at once. `encoder` is needed where the trained network was the user's own module.
+    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. protocols: names of
+    `downstream.protocols.PROTOCOLS`; each has a score for "chance", "trained" and, with `baselines`, "raw pixels" and
+    "untrained". The probe's regularisation is chosen on a held-out part of `train`; `test` is looked at once. Embedding,
+    kNN and the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
 
-    Raises DataError when labels are missing or `test` has classes that `train` lacks, CheckpointError when there is no
-    encoder, RecipeError for an unknown protocol.
+    Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
+    classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
+    RecipeError for an unknown protocol, OutputError for a run folder that cannot keep the result.
     """
-    if unknown := [name for name in protocols if name not in PROTOCOLS]:
-        raise RecipeError(f"there is no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
-    folder, where = run.folder if isinstance(run, Run) else Path(run), choose_device(device)
-    train, test = readable(train), readable(test)
-    vectors: dict[str, tuple[Tensor, Tensor]] = {}
-    rows: list[dict] = []
+    trained, where = as_trained(trained), choose_device(device)
+    protocols = list(dict.fromkeys(protocols))
+    require_protocols(protocols, trained)
+    check_vote(k, temperature)
+    require_precision(precision)
+    run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
+    train, test = labelled(train, test)
+    truth = class_names(test, "test")
+    scores = [replace(chance(truth), protocol=name, subject="chance") for name in protocols]
+    after, before = None, None
     with Progress("evaluate", show=show) as progress:
-        for subject, expected in subjects(folder, train, test, baselines, where, encoder, progress):
-            vectors[subject.name] = subject.train, subject.test
-            bank_labels, labels = names(train, "training"), names(test, "test")
-            check_classes(bank_labels, labels)
-            task = Task(train, test, bank_labels, labels, expected, where, k, temperature, seed, progress)
-            if not rows:
-                rows = [chance(labels).row("chance") | {"protocol": protocol} for protocol in protocols]
-            for protocol in protocols:
-                progress.say(f"{protocol} accuracy of {subject.name} ...")
-                made = PROTOCOLS[protocol](subject, task)
-                scratch = (protocol, subject.name) == ("finetune", "untrained")
-                rows += [] if made is None else [made.row("from scratch" if scratch else subject.name)]
-    lines = sorted(rows, key=lambda row: list(protocols).index(row["protocol"]))  # stable: subjects keep their order
-    bank, queries = vectors["trained"]
-    before = vectors["untrained"][1] if "untrained" in vectors else None
-    lines.append({"diagnosis": vars(diagnose(queries, *training_signs(folder), untrained=before))})
-    if is_run(folder):
-        Run(folder).append("evaluations.jsonl", lines)
-        keep_pictures(Run(folder), bank, queries, train, test, seed)
-    return lines
+        task = Task(train, test, class_names(train, "training"), truth, trained.preprocessing, where, k, temperature, seed,
+                    progress)  # fmt: skip
+        for subject in subjects(trained, task, baselines, precision, progress):
+            scores += scores_of(subject, task, protocols, progress)
+            if subject.pretrained:
+                after = subject
+            elif subject.network is not None:
+                before = subject.test
+    assert after is not None  # `subjects` ends with it
+    scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
+    evaluation = Evaluation(scores, diagnose(after.test, *training_signs(run), untrained=before))
+    if run is not None:
+        run.append("evaluations.jsonl", evaluation.lines())
+        keep_pictures(run, after.train, after.test, train, test, seed)
+    return evaluation
 
 
-def training_signs(folder: Path) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
-    """The projections of two views and the last loss that a run left: they may show a collapse that embeddings hide."""
-    path = folder / "pictures" / "projections.npz"
-    if not path.is_file():
-        return None, None
-    with np.load(path, allow_pickle=False) as kept:
-        epochs = Run(folder).lines("epoch")
-        return (kept["z1"], kept["z2"]), epochs[-1]["loss"] if epochs else None
+def labelled(train: Images, test: Images) -> tuple[Images, Images]:
+    """The images of both sets that can be read, when they have labels that fit together.
+
+    Raises DataError. Labels are checked before any image is read, and again where bad images have been left out.
+    """
+    check_classes(class_names(train, "training"), class_names(test, "test"))
+    train, test = readable(train), readable(test)
+    check_classes(class_names(train, "training"), class_names(test, "test"))
+    return train, test
 
 
-def subjects(
-    folder: Path, train: Images, test: Images, baselines: bool, device: torch.device, encoder: nn.Module | None,
-    progress: Progress,
-) -> Iterator[tuple[Subject, Preprocessing]]:  # fmt: skip
-    """The trained encoder and, when asked, what it is compared with; a subject's network is to be used before the next."""
-    trained = load(folder, encoder)
-    expected: Preprocessing = trained.preprocessing  # pyrefly: ignore[bad-assignment]
+def subjects(trained: Trained, task: Task, baselines: bool, precision: str, progress: Progress) -> Iterator[Subject]:
+    """What the trained encoder is compared with, where asked for, and then the trained encoder itself."""
+    sets, expected = (task.train, task.test), task.expected
     if baselines:
-        flat = [raw_pixels(stream(each), expected.mean, expected.std) for each in (train, test)]
-        yield Subject("raw pixels", flat[0], flat[1], None, folder), expected
-        if (folder / "untrained" / "config.json").is_file():
-            weights = {name: value.clone() for name, value in trained.state_dict().items()}
-            untrained = load(folder / "untrained", encoder)
-            both = embed_both(untrained, train, test, expected, device, progress, "untrained")
-            yield Subject("untrained", *both, untrained, folder), expected
-            trained.load_state_dict(weights)  # of the user's own module there is only one: the two took turns in it
-    both = embed_both(trained, train, test, expected, device, progress, "trained")
-    yield Subject("trained", *both, trained, folder), expected
+        train, test = (
+            raw_pixels(stream(images), expected.mean, expected.std, output_device=task.device) for images in sets
+        )
+        yield Subject("raw pixels", train, test, None, trained.folder)
+        if (untrained := trained.untrained()) is not None:
+            train, test = embed_sets(untrained, sets, task.device, precision, progress, "untrained encoder")
+            yield Subject("untrained", train, test, untrained.encoder, trained.folder,
+                          names={"finetune": "from scratch"})  # fmt: skip
+    train, test = embed_sets(trained, sets, task.device, precision, progress, f"{TRAINED} encoder")
+    yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
+
+
+def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: Progress) -> list[Score]:
+    """The scores of one subject, by every protocol that has something to say about it."""
+    scores = []
+    for name in protocols:
+        progress.say(f"{name} accuracy of {subject.name} ...")
+        score = PROTOCOLS[name](subject, task)
+        if score is not None:
+            scores.append(replace(score, subject=subject.name_in(name)))
+    return scores
+
+
+def training_signs(run: Run | None) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
+    """The projections of two views and the last loss that a run left: they may show a collapse that embeddings hide."""
+    if run is None or not (path := run.folder / "pictures" / "projections.npz").is_file():
+        return None, None
+    with np.load(path, allow_pickle=False) as arrays:
+        epochs = run.lines("epoch")
+        return (arrays["z1"], arrays["z2"]), epochs[-1]["loss"] if epochs else None
 
 
 def keep_pictures(run: Run, bank: Tensor, queries: Tensor, train: Images, test: Images, seed: int) -> None:
     """Arrays for the report: a map of some test images, and the nearest training images of a few."""
     order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
-    xy, made_by = plane.map_2d(queries[order].numpy(), seed)
+    xy, made_by = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
     classes = test.classes or []
     run.picture("map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
                 thumbnails=thumbnails(test, order), classes=np.array(classes), made_by=np.array(made_by))  # fmt: skip
     few = order[:QUERIES]
-    similarity, index = nearest(queries[few], bank, NEIGHBOURS)
+    similarity, index = (found.cpu() for found in nearest(queries[few.to(queries.device)], bank, SHOWN_NEIGHBOURS))
     shown = thumbnails(train, index.flatten())
     known = {name: i for i, name in enumerate(classes)}
-    labels = [known.get(name, -1) for name in names(train, "training")]
+    labels = [known.get(name, -1) for name in class_names(train, "training")]
     run.picture("neighbours", query=thumbnails(test, few), similarity=similarity.numpy(),
                 neighbours=shown.reshape(*index.shape, *shown.shape[1:]),
                 query_labels=np.array([(test.labels or [])[int(i)] for i in few]),

@@ -4,8 +4,8 @@ A protocol is a function of a subject (what is judged) and a task (the labelled 
 nothing to say, as training on crops has of raw pixels. Every number is of the last epoch; the test set chooses nothing.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from diptych.downstream.classifier import (
     targets,
 )
 from diptych.downstream.finetune import finetune_copy
-from diptych.embeddings.scores import Score, knn_accuracy, linear_probe, score
+from diptych.embeddings.scores import NEIGHBOURS, TEMPERATURE, Score, knn_accuracy, linear_probe, score
 from diptych.methods import METHODS
+from diptych.methods.method import embedding_width
 from diptych.runs import checkpoints
-from diptych.runs.encoder import Preprocessing
+from diptych.runs.encoder import Preprocessing, Trained
 from diptych.runs.run import Run, is_run
 from diptych.training.optimizers import lamb, sgd
 from diptych.training.schedules import Schedule, constant, cosine
@@ -44,10 +45,15 @@ class Subject:
     """What is judged: the embeddings it gives, and the network that gave them (None: raw pixels)."""
 
     name: str
-    train: Tensor  # (M, E)
+    train: Tensor  # (M, E), on the task's device
     test: Tensor  # (N, E)
     network: nn.Module | None
-    folder: Path  # of the run or encoder
+    folder: Path | None  # of the run or encoder
+    pretrained: bool = False  # whether the network's weights come from training
+    names: Mapping[str, str] = field(default_factory=dict)  # what it is called in the table of some protocols
+
+    def name_in(self, protocol: str) -> str:
+        return self.names.get(protocol, self.name)
 
 
 @dataclass(frozen=True)
@@ -60,26 +66,27 @@ class Task:
     test_labels: list[str]
     expected: Preprocessing
     device: torch.device
-    k: int = 200
-    temperature: float = 0.1
+    k: int = NEIGHBOURS
+    temperature: float = TEMPERATURE
     seed: int = 0
     tell: Tell | None = None
 
 
 def knn(subject: Subject, task: Task) -> Score:
-    """Weighted kNN: `diptych.evaluate.knn_accuracy`."""
+    """Weighted kNN: `embeddings.scores.knn_accuracy`."""
     arrays = subject.train, task.train_labels, subject.test, task.test_labels
-    return named(knn_accuracy(*arrays, task.k, task.temperature), "Wu et al. 2018, sec. 3.4", "embedding")
+    return with_source(knn_accuracy(*arrays, task.k, task.temperature), "Wu et al. 2018, sec. 3.4", "embedding")
 
 
 def linear(subject: Subject, task: Task) -> Score:
-    """Softmax regression, its penalty chosen on a held-out part of the training set: `evaluate.linear_probe`."""
+    """Softmax regression, its penalty chosen on a held-out part of the training set: `embeddings.scores.linear_probe`."""
     arrays = subject.train, task.train_labels, subject.test, task.test_labels
-    return named(linear_probe(*arrays, seed=task.seed), "decision 6: L-BFGS, chosen penalty", "embedding")
+    return with_source(linear_probe(*arrays, seed=task.seed), "decision 6: L-BFGS, chosen penalty", "embedding")
 
 
-def named(found: Score, as_in: str, on: str) -> Score:
-    return replace(found, details={"as_in": as_in, "on": on} | found.details)
+def with_source(score: Score, as_in: str, on: str) -> Score:
+    """The score with where its protocol comes from, and on which vectors it stands."""
+    return replace(score, details={"as_in": as_in, "on": on} | score.details)
 
 
 def linear_keras(subject: Subject, task: Task) -> Score | None:
@@ -87,7 +94,7 @@ def linear_keras(subject: Subject, task: Task) -> Score | None:
 
     Of the trained run alone: the untrained projector is not kept, raw pixels have none.
     """
-    if subject.name != "trained":
+    if not subject.pretrained:
         return None
     projector = projector_of(subject.folder, subject.train.shape[1]).to(task.device)
     with torch.no_grad():
@@ -178,28 +185,44 @@ def fine_tuned(subject: Subject, task: Task) -> Score | None:
     if subject.network is None:
         return None
     return finetune_copy(subject.network, task.train, task.test, task.expected, task.device, task.seed, task.tell,
-                         scratch=subject.name == "untrained")  # fmt: skip
+                         scratch=not subject.pretrained)  # fmt: skip
 
 
-def projector_of(folder: Path, width: int) -> nn.Module:
+def projector_of(folder: Path | None, width: int) -> nn.Module:
     """The trained projector (N, E) -> (N, D) of a run, in evaluation mode, from its newest checkpoint and its recipe.
 
     Raises CheckpointError where there is no checkpoint or it does not fit, RecipeError where no recipe says how the
     projector was built.
     """
-    found = checkpoints.newest(folder / "checkpoints") if is_run(folder) else None
-    if found is None:
-        raise CheckpointError(f"{folder} has no checkpoint, so no projector: use linear-keras-embedding")
-    section = Run(folder).recipe.get("method") or {}
-    if section.get("name") not in METHODS:
-        raise RecipeError(f"{folder}/recipe.yaml does not tell how its projector was built: use linear-keras-embedding")
+    checkpoint, section = projector_source(folder)
     arguments = {key: value for key, value in section.items() if key != "name"}
     with torch.random.fork_rng(devices=[]):  # its starting weights are replaced
         method = METHODS[section["name"]](nn.Identity(), **arguments, width=width)
-    weights = checkpoints.read_tensors(found / "model.safetensors").items()
+    weights = checkpoints.read_tensors(checkpoint / "model.safetensors").items()
     own = {key.removeprefix("projector."): value for key, value in weights if key.startswith("projector.")}
-    checkpoints.load_exactly(method.projector, own, found)
+    checkpoints.load_exactly(method.projector, own, checkpoint)
     return method.projector.eval()
+
+
+def projector_source(folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that holds a run's projector, and the recipe's section that builds it. Raises as `projector_of`."""
+    checkpoint = checkpoints.newest(folder / "checkpoints") if folder is not None and is_run(folder) else None
+    if folder is None or checkpoint is None:
+        place = folder or "a network without a run folder"
+        raise CheckpointError(f"{place} has no checkpoint, so no projector: use linear-keras-embedding")
+    section = Run(folder).recipe.get("method") or {}
+    if section.get("name") not in METHODS:
+        raise RecipeError(f"{folder}/recipe.yaml does not tell how its projector was built: use linear-keras-embedding")
+    return checkpoint, section
+
+
+def require_protocols(protocols: Sequence[str], trained: Trained) -> None:
+    """Raises RecipeError for an unknown protocol, and what else a protocol would raise for this encoder, before any work."""
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise RecipeError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+        if name in REQUIREMENTS:
+            REQUIREMENTS[name](trained)
 
 
 PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
@@ -210,4 +233,12 @@ PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "linear-keras-simsiam": linear_keras_simsiam,
     "linear-sgd": linear_sgd,
     "finetune": fine_tuned,
+}
+
+# What a protocol needs of the encoder, beyond its embeddings: each raises the error that its protocol would end with.
+REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
+    "linear-keras": lambda trained: projector_source(trained.folder),
+    "linear-keras-simsiam": lambda trained: embedding_width(trained.encoder, None),
+    "linear-sgd": lambda trained: embedding_width(trained.encoder, None),
+    "finetune": lambda trained: embedding_width(trained.encoder, None),
 }

@@ -20,18 +20,18 @@ def nearest(query: Array, bank: Array, k: int) -> tuple[Tensor, Tensor]:
 
     Exact, by matrix products in blocks: memory beyond the two arrays and the answer does not grow with M or
     N. k is at most M. A zero vector has cosine 0 with everything; which of equally similar rows comes first
-    is not said. Raises RecipeError for k < 1, DataError as `check`.
+    is not said. Raises RecipeError for k < 1, DataError as `checked_embeddings`.
     """
     if k < 1:
         raise RecipeError(f"k is the number of neighbours, at least 1; got {k}")
-    bank_ME = F.normalize(check(bank, "bank"), dim=1)
-    query_NE = F.normalize(check(query, "query", bank_ME), dim=1)
+    bank_ME = F.normalize(checked_embeddings(bank, "bank"), dim=1)
+    query_NE = F.normalize(checked_embeddings(query, "query", bank_ME), dim=1)
     k = min(k, len(bank_ME))
     similarities, indices = [], []
     for rows in query_NE.split(ROWS):
-        found = [_largest(rows @ columns.T, k) for columns in bank_ME.split(COLUMNS)]
-        s = torch.cat([values for values, _ in found], dim=1)
-        index = torch.cat([at + COLUMNS * block for block, (_, at) in enumerate(found)], dim=1)
+        blocks = [_largest(rows @ columns.T, k) for columns in bank_ME.split(COLUMNS)]
+        s = torch.cat([values for values, _ in blocks], dim=1)
+        index = torch.cat([at + COLUMNS * block for block, (_, at) in enumerate(blocks)], dim=1)
         s, order = s.topk(k, dim=1)
         similarities.append(s)
         indices.append(index.gather(1, order))
@@ -55,7 +55,7 @@ def _largest(s_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return s, index.gather(1, order)
 
 
-def check(embeddings: Array, what: str, like: Tensor | None = None) -> Tensor:
+def checked_embeddings(embeddings: Array, what: str, like: Tensor | None = None) -> Tensor:
     """(N, E) as a float32 tensor, on the device of `like` and of its width. Raises DataError for another
     shape, no rows, or values that are not finite: an accuracy is never made of NaN."""
     z_NE = torch.as_tensor(embeddings).detach().float()

@@ -7,7 +7,7 @@ class that one of them lacks.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from diptych.base.errors import DataError, RecipeError
-from diptych.embeddings.nearest import Array, check, nearest
+from diptych.embeddings.nearest import Array, checked_embeddings, nearest
 from diptych.embeddings.probe import PENALTIES, fit_probe
 
 Labels = Sequence[int] | Sequence[str] | Array
+NEIGHBOURS, TEMPERATURE = 200, 0.1  # k and temperature of the vote
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class Score:
     classes: int
     seed: int | None = None  # None: no randomness in this protocol
     details: dict = field(default_factory=dict)
+    subject: str | None = None  # whose accuracy, such as "trained" or "untrained"; None: of the arrays that were given
 
-    def row(self, subject: str) -> dict:
-        """A line of evaluations.jsonl about `subject`, such as "trained" or "untrained"."""
-        line = {"protocol": self.protocol, "subject": subject} | asdict(self)
+    def line(self) -> dict:
+        """A line of evaluations.jsonl."""
+        line = {"protocol": self.protocol, "subject": self.subject} | asdict(self)
         return line | {"interval": list(self.interval)}
 
 
-class Task(NamedTuple):
+class CheckedSets(NamedTuple):
     """Checked embeddings of both sets, their labels as positions among `classes`, and these, sorted."""
 
     z_ME: Tensor
@@ -56,37 +58,37 @@ def knn_accuracy(
     train_labels: Labels,
     test: Array,
     test_labels: Labels,
-    k: int = 200,
-    temperature: float = 0.1,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
 ) -> Score:
     """Weighted kNN: the k training embeddings of highest cosine s vote with exp(s / temperature).
 
     Wu et al. 2018, sec. 3.4. train (M, E), test (N, E). k is at most M; where it was capped, the details say
-    so. Deterministic. Raises DataError as `check` and `check_classes` say, RecipeError for k < 1.
+    so. Deterministic, on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes` say,
+    RecipeError for k < 1 and a temperature of 0 or less.
     """
-    task = _task(train, train_labels, test, test_labels)
-    votes_NK = _votes(task.z_ME, task.y_M, task.z_NE, len(task.classes), k, temperature)
-    details = {"k": min(k, len(task.y_M)), "temperature": temperature, "similarity": "cosine"}
-    if k > len(task.y_M):
-        details["note"] = f"k was {k}; there are only {len(task.y_M)} training images"
-    return score("knn", votes_NK, task.y_N, len(task.y_M), len(task.classes), None, details)
+    check_vote(k, temperature)
+    sets = _checked_sets(train, train_labels, test, test_labels)
+    votes_NK = votes(sets.z_ME, sets.y_M, sets.z_NE, len(sets.classes), k=k, temperature=temperature)
+    details = {"k": min(k, len(sets.y_M)), "temperature": temperature, "similarity": "cosine"}
+    if k > len(sets.y_M):
+        details["note"] = f"k was {k}; there are only {len(sets.y_M)} training images"
+    return score("knn", votes_NK, sets.y_N, len(sets.y_M), len(sets.classes), None, details)
 
 
-def knn_predict(train: Array, train_labels: Labels, test: Array, k: int = 200, temperature: float = 0.1) -> list:
-    """The label that `knn_accuracy`'s vote gives to each of the (N, E) test embeddings, as a list."""
-    z_ME = check(train, "training")
-    z_NE = check(test, "test", z_ME)
-    labels = _labels(train_labels, len(z_ME), "training")
-    classes = check_classes(labels)
-    y_M = _numbers(labels, classes, z_ME.device)
-    return [classes[i] for i in _votes(z_ME, y_M, z_NE, len(classes), k, temperature).argmax(1).tolist()]
-
-
-def _votes(z_ME: Tensor, y_M: Tensor, z_NE: Tensor, classes: int, k: int, temperature: float) -> Tensor:
-    """The sum of exp(s / temperature) for each class, (N, K), in units of the nearest neighbour's vote: the
-    order is the same and a low temperature does not overflow."""
+def check_vote(k: int, temperature: float) -> None:
+    """Raises RecipeError for a number of neighbours or a temperature that no vote can be taken with."""
+    if k < 1:
+        raise RecipeError(f"k is the number of neighbours, at least 1; got {k}")
     if temperature <= 0:
         raise RecipeError(f"the temperature of the vote is above 0; got {temperature}")
+
+
+def votes(z_ME: Tensor, y_M: Tensor, z_NE: Tensor, classes: int, *, k: int, temperature: float) -> Tensor:
+    """The sum of exp(s / temperature) for each class, (N, K), of the k nearest of z_ME (classes y_M) to each of z_NE.
+
+    In units of the nearest neighbour's vote: the order is the same and a low temperature does not overflow.
+    """
     s_Nk, index_Nk = nearest(z_NE, z_ME, k)
     weights_Nk = ((s_Nk - s_Nk[:, :1]) / temperature).exp()
     return weights_Nk.new_zeros(len(s_Nk), classes).scatter_add_(1, y_M[index_Nk], weights_Nk)
@@ -104,15 +106,16 @@ def linear_probe(
 
     The L2 penalty is chosen on a seeded, stratified part of the training set; the test set is looked at once.
     The details tell what was tried, the choice, whether it lies at the end of the list, and how well the
-    optimizer converged. Raises DataError as `check` and `check_classes` say, RecipeError for a penalty <= 0.
+    optimizer converged. Runs on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes`
+    say, RecipeError for a penalty <= 0.
     """
-    task = _task(train, train_labels, test, test_labels)
-    probe = fit_probe(task.z_ME, task.y_M, len(task.classes), penalties, seed)
+    sets = _checked_sets(train, train_labels, test, test_labels)
+    probe = fit_probe(sets.z_ME, sets.y_M, len(sets.classes), penalties, seed)
     details = {
         "penalty": probe.penalty,
         "penalty_at_end": probe.penalty in (min(penalties), max(penalties)),
         "held_out": probe.tried,
-        "train_accuracy": top_k_accuracy(probe.scores(task.z_ME), task.y_M, 1),
+        "train_accuracy": top_k_accuracy(probe.scores(sets.z_ME), sets.y_M, 1),
         "gradient_norm": probe.solution.gradient_norm,
         "iterations": probe.solution.iterations,
         "converged": probe.solution.converged,
@@ -120,7 +123,7 @@ def linear_probe(
     }
     if not probe.tried:
         details["note"] = "one image a class: the penalty could not be chosen, it is the middle one"
-    return score("linear", probe.scores(task.z_NE), task.y_N, len(task.y_M), len(task.classes), seed, details)
+    return score("linear", probe.scores(sets.z_NE), sets.y_N, len(sets.y_M), len(sets.classes), seed, details)
 
 
 def chance(labels: Labels) -> Score:
@@ -150,28 +153,6 @@ def top_k_accuracy(scores_NK: Tensor, y_N: Tensor, k: int) -> float:
     return (best_Nk == y_N[:, None]).any(1).double().mean().item()
 
 
-def compare_table(
-    subjects: Mapping[str, tuple[Array, Array]],
-    train_labels: Labels,
-    test_labels: Labels,
-    protocols: Sequence[str] = ("knn", "linear"),
-    seed: int = 0,
-) -> list[dict]:
-    """Every protocol on every subject, as lines of evaluations.jsonl; each protocol begins with chance.
-
-    subjects: name to (training, test) embeddings: {"raw pixels": ..., "untrained": ..., "trained": ...}.
-    """
-    judges = {"knn": knn_accuracy, "linear": lambda *arrays: linear_probe(*arrays, seed=seed)}
-    if unknown := [name for name in protocols if name not in judges]:
-        raise RecipeError(f"there is no protocol {unknown[0]!r}; there are {', '.join(judges)}")
-    rows = []
-    for protocol in protocols:
-        rows.append(chance(test_labels).row("chance") | {"protocol": protocol})
-        for name, (train, test) in subjects.items():
-            rows.append(judges[protocol](train, train_labels, test, test_labels).row(name))
-    return rows
-
-
 def check_classes(train_labels: Labels, test_labels: Labels | None = None) -> list:
     """The sorted classes of the training labels; a test set may lack some of them.
 
@@ -179,22 +160,22 @@ def check_classes(train_labels: Labels, test_labels: Labels | None = None) -> li
     is only one class.
     """
     classes = sorted(set(_labels(train_labels, None, "training")))
-    found = classes if test_labels is None else sorted(set(_labels(test_labels, None, "test")))
-    if not set(found) <= set(classes):
-        lists = f"the training set has {_listed(classes)}; the test set has {_listed(found)}"
+    tested = classes if test_labels is None else sorted(set(_labels(test_labels, None, "test")))
+    if not set(tested) <= set(classes):
+        lists = f"the training set has {_listed(classes)}; the test set has {_listed(tested)}"
         raise DataError(f"the test set has classes that the training set lacks: {lists}")
     if len(classes) < 2:
         raise DataError(f"every training image is of class {classes[0]!r}; accuracy needs two classes or more")
     return classes
 
 
-def _task(train: Array, train_labels: Labels, test: Array, test_labels: Labels) -> Task:
-    z_ME = check(train, "training")
-    z_NE = check(test, "test", z_ME)
-    known, asked = _labels(train_labels, len(z_ME), "training"), _labels(test_labels, len(z_NE), "test")
-    classes = check_classes(known, asked)
-    y_M, y_N = _numbers(known, classes, z_ME.device), _numbers(asked, classes, z_ME.device)
-    return Task(z_ME, y_M, z_NE, y_N, classes)
+def _checked_sets(train: Array, train_labels: Labels, test: Array, test_labels: Labels) -> CheckedSets:
+    z_ME = checked_embeddings(train, "training")
+    z_NE = checked_embeddings(test, "test", z_ME)
+    known, truth = _labels(train_labels, len(z_ME), "training"), _labels(test_labels, len(z_NE), "test")
+    classes = check_classes(known, truth)
+    y_M, y_N = _numbers(known, classes, z_ME.device), _numbers(truth, classes, z_ME.device)
+    return CheckedSets(z_ME, y_M, z_NE, y_N, classes)
 
 
 def _labels(labels: Labels, count: int | None, what: str) -> list:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from diptych.base.errors import DataError, OutputError
+from diptych.base.files import require_free_folder
 
 
 class Saved(NamedTuple):
-    """What `load_embeddings` finds: vectors (M, E), one `index` row an image that was asked for, and
-    `meta`."""
+    """What `load_embeddings` reads: vectors (M, E), `index` with a row for every image, and `meta`."""
 
     vectors: Tensor
     index: list[dict]
@@ -42,7 +42,7 @@ def save_embeddings(
     Raises DataError when the counts do not fit, OutputError when the folder is not empty or cannot be
     written.
     """
-    folder = Path(folder)
+    folder = require_free_folder(Path(folder))
     array = np.ascontiguousarray(torch.as_tensor(vectors).detach().cpu().numpy(), dtype=np.float32)
     index = _index(keys, labels, status)
     rows = sum(row["row"] is not None for row in index)
@@ -55,8 +55,6 @@ def save_embeddings(
         "dtype": "float32",
         "failed": len(index) - rows,
     }
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise OutputError(f"{folder} exists and is not empty; choose another folder or remove it")
     work = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
         work.mkdir(parents=True)

@@ -1,11 +1,13 @@
 """Encoders by name, images (N, 3, S, S) -> embedding (N, E): timm's networks and the Keras examples' two."""
 
+import copy
 import difflib
 import inspect
 import re
 import sys
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import timm
 import torch
@@ -17,6 +19,8 @@ from diptych.networks.keras import KERAS_NETWORKS
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 # Options by which timm reads or fetches what they name: not for recipes and encoder folders, which others may have made.
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
+# The arguments of `encoder` for each network that it has built and that is still in use.
+_ARGUMENTS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 SMALL = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
 
 
@@ -48,9 +52,23 @@ def encoder(
         network = _keras_network(name, stem, pretrained, options)
     else:
         network = _timm_network(name, stem, size, pretrained, options)
-    # What to call again for the same network, without its weights: `load` does, from an encoder folder.
-    network.built_with = {"name": name, "stem": stem, "size": size, **without_weights(options)}
+    _ARGUMENTS[network] = {"name": name, "stem": stem, "size": size, **without_weights(options)}
     return network
+
+
+def built_with(network: nn.Module) -> dict[str, Any] | None:
+    """The arguments with which `encoder` builds such a network again, without its weights; None for a network of another
+    origin. A `copy.deepcopy` of an encoder is of another origin: use `copy_of`, as for a target network that is saved."""
+    arguments = _ARGUMENTS.get(network)
+    return None if arguments is None else dict(arguments)
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """A deep copy with tensors of its own; `built_with` knows it as it knows `network`."""
+    twin = copy.deepcopy(network)
+    if network in _ARGUMENTS:
+        _ARGUMENTS[twin] = dict(_ARGUMENTS[network])
+    return twin
 
 
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:

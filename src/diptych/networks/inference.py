@@ -1,7 +1,8 @@
-"""From images to vectors, (M, 3, H, W) uint8 to (M, E) float32, and the folder that keeps them."""
+"""From images to embeddings: (M, 3, H, W) uint8 to (M, E) float32, by an encoder and the preprocessing that it expects."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,48 +14,64 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RAW_SIZE = 32  # pixels: a larger image is shrunk before its pixels are compared, 3 x 32 x 32 numbers are enough
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder expects: square RGB images of `size` pixels in [0, 1], minus `mean`, over `std` (per channel).
+
+    resize: pixels of the shorter side before the middle `size` are cut out, as 256 for 224; None: `size` itself.
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize: int | None = None
+
+    @property
+    def opened(self) -> int:
+        """At which size, in pixels, the squares are best read: everything after is then a crop."""
+        return self.resize or self.size
+
+
 @torch.no_grad()
 def embeddings(
     encoder: nn.Module,
     pixels: Tensor | Iterable[Tensor],
-    mean: Sequence[float],
-    std: Sequence[float],
-    size: int | None = None,
+    preprocessing: Preprocessing,
+    *,
     batch_size: int = 512,
     device: torch.device | str | None = None,
+    output_device: torch.device | str = "cpu",
     precision: str = "float32",
     progress: Callable[[int], object] | None = None,
-    resize: int | None = None,
 ) -> Tensor:
-    """The embeddings of images as (M, E) float32 on the CPU, in their order.
+    """The embeddings of images as (M, E) float32 on `output_device`, in their order.
 
-    pixels: (M, 3, H, W) uint8, or an iterable of such batches when not all fit into memory at once. Each
-    image is scaled to [0, 1], resized and cropped in the middle to `size` pixels where it differs (resize: the
-    shorter side before the crop, `size` unless given), and normalized by `mean` and `std`. The encoder is in
-    evaluation mode meanwhile, and each of its modules has its own mode back afterwards. device: where to
-    compute; the encoder is moved there and stays (default: where it is). progress: called with the images done so far.
+    pixels: (M, 3, H, W) uint8, or an iterable of such batches when not all fit into memory at once. Each image is scaled
+    to [0, 1], resized and cropped in the middle where its size differs, and normalized, as `preprocessing` says. The
+    encoder is in evaluation mode meanwhile, and each of its modules has its own mode back afterwards. device: where to
+    compute; the encoder is moved there and stays (default: where it is). precision: "float32" or "bfloat16" (autocast).
+    progress: called with the images done so far.
 
-    Raises DataError for no images or ones that are not uint8 (M, 3, H, W), RecipeError for an unknown
-    precision or an encoder that does not give (n, E).
+    Raises DataError for no images or ones that are not uint8 (M, 3, H, W), RecipeError for an unknown precision or an
+    encoder that does not give (n, E).
     """
-    if precision not in PRECISIONS:
-        raise RecipeError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
+    require_precision(precision)
     if device is not None:
         encoder.to(device)
-    parameter = next(encoder.parameters(), torch.empty(0))
+    parameter, p = next(encoder.parameters(), torch.empty(0)), preprocessing
     vectors, done = [], 0
     with (
         _evaluating(encoder),
         torch.autocast(parameter.device.type, PRECISIONS[precision], precision != "float32"),
     ):
         for batch in _batches(pixels, batch_size):
-            images = prepare(batch.to(parameter.device), mean, std, size, resize).to(parameter.dtype)
+            images = prepare(batch.to(parameter.device), p.mean, p.std, p.size, p.resize).to(parameter.dtype)
             vector = encoder(images.contiguous(memory_format=torch.channels_last))
             if vector.ndim != 2 or len(vector) != len(batch):
                 raise RecipeError(
                     f"the encoder gives {tuple(vector.shape)} for {len(batch)} images; embeddings are (n, E)"
                 )
-            vectors.append(vector.float().cpu())  # waits for the device
+            vectors.append(vector.float().to(output_device))  # to another device: waits for the computing one
             done += len(batch)
             if progress is not None:
                 progress(done)
@@ -63,20 +80,33 @@ def embeddings(
     return torch.cat(vectors)
 
 
+def require_precision(precision: str) -> None:
+    """Raises RecipeError for a number format that an encoder cannot compute in."""
+    if precision not in PRECISIONS:
+        raise RecipeError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
+
+
 def raw_pixels(
-    pixels: Tensor | Iterable[Tensor], mean: Sequence[float], std: Sequence[float], size: int = RAW_SIZE
+    pixels: Tensor | Iterable[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: int = RAW_SIZE,
+    *,
+    output_device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The baseline without any network: the normalized pixels of each image as one vector, (M, 3 * s * s)
-    float32.
+    """The baseline without any network: the normalized pixels of each image as one vector, (M, 3 * s * s) float32.
 
     Images of other sizes than s = min(size, their shorter side) are resized and cropped: by default,
     everything above 32 pixels is shrunk to 32, so that the baseline of large images stays affordable. Raises
     DataError as `embeddings`.
     """
-    pieces = [prepare(batch, mean, std, min(size, *batch.shape[2:])).flatten(1) for batch in _batches(pixels, 4096)]
-    if not pieces:
+    rows = [
+        prepare(batch, mean, std, min(size, *batch.shape[2:])).flatten(1).to(output_device)
+        for batch in _batches(pixels, 4096)
+    ]
+    if not rows:
         raise DataError("there are no images to flatten")
-    return torch.cat(pieces)
+    return torch.cat(rows)
 
 
 def prepare(

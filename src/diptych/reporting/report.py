@@ -9,8 +9,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from diptych.base.errors import OutputError
-from diptych.base.files import write_file
+from diptych.base.files import require_free_file, write_file
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
 from diptych.reporting.numbers import accuracy_table, cost, environment_rows, facts, judged, summary, texts
@@ -35,11 +34,7 @@ def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
     folder is not a run's, and `OutputError` when the page cannot be written.
     """
     run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
-    path = Path(out) if out is not None else run.folder / "report.html"
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name the file, for example {path / 'report.html'}")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; make it, or choose another --out")
+    path = require_free_file(Path(out) if out is not None else run.folder / "report.html", replace=True)
     # A file name may hold bytes that are no text (lone surrogates); they become question marks.
     write_file(path, render(run).encode("utf-8", "replace"))
     if out is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.base.errors import CheckpointError, OutputError, RecipeError
+from diptych.base.files import require_free_file
 
 TIMEOUT = 30.0  # seconds without a byte
 LARGEST = 2_000_000_000  # bytes: a server that sends more is not sending these weights
@@ -59,9 +60,7 @@ def download(
     """
     if name not in PUBLISHED:
         raise RecipeError(f"no published weights are named {name!r}; there are: {', '.join(PUBLISHED)}")
-    file = Path(f"{name}.pth" if out is None else out)
-    if file.exists():
-        raise OutputError(f"{file} exists already; choose another --out or remove it")
+    file = require_free_file(Path(f"{name}.pth" if out is None else out))
     aside, digest, done = file.with_name(f".{file.name}.tmp-{os.getpid()}"), hashlib.sha256(), 0
     try:
         with open(aside, "wb") as target:

@@ -5,35 +5,68 @@ encoder/model.safetensors    the weights            encoder/config.json    archi
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diptych.base.errors import CheckpointError
 from diptych.base.files import write_file
+from diptych.networks.encoders import built_with, copy_of, without_weights
 from diptych.networks.encoders import encoder as make_encoder
-from diptych.networks.encoders import without_weights
+from diptych.networks.inference import Preprocessing, embeddings
 from diptych.runs.checkpoints import load_exactly, plain, read_tensors
+from diptych.runs.run import Run
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What an encoder expects: square RGB images of `size` pixels in [0, 1], minus `mean`, over `std` (per channel).
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained encoder with all that using it takes. `load` reads one; `Trained(module, Preprocessing(...))` is one of yours.
 
-    resize: pixels of the shorter side before the middle `size` are cut out, as 256 for 224; None: `size` itself.
+    built_with: arguments of `diptych.encoder` that build the network again; None for a module of another origin.
+    folder: the run or encoder folder that it was read from; None for one that no folder holds.
+
+    What uses it (calling it, `embed`, `evaluate`, `classify`) moves the encoder to the device that it computes on, and
+    leaves it there; its weights stay as they are, and `finetune` trains a copy.
     """
 
-    size: int
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    resize: int | None = None
+    encoder: nn.Module
+    preprocessing: Preprocessing
+    built_with: dict | None = None
+    folder: Path | None = None
 
-    @property
-    def opened(self) -> int:
-        """At which size, in pixels, the squares are best read: everything after is then a crop."""
-        return self.resize or self.size
+    def __post_init__(self) -> None:
+        if self.built_with is None:
+            object.__setattr__(self, "built_with", built_with(self.encoder))
+
+    def __call__(
+        self,
+        images: Tensor | np.ndarray | Iterable[Tensor],
+        *,
+        batch_size: int = 512,
+        device: torch.device | str | None = None,
+        output_device: torch.device | str = "cpu",
+        precision: str = "float32",
+        progress: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        """The embeddings (N, E) float32 of uint8 images (N, 3, H, W), a tensor or an array, or an iterable of such batches.
+
+        Images of another size than the encoder expects are resized and cropped in the middle; images of different sizes
+        are batches of their own. The other arguments, and what is raised, are those of `networks.inference.embeddings`.
+        """
+        pixels = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        return embeddings(self.encoder, pixels, self.preprocessing, batch_size=batch_size, device=device,
+                          output_device=output_device, precision=precision, progress=progress)  # fmt: skip
+
+    def untrained(self) -> "Trained | None":
+        """The same network as it was before training, where a run has kept it."""
+        if self.folder is None or not (self.folder / "untrained" / "config.json").is_file():
+            return None
+        return load(self.folder / "untrained", None if self.built_with else self.encoder)
 
 
 def save_encoder(
@@ -46,7 +79,7 @@ def save_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(plain(encoder.state_dict()), metadata={"format": "pt"})
     write_file(folder / f"{name}.safetensors", data)
-    built = getattr(encoder, "built_with", None)
+    built = built_with(encoder)
     channels = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
     size = [3, preprocessing.size, preprocessing.size]
     config = {
@@ -67,29 +100,38 @@ def save_encoder(
     return folder
 
 
-def load(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
-    """The encoder of a run or of an encoder folder, in evaluation mode, with `.preprocessing`.
+def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
+    """The encoder of a run or of an encoder folder, in evaluation mode, on the CPU.
 
-    `encoder` is a network of the same architecture, needed only where the trained one was the user's own module.
+    `encoder` is a network of the same architecture, needed only where the trained one was the user's own module. A copy
+    of it gets the weights; it stays as it is.
     Raises CheckpointError when the folder holds no encoder, or weights that were damaged or do not fit.
     """
-    folder = encoder_folder(folder)
-    config = read_config(folder)
+    folder = folder.folder if isinstance(folder, Run) else Path(folder)
+    place = encoder_folder(folder)
+    config = read_config(place)
     own = config["diptych"]
-    if encoder is None and own["encoder"] is None:
+    if encoder is not None:
+        network = copy_of(encoder).cpu()
+    elif own["encoder"] is not None:
+        network = make_encoder(**without_weights(own["encoder"]))  # they lie beside it: nothing else is read or fetched
+    else:
         raise CheckpointError(
-            f"{folder} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...)"
+            f"{place} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...), or say "
+            "--encoder MODULE:FUNCTION"
         )
-    if encoder is None:
-        encoder = make_encoder(**without_weights(own["encoder"]))  # they lie beside it: nothing else is read or fetched
-    weights = folder / "model.safetensors"
+    weights = place / "model.safetensors"
     if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != config["sha256"]:
         raise CheckpointError(
             f"{weights} is damaged: its hash is not the one in config.json; restore or train it again"
         )
-    load_exactly(encoder, read_tensors(weights), weights)
-    encoder.preprocessing = preprocessing_of(own)  # pyrefly: ignore
-    return encoder.eval()
+    load_exactly(network, read_tensors(weights), weights)
+    return Trained(network.eval(), preprocessing_of(own), own["encoder"], folder)
+
+
+def as_trained(encoder: Trained | Run | str | Path) -> Trained:
+    """What `embed`, `evaluate`, `classify` and `finetune` take: a `Trained` as it is, anything else as `load` reads it."""
+    return encoder if isinstance(encoder, Trained) else load(encoder)
 
 
 def read_config(folder: Path) -> dict:
@@ -107,8 +149,8 @@ def read_config(folder: Path) -> dict:
 
 def preprocessing_of(own: dict) -> Preprocessing:
     """From config.json's part "diptych"; folders of before `resize` was known have none."""
-    told = own["preprocessing"]
-    return Preprocessing(told["size"], tuple(told["mean"]), tuple(told["std"]), told.get("resize"))
+    part = own["preprocessing"]
+    return Preprocessing(part["size"], tuple(part["mean"]), tuple(part["std"]), part.get("resize"))
 
 
 def encoder_folder(folder: str | Path) -> Path:
@@ -122,10 +164,10 @@ def encoder_folder(folder: str | Path) -> Path:
         return folder / "encoder"
     if not (folder / "config.json").is_file():
         unfinished = (folder / "log.jsonl").is_file()
-        told = (
+        reason = (
             "its training has not finished: continue it with `diptych pretrain ... --resume`"
             if unfinished
             else "no config.json; point to a run, or to a folder that import-weights has made"
         )
-        raise CheckpointError(f"{folder} holds no encoder ({told})")
+        raise CheckpointError(f"{folder} holds no encoder ({reason})")
     return folder

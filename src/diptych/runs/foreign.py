@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.base.errors import CheckpointError, OutputError
+from diptych.base.errors import CheckpointError
+from diptych.base.files import require_free_folder
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.runs.checkpoints import load_exactly
 from diptych.runs.encoder import Preprocessing, save_encoder
@@ -95,9 +96,7 @@ def import_weights(
 
     Raises CheckpointError for a file that holds more than tensors or no ResNet, OutputError when `out` is not empty.
     """
-    file, out = Path(file), Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not empty; choose another --out or remove it")
+    file, out = Path(file), require_free_folder(Path(out))
     found = take_apart(read(file), file)
     name, stem = recognise(found, file)
     small = stem != "standard"

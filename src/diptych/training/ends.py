@@ -16,6 +16,7 @@ from diptych.data.images import Images
 from diptych.embeddings.diagnose import diagnose
 from diptych.methods import Method
 from diptych.methods.losses import cross_correlation
+from diptych.networks.encoders import built_with
 from diptych.runs import checkpoints
 from diptych.runs.encoder import Preprocessing, save_encoder
 from diptych.runs.run import Run
@@ -68,7 +69,7 @@ def describe_arguments(
     method: Method, images: Images, views: Sequence[View], optimizer: torch.optim.Optimizer, settings: dict
 ) -> dict:
     """What a run from Python was given, for recipe.yaml."""
-    built = getattr(method.encoder, "built_with", None) or {"name": type(method.encoder).__name__}
+    built = built_with(method.encoder) or {"name": type(method.encoder).__name__}
     groups = [{k: v for k, v in row.items() if isinstance(v, str | int | float | bool)} for row in describe(optimizer)]
     return {"made_by": "diptych.pretrain in Python", "encoder": built, "method": {"name": type(method).__name__},
             "images": {"count": len(images), "size": images.size}, "views": [view.describe() for view in views],

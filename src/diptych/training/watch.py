@@ -10,7 +10,7 @@ from diptych.base.random_at import random_at
 from diptych.embeddings.diagnose import correlation_readings, effective_rank, spread
 from diptych.embeddings.scores import knn_accuracy
 from diptych.methods import Method
-from diptych.networks.inference import embeddings
+from diptych.networks.inference import Preprocessing, embeddings
 from diptych.training.diary import Diary
 from diptych.views import View
 
@@ -65,10 +65,10 @@ def knn_watch(images: Tensor, labels: Sequence[int], mean: Sequence[float], std:
     """kNN accuracy on a fifth of `images` (n, 3, S, S) uint8 from the other four fifths; a cheap number to follow."""
     order = torch.randperm(len(images), generator=random_at(seed, "watch", "knn"))
     images, targets = images[order], torch.as_tensor(labels)[order]
-    held = max(1, len(images) // 5)
+    held, expected = max(1, len(images) // 5), Preprocessing(size or images.shape[-1], tuple(mean), tuple(std))
 
     def watch(step: int, encoder: nn.Module) -> dict[str, float]:
-        vectors = embeddings(encoder, images, mean, std, size=size)
+        vectors = embeddings(encoder, images, expected)
         result = knn_accuracy(vectors[held:], targets[held:], vectors[:held], targets[:held], k=k)
         return {"knn_accuracy": result.accuracy}
 

@@ -1,0 +1,78 @@
+"""What `evaluate` and `finetune` return: scores by protocol and subject, a diagnosis, and both as a table for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diptych.base.errors import RecipeError
+from diptych.embeddings.diagnose import Diagnosis
+from diptych.embeddings.scores import Score
+
+TRAINED = "trained"  # the subject that an evaluation is about
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, each with its protocol and its subject ("chance", "raw pixels", "untrained", "trained", "from scratch"), and
+    the diagnosis of the test images' embeddings (None where nothing was embedded). As text, the table."""
+
+    scores: list[Score]
+    diagnosis: Diagnosis | None = None
+
+    def score(self, protocol: str, subject: str = TRAINED) -> Score:
+        """The score of one protocol and subject. Raises RecipeError where there is none."""
+        for score in self.scores:
+            if (score.protocol, score.subject) == (protocol, subject):
+                return score
+        known = ", ".join(f"{score.protocol} of {score.subject}" for score in self.scores)
+        raise RecipeError(f"nothing says how good {subject!r} is by {protocol!r}; there are {known}")
+
+    def lines(self) -> list[dict]:
+        """Lines of a run's evaluations.jsonl: one a score, then one with the diagnosis."""
+        lines = [score.line() for score in self.scores]
+        return lines if self.diagnosis is None else [*lines, {"diagnosis": vars(self.diagnosis)}]
+
+    def table(self) -> str:
+        """A row a subject, a column a protocol, then the spread over seeds where there are several, then the verdict."""
+        text = [*accuracy_table(self.scores), *seeds_of(self.scores)]
+        if self.diagnosis is not None:
+            text.append(verdict_of(self.diagnosis))
+        return "\n".join(text)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def accuracy_table(scores: Sequence[Score]) -> list[str]:
+    """Lines of text: accuracies in %, with their intervals."""
+    columns = list(dict.fromkeys(score.protocol for score in scores))
+    rows = list(dict.fromkeys(str(score.subject) for score in scores))
+    cells = {(score.subject, score.protocol): percentages(score) for score in scores}
+    widths = {name: max(20, len(name) + 2) for name in columns}
+    text = [f"{'accuracy, %':<14}" + "".join(f"{name:>{widths[name]}}" for name in columns)]
+    for row in rows:
+        text.append(f"{row:<14}" + "".join(f"{cells.get((row, name), ''):>{widths[name]}}" for name in columns))
+    last = scores[-1]
+    sizes = f"{last.test_images:,} test and {last.train_images:,} training images of {last.classes} classes"
+    return [*text, f"{sizes}; [95 % interval over the test images]"]
+
+
+def percentages(score: Score) -> str:
+    low, high = (100 * end for end in score.interval)
+    return f"{100 * score.accuracy:.1f} [{low:.1f}-{high:.1f}]"
+
+
+def seeds_of(scores: Sequence[Score]) -> list[str]:
+    """A line for each score that is a mean over seeds."""
+    text = []
+    for score in scores:
+        if accuracies := score.details.get("accuracies"):
+            values = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+            deviation = f"standard deviation {100 * score.details['spread']:.1f}"
+            text.append(f"{score.subject}: mean of {len(accuracies)} seeds, {deviation} ({values})")
+    return text
+
+
+def verdict_of(diagnosis: Diagnosis) -> str:
+    """The verdict, why, and what to try, a line each."""
+    first = "; ".join([f"verdict: {diagnosis.verdict}", *diagnosis.reasons])
+    return "\n  try: ".join([first, *diagnosis.advice])
