@@ -66,8 +66,9 @@ def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
     return watches(built, images, recipe["pretrain"]["seed"], **call_arguments(watches, recipe["watch"]))
 
 
-def watches(built: Built, photos: Images, seed: int, collapse: bool = True, knn: bool = True,
-            images: int = 512) -> list[Watch]:  # fmt: skip
+def watches(
+    built: Built, photos: Images, seed: int, *, collapse: bool = True, knn: bool = True, images: int = 512
+) -> list[Watch]:
     """Readings on `photos` that `seed` chooses: of collapse on `images` of them, of kNN accuracy on 8 times as many.
 
     Without labels there is no reading of kNN accuracy. Raises RecipeError for fewer than 2 images.
