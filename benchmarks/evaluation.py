@@ -139,7 +139,7 @@ def embedding(arguments: argparse.Namespace) -> None:
     expected = Preprocessing(32, mean, std)
     pixels = pictures(count, 32)
     photos = diptych.images(pixels)
-    photos.pixels()  # decoded before: what is timed begins with uint8 in memory, as in a second evaluation
+    photos.prepare()  # decoded before: what is timed begins with uint8 in memory, as in a second evaluation
     network = diptych.encoder("resnet18", stem="small", size=32).to(arguments.device).eval()
     scale = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     batches = [((batch.float() / 255 - scale[0]) / scale[1]).to(arguments.device) for batch in pixels.split(BATCH)]

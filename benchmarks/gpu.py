@@ -128,7 +128,7 @@ def accuracy(work: dict, arguments: argparse.Namespace) -> None:
         sys.exit("benchmarks.gpu: accuracy needs labelled images: --train TRAIN --test TEST")
     made = asked("barlow-twins-cifar10", arguments, f"pretrain.epochs={arguments.epochs}")
     train, test = (diptych.images(source, size=32) for source in (arguments.train, arguments.test))
-    train.pixels(), test.pixels()
+    train.prepare(), test.prepare()
     with tempfile.TemporaryDirectory() as folder:
         run, seconds = whole_run(made, train, folder, arguments)
         evaluation = diptych.evaluate(

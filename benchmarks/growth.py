@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ import diptych
 from benchmarks.measure import Row, goal, in_turns, kilobytes, parser, report
 from benchmarks.training import ours
 from benchmarks.views import pictures
+from diptych.base.memory import keep_freed_memory
 from diptych.base.random_at import random_at
 from diptych.commands import recipe
 from diptych.commands.build import build
@@ -214,20 +214,21 @@ def of_stream(work: dict, arguments: argparse.Namespace) -> None:
     """An epoch from JPEG files that are decoded as they are needed, as of a set too large for memory."""
     batch, cores = 8 if arguments.quick else 64, len(os.sched_getaffinity(0))
     asked = tiny(arguments, batch)
-    with tempfile.TemporaryDirectory() as folder, patch("diptych.training.pretrain.RESIDENT_BYTES", 0):
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "photos"
         place.mkdir()
         for i, pixels in enumerate(pictures(work["photos"], work["side"])):
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place / f"{i:06d}.jpg", quality=90)
         built, marks = build(asked), []
 
-        def mark(progress: float) -> None:
+        def mark(*_) -> None:
             marks.append((time.perf_counter(), time.process_time(), kilobytes("VmRSS") / 1024))
 
         built.method.after_step = mark  # after each step, so that neither the start nor the last look counts
-        diptych.pretrain(built.method, diptych.images(place, size=work["side"]), built.views, built.optimizer,
-                         out=f"{folder}/run", epochs=1, batch_size=batch, precision="bfloat16", log_steps=1,
-                         device=arguments.device, checkpoint_minutes=1e9, show=False)  # fmt: skip
+        photos = diptych.images(place, size=work["side"], resident=False)
+        diptych.pretrain(built.method, photos, built.views, built.optimizer, out=f"{folder}/run", epochs=1,
+                         batch_size=batch, precision="bfloat16", log_steps=1, device=arguments.device,
+                         checkpoint_minutes=1e9, show=False)  # fmt: skip
     seconds, cpu = (marks[-1][k] - marks[0][k] for k in (0, 1))
     third = max(1, len(marks) // 3)
     start, middle, end = (max(memory for *_, memory in marks[i * third : (i + 1) * third + 1]) for i in range(3))
@@ -270,6 +271,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--only", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS), help="of the tables")
     arguments = made.parse_args(words)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the command does
     if (
         len(arguments.only) > 1 and not arguments.quick
     ):  # a process each: pretraining keeps what it has freed (decision 17)

@@ -24,6 +24,7 @@ import diptych
 from benchmarks.keras_program import keras_step
 from benchmarks.measure import Row, clock, faster, goal, missing, parser, report
 from benchmarks.views import Mapped, pictures
+from diptych.base.memory import keep_freed_memory
 from diptych.commands import recipe
 from diptych.commands.build import build
 
@@ -196,6 +197,7 @@ def main(words: list[str] | None = None) -> None:
     made.add_argument("--xla", action="store_true", help="the Keras program compiled by XLA too (a minute more)")
     arguments = made.parse_args(words)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the command does
     for kind in arguments.only:
         measure(kind, arguments)
 

@@ -75,15 +75,15 @@ def test_parquet_holds_the_same(place, tmp_path):
     assert made.counts == {"cat": 5, "dog": 5, None: 1}
 
 
-def test_a_stream_gives_the_same_rows(place, tmp_path, monkeypatch):
+def test_a_stream_gives_the_same_rows(place, tmp_path):
     """Larger sets are decoded as they go: a bad image then turns up in the middle, among the labelled ones too."""
     resident = classify(
         place / "encoder", images(place / "new", size=16), images(place / "labelled", size=16), show=False
     )
     labelled = shutil.copytree(place / "labelled", tmp_path / "labelled")
     (labelled / "cat" / "cat50.png").write_bytes(b"broken")
-    monkeypatch.setattr("diptych.downstream.classifier.RESIDENT_BYTES", -1)
-    streamed = classify(place / "encoder", images(place / "new", size=16), images(labelled, size=16), show=False)
+    new, known = (images(folder, size=16, resident=False) for folder in (place / "new", labelled))
+    streamed = classify(place / "encoder", new, known, show=False)
     assert streamed.labelled == resident.labelled == 20
     assert [row[:2] for row in streamed.rows] == [row[:2] for row in resident.rows]
 

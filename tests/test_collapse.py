@@ -26,14 +26,14 @@ def train(stop_gradient: bool, steps: int = 100) -> tuple[object, float]:
     loss = torch.zeros(())
     for step in range(steps):
         rows = torch.randperm(256, generator=random_at("rows", step))[:128]
-        loss, _ = method([view(images[rows], random_at("views", step, k)) for k, view in enumerate(views)])
+        loss, *_ = method([view(images[rows], random_at("views", step, k)) for k, view in enumerate(views)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     method.eval()
     with torch.no_grad():
         pair = [view(images, random_at("look", k)) for k, view in enumerate(views)]
-        z = method.project(pair)
+        z = method.project(pair, {})
         return diagnose(method.encoder(pair[0]), (z["z1"], z["z2"]), float(loss)), float(loss)
 
 

@@ -193,7 +193,7 @@ def test_barlow_twins_compares_as_published(name):
     rows, width, k = (int(part[1:]) for part in name.split("_"))
     first, second = (torch.from_numpy(wave((rows, width), number)) for number in (k, k + 1))
     method = BarlowTwins(nn.Identity(), projector=(1,), width=1, off_diagonal_weight=5e-3, eps=0.0)
-    loss, parts = method.compare({"z1": first, "z2": 0.7 * first + 0.3 * second})
+    loss, parts, _ = method.compare({"z1": first, "z2": 0.7 * first + 0.3 * second}, 0.0)
     assert loss.item() == pytest.approx(expected["loss_float64"], rel=1e-10)
     assert parts["on_diagonal"].item() == pytest.approx(expected["on_diagonal"], rel=1e-10)
     assert parts["off_diagonal"].item() == pytest.approx(expected["off_diagonal"], rel=1e-10)
@@ -201,5 +201,5 @@ def test_barlow_twins_compares_as_published(name):
 
 def test_simsiam_compares_as_published():
     waves = {name: torch.from_numpy(wave((64, 48), 60 + k)) for k, name in enumerate(("p1", "z1", "p2", "z2"))}
-    loss, _ = SimSiam(nn.Identity(), projector=(1,), predictor=1, width=1).compare(waves)
+    loss, *_ = SimSiam(nn.Identity(), projector=(1,), predictor=1, width=1).compare(waves, 0.0)
     assert loss.item() == pytest.approx(golden("simsiam_loss_N64_D48_k60"), rel=1e-6)

@@ -38,7 +38,7 @@ def test_frozen_statistics_normalise_each_image_alone(frozen):
     method = SimSiam(encoder, projector=(8, 8), predictor=4, frozen_statistics=frozen, width=8)
     for _ in range(2):
         method.train()
-        whole, part = method.project(pair()), method.project([view[:3] for view in pair()])
+        whole, part = method.project(pair(), {}), method.project([view[:3] for view in pair()], {})
         assert torch.allclose(whole["p1"][:3], part["p1"], atol=1e-6) == frozen
     assert encoder[1].training != frozen and encoder[2].training, "only what keeps moving averages is frozen"
 
@@ -47,9 +47,9 @@ def test_frozen_statistics_are_those_that_were_learned():
     method = SimSiam(nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.BatchNorm1d(8)), (8, 8), 4, width=8)
     for _ in range(3):
         method(pair())
-    learned = method.eval().project(pair())
+    learned = method.eval().project(pair(), {})
     method.frozen_statistics = True
-    frozen = method.train().project(pair())
+    frozen = method.train().project(pair(), {})
     assert all(torch.equal(frozen[key], learned[key]) for key in learned)
 
 

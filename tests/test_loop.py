@@ -27,43 +27,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diptych.base.errors import DivergedError, RecipeError
-from diptych.data.images import Images
 from diptych.methods import BarlowTwins, Method, SimSiam
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 from diptych.training import optimizers
-from diptych.training.job import Job, State
-from diptych.training.pretrain import loop
-from diptych.views import View, presets
+from diptych.training.diary import Diary, State
+from diptych.training.feed import Feed
+from diptych.training.guard import Guard
+from diptych.training.learner import Learner
+from diptych.training.schedules import constant
+from diptych.views import presets
 
 
 @pytest.fixture
 def waiting(monkeypatch):
-    """Jobs that treat this CPU as a device that one has to wait for."""
-    start = Job.__post_init__
-
-    def slow_to_answer(job: Job) -> None:
-        start(job)
-        job.waits = True
-
-    monkeypatch.setattr(Job, "__post_init__", slow_to_answer)
+    """This CPU is treated as a device that one has to wait for."""
+    for user in ("pretrain", "learner"):
+        monkeypatch.setattr(f"diptych.training.{user}.waits_for", lambda device: True)
 
 
 @pytest.fixture(scope="module")
-def careful(tmp_path_factory) -> Run:
-    return tiny_run(tmp_path_factory.mktemp("careful") / "run", log_steps=3)
+def quiet(tmp_path_factory) -> Run:
+    return tiny_run(tmp_path_factory.mktemp("quiet") / "run", log_steps=3)
 
 
-@pytest.mark.parametrize("log_steps", [3])
-def test_looking_at_log_lines_only_changes_nothing(log_steps, careful, waiting, tmp_path, monkeypatch):
-    looks = []
-    look_back = Job.look_back
-    monkeypatch.setattr(Job, "look_back", lambda job, *flags: looks.append(len(job.taken)) or look_back(job, *flags))
-    run = tiny_run(tmp_path / "run", log_steps=log_steps)
+def different(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
+    """The names under which two runs hold other bits."""
+    assert ours.keys() == theirs.keys()
+    return [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+
+
+def test_looking_at_log_lines_only_changes_nothing(quiet, waiting, tmp_path, monkeypatch):
+    looks, look = [], Diary.look
+    monkeypatch.setattr(Diary, "look", lambda diary, *flags: looks.append(len(diary.taken)) or look(diary, *flags))
+    run = tiny_run(tmp_path / "run", log_steps=3)
     assert looks == [1, 2, 1, 2, 2, 1, 3]  # after steps 0, 2, 3 (epoch), 5, 7 (epoch), 8, 11
-    assert told(run) == told(careful)
-    ours, theirs = weights_of(run), weights_of(careful)
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert told(run) == told(quiet)
+    assert different(weights_of(run), weights_of(quiet)) == []
 
 
 class Breaks(type(tiny_method())):
@@ -71,12 +71,12 @@ class Breaks(type(tiny_method())):
 
     bad_step, done = -1, 0
 
-    def compare(self, projections):
-        loss, parts = super().compare(projections)
-        return (loss * float("nan") if self.done == self.bad_step else loss), parts
+    def compare(self, projections, progress):
+        compared = super().compare(projections, progress)
+        return compared._replace(loss=compared.loss * float("nan")) if self.done == self.bad_step else compared
 
-    def after_step(self, progress: float) -> None:
-        self.done = round(progress * TOTAL)
+    def after_step(self, kept, progress) -> None:
+        self.done = round(float(progress) * TOTAL)
 
 
 def breaking(step: int) -> Breaks:
@@ -85,21 +85,30 @@ def breaking(step: int) -> Breaks:
     return method
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "lamb", "adamw"])
-def test_a_number_that_is_not_finite_is_found_at_its_step_afterwards(optimizer, waiting, tmp_path, monkeypatch):
-    """Step 10 is noticed at the look after step 11, two updates with NaN later; steps 9 to 10 are then taken again."""
-    made = getattr(optimizers, optimizer)
-    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: made(method, lr=lr / 100))
-    with pytest.raises(DivergedError, match="loss nan .* at step 10; step 9 is saved"):
-        tiny_run(tmp_path / "run", breaking(10), log_steps=3)
-    assert json.loads((tmp_path / "run/crash/step_0000010_rank_0.json").read_text())["step"] == 10
+@pytest.mark.parametrize("optimizer", ["lars", "lamb", "adamw", "sgd"])
+@pytest.mark.parametrize("bad", [9, 10])
+def test_a_step_that_is_not_finite_moves_nothing(bad, optimizer, waiting, tmp_path, monkeypatch):
+    """It is noticed at the look after step 11, up to two updates later, and what is saved is the step before it."""
+    make = getattr(optimizers, optimizer)
+    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: make(method, lr=lr / 100))
+    with pytest.raises(DivergedError, match=f"loss nan .* at step {bad}; step {bad - 1} is saved"):
+        tiny_run(tmp_path / "run", breaking(bad), log_steps=3)
+    assert json.loads((tmp_path / f"run/crash/step_{bad:07d}_rank_0.json").read_text())["step"] == bad
     resumed = tiny_run(tmp_path / "run", breaking(-2), log_steps=3)
     quiet = tiny_run(tmp_path / "quiet", breaking(-2), log_steps=3)
-    ours, theirs = weights_of(resumed), weights_of(quiet)
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
-    assert [line for line in told(resumed) if line.get("step") != 11] == told(
-        quiet
-    )  # a resumed run logs its first step
+    assert different(weights_of(resumed), weights_of(quiet)) == []
+    first = {bad + 1}  # a resumed run logs its first step
+    assert [line for line in told(resumed) if line.get("step") not in first] == [
+        line for line in told(quiet) if line.get("step") not in first
+    ]
+
+
+def test_a_first_step_that_is_not_finite_leaves_the_run_as_it_began(waiting, tmp_path):
+    """The optimizer has begun to remember in that step; it is forgotten."""
+    with pytest.raises(DivergedError, match="at step 0; nothing has been trained"):
+        tiny_run(tmp_path / "run", breaking(0))
+    resumed, quiet = tiny_run(tmp_path / "run", breaking(-2)), tiny_run(tmp_path / "quiet", breaking(-2))
+    assert different(weights_of(resumed), weights_of(quiet)) == []
 
 
 def normless(method: type[Method]) -> Method:
@@ -122,10 +131,10 @@ def test_pieces_are_the_batch(method, tmp_path):
         assert mine["gradient_norm"] == pytest.approx(his["gradient_norm"], rel=1e-9)
 
 
-def test_one_piece_is_the_batch_with_its_statistics_and_dropout(tmp_path, careful):
+def test_one_piece_is_the_batch_with_its_statistics_and_dropout(tmp_path, quiet):
     """Batch statistics move once a step, dropout draws the same twice, bfloat16 weights get their gradient."""
     run = tiny_run(tmp_path / "run", log_steps=3, micro_batch=12)
-    ours, theirs = weights_of(run), weights_of(careful)
+    ours, theirs = weights_of(run), weights_of(quiet)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
     options = dict(precision="bfloat16", epochs=1, log_steps=1)
@@ -219,14 +228,6 @@ class Mute:
     def log(self, *_, **__) -> None: ...
 
 
-def on_a_gpu(photos: Images, views: list[View], method: Method, optimizer: torch.optim.Optimizer, **options) -> Job:
-    defaults = dict(precision=False, clip_norm=1.0, micro_batch=None, log_steps=100) | options
-    job = Job(Mute(), State(), method, photos, views, optimizer, lambda _: 1.0, 1, 12, 4, 0, torch.device("cuda", 0),
-              torch.float32, defaults["precision"], defaults["clip_norm"], defaults["micro_batch"], False, (), 1, None, 5,
-              defaults["log_steps"], 5.0)  # fmt: skip
-    return job
-
-
 @pytest.mark.parametrize(
     ("preset", "optimizer", "micro_batch"),
     [("simsiam", "sgd", None), ("barlow_twins", "adamw", 4), ("barlow_twins", "lars", None), ("simsiam", "lamb", None)],
@@ -234,14 +235,9 @@ def on_a_gpu(photos: Images, views: list[View], method: Method, optimizer: torch
 def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_batch, monkeypatch):
     """Four whole steps on a GPU that is not there: torch's fake tensors know device and shape, but no numbers. An
     operation that needs one (`.item()`, a boolean mask, a branch) raises, and so does one that mixes devices."""
-    photos = tiny_images()
-    photos.pixels()
-    looks = []
-    monkeypatch.setattr(Job, "careful", False)
-    monkeypatch.setattr(
-        Job, "look_back", lambda job, *_: (looks.append(len(job.taken)), job.taken.clear(), ("", 0, 0))[-1]
-    )
-    monkeypatch.setattr(Job, "end_epoch", lambda job: False)
+    photos, waits = tiny_images(), []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
+    monkeypatch.setattr(Guard, "wait", lambda guard, fine: waits.append(fine) or True)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss))
     monkeypatch.setattr(torch.autograd, "backward", lambda outputs, _: backward(*outputs))
     with FakeTensorMode(allow_non_fake_inputs=True), OnlyTheGpuIsFake():
@@ -249,21 +245,26 @@ def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_bat
             kind = BarlowTwins if preset == "barlow_twins" else SimSiam
             method = kind(TinyEncoder(), projector=(16, 16))
         made = getattr(optimizers, optimizer)(method, lr=0.1)
-        job = on_a_gpu(photos, getattr(presets, preset)(12), method, made, micro_batch=micro_batch)
+        feed = Feed(photos, getattr(presets, preset)(12), epochs=1, batch_size=12, device="cuda:0")
+        learner = Learner(method, made, constant(), clip_norm=1.0, micro_batch=micro_batch)
+        diary = Diary(Mute(), State(), total=4, steps_per_epoch=4, batch_size=12, log_steps=100, waits=True)
         with pytest.raises(DataDependentOutputException):
             float(next(method.parameters()).sum())  # it would be noticed
-        loop(job, type("Stop", (), {"asked": None})(), lambda *_: None)
+        for step, views in feed.starting_at(0):
+            diary.taken.append(learner.step(step, feed.total, views))
+            assert diary.due(step) == (step in (0, 3))
         assert {parameter.device.type for parameter in method.parameters()} == {"cuda"}
-    assert looks == [4]
+    assert len(diary.taken) == 4
+    assert len(waits) <= 1, "the optimizer begins to remember in its first step, which is waited for"
 
 
 class FollowsItself(BarlowTwins):
     """With a target network, as BYOL has: one projection comes without a gradient, one is a count."""
 
-    def project(self, views):
-        z1 = super().project(views)["z1"]
+    def project(self, views, draw):
+        z1 = super().project(views, draw)["z1"]
         with torch.no_grad():
-            target = super().project(views)["z2"]
+            target = super().project(views, draw)["z2"]
         return {"z1": z1, "z2": target, "index": torch.arange(len(z1))}
 
 
@@ -288,37 +289,37 @@ class Counts(torch.optim.SGD):
                 parameter.data.mul_(1 - 1e-3 * memory["steps"])
 
 
-@pytest.mark.parametrize("bad", [5, 10])
-def test_whatever_an_optimizer_remembers_goes_back_with_the_rest(bad, waiting, tmp_path, monkeypatch):
-    """Step 5 is noticed after it, when the late tensor has come between two looks; step 10 when it has long been there."""
+@pytest.mark.parametrize("bad", [4, 5, 10])
+def test_whatever_an_optimizer_remembers_stays_as_it_was(bad, waiting, tmp_path, monkeypatch):
+    """The late tensor comes in step 4, a plain number in the first."""
     monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: Counts(method.parameters(), lr=0.01))
     with pytest.raises(DivergedError, match=f"at step {bad}; step {bad - 1} is saved"):
         tiny_run(tmp_path / "run", breaking(bad), log_steps=3)
-    monkeypatch.setattr(Job, "careful", True)
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: Counts(method.parameters(), lr=0.01))
     with pytest.raises(DivergedError, match=f"at step {bad}; step {bad - 1} is saved"):
-        tiny_run(tmp_path / "careful", breaking(bad), log_steps=3)
-    ours, theirs = weights_of(Run(tmp_path / "run")), weights_of(Run(tmp_path / "careful"))
-    assert ours.keys() == theirs.keys()
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+        tiny_run(tmp_path / "looking", breaking(bad), log_steps=3)
+    assert different(weights_of(Run(tmp_path / "run")), weights_of(Run(tmp_path / "looking"))) == []
     states = [
         checkpoints.read_state(checkpoints.newest(tmp_path / name / "checkpoints"))["optimizer"]
-        for name in ("run", "careful")
+        for name in ("run", "looking")
     ]
     assert states[0] == states[1]
 
 
 @pytest.mark.gpu
 def test_between_two_looks_a_true_gpu_is_not_waited_for(tmp_path, monkeypatch):
-    look_back = Job.look_back
+    looked, look = [], Diary.look
 
-    def look(job: Job, *flags: bool):
+    def at_ease(diary: Diary, *flags: bool):
         torch.cuda.set_sync_debug_mode("default")
-        told = look_back(job, *flags)
+        looked.append(look(diary, *flags))
         torch.cuda.set_sync_debug_mode("error")
-        return told
+        return looked[-1]
 
-    monkeypatch.setattr(Job, "look_back", look)
+    monkeypatch.setattr(Diary, "look", at_ease)
     try:
         tiny_run(tmp_path / "run", device="cuda", epochs=1, log_steps=100)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert len(looked) == 2

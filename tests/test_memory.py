@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import tiny_run
+from package import TEXTS
 
 from diptych.base.memory import keep_freed_memory
 from diptych.commands import cli
@@ -51,12 +51,13 @@ def test_where_it_cannot_be_asked(monkeypatch):
     assert keep_freed_memory() is False
 
 
-def test_training_and_the_command_ask_for_it(monkeypatch, tmp_path):
+def test_the_command_asks_for_it_and_a_library_call_does_not(monkeypatch):
+    """It holds for the whole process, which belongs to whoever calls `pretrain` in it."""
     asked = []
-    monkeypatch.setattr("diptych.training.pretrain.keep_freed_memory", lambda: asked.append("pretrain"))
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append("command"))
-    tiny_run(tmp_path / "run")
+    users = {name for name, text in TEXTS.items() if "keep_freed_memory" in text}
+    assert users == {"base.memory", "commands.cli"}
     monkeypatch.setattr(sys, "argv", ["diptych", "--help"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert asked == ["pretrain", "command"]
+    assert asked == ["command"]

@@ -44,16 +44,16 @@ every_method = pytest.mark.parametrize("name", METHODS)
 @every_method
 def test_forward_is_compare_of_project(name):
     method, pair = make(name), views()
-    loss, parts = method(pair)
-    projections = method.project(pair)
-    again, parts_again = method.compare(projections)
+    loss, parts, _ = method(pair)
+    projections = method.project(pair, {})
+    again, parts_again, _ = method.compare(projections, 0.0)
     assert torch.equal(loss, again) and parts == parts_again
     assert isinstance(projections, dict) and all(len(rows) == 12 for rows in projections.values())
 
 
 @every_method
 def test_loss_is_a_scalar_and_parts_are_detached_scalars(name):
-    loss, parts = make(name)(views())
+    loss, parts, _ = make(name)(views())
     assert loss.ndim == 0 and loss.requires_grad and loss.isfinite()
     assert parts
     assert all(part.ndim == 0 and not part.requires_grad and part.isfinite() for part in parts.values())
@@ -72,7 +72,7 @@ def test_gradients_reach_every_parameter(name):
 def test_after_step_is_there(name):
     method = make(name)
     before = copy.deepcopy(method.state_dict())
-    assert method.after_step(0.5) is None
+    assert method.after_step({}, 0.5) is None
     assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
 
 
@@ -80,14 +80,14 @@ def test_after_step_is_there(name):
 def test_each_view_has_batch_statistics_of_its_own(name):
     method = make(name)
     (first, second), (_, other) = views(), views(seed=2)
-    seen, again = method.project([first, second]), method.project([first, other])
+    seen, again = method.project([first, second], {}), method.project([first, other], {})
     assert torch.equal(seen["z1"], again["z1"]) and not torch.equal(seen["z2"], again["z2"])
 
 
 @every_method
 def test_views_may_differ_in_size_and_batches_be_short(name):
     method = make(name)
-    loss, _ = method(views(n=3, sizes=(9, 15)))
+    loss, *_ = method(views(n=3, sizes=(9, 15)))
     loss.backward()
     assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in method.parameters())
 
@@ -96,9 +96,9 @@ def test_views_may_differ_in_size_and_batches_be_short(name):
 def test_the_loss_counts_the_rows_it_gets(name):
     """Every image twice is the same loss."""
     method = make(name).double()
-    projections = method.project(views(dtype=torch.float64))
-    once, _ = method.compare(projections)
-    twice, _ = method.compare({key: torch.cat([value, value]) for key, value in projections.items()})
+    projections = method.project(views(dtype=torch.float64), {})
+    once, *_ = method.compare(projections, 0.0)
+    twice, *_ = method.compare({key: torch.cat([value, value]) for key, value in projections.items()}, 0.0)
     torch.testing.assert_close(once, twice, rtol=1e-12, atol=0)
 
 
@@ -111,9 +111,9 @@ def test_two_views_of_the_same_images(name, pair):
 
 @every_method
 def test_float64_stays_float64(name):
-    loss, parts = make(name).double()(views(dtype=torch.float64))
+    loss, parts, _ = make(name).double()(views(dtype=torch.float64))
     assert {loss.dtype, *(part.dtype for part in parts.values())} == {torch.float64}
-    single, _ = make(name)([view.float() for view in views(dtype=torch.float64)])
+    single, *_ = make(name)([view.float() for view in views(dtype=torch.float64)])
     torch.testing.assert_close(single, loss.float(), rtol=1e-4, atol=0)
     assert single.item() != loss.item()  # nothing inside rounds to float32
 
@@ -122,8 +122,8 @@ def test_float64_stays_float64(name):
 def test_the_loss_is_float32_under_autocast(name):
     method = make(name)
     with torch.autocast("cpu", torch.bfloat16):
-        projections = method.project(views())
-        loss, _ = method.compare(projections)
+        projections = method.project(views(), {})
+        loss, *_ = method.compare(projections, 0.0)
     assert {value.dtype for value in projections.values()} == {torch.bfloat16}
     assert loss.dtype == torch.float32
 
@@ -154,17 +154,17 @@ def test_gradient_caching_is_the_large_batch(name):
     """Pieces without gradients, compared once, each one's gradient sent back by projecting it again."""
     large, pieces = (without_norms(make(name)) for _ in range(2))
     pair = views(dtype=torch.float64)
-    expected, _ = large(pair)
+    expected, *_ = large(pair)
     expected.backward()
 
     rows = [slice(0, 5), slice(5, 10), slice(10, 12)]
     with torch.no_grad():
-        parts = [pieces.project([view[piece] for view in pair]) for piece in rows]
+        parts = [pieces.project([view[piece] for view in pair], {}) for piece in rows]
     whole = {key: torch.cat([part[key] for part in parts]).requires_grad_() for key in parts[0]}
-    loss, _ = pieces.compare(whole)
+    loss, *_ = pieces.compare(whole, 0.0)
     loss.backward()
     for piece in rows:
-        again = pieces.project([view[piece] for view in pair])
+        again = pieces.project([view[piece] for view in pair], {})
         sent = {key: value.grad[piece] for key, value in whole.items() if value.grad is not None}
         torch.autograd.backward([again[key] for key in sent], list(sent.values()))
 
@@ -178,7 +178,7 @@ def test_any_module_is_an_encoder(name):
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 9 * 9, 5, bias=False))
     with pytest.raises(RecipeError, match="Sequential has no num_features: pass width=E"):
         make(name, encoder)
-    loss, _ = make(name, encoder, width=5)(views())
+    loss, *_ = make(name, encoder, width=5)(views())
     assert loss.isfinite()
 
 
@@ -191,8 +191,8 @@ def test_barlow_twins_is_the_paper_s_equation():
     """Eqs. 1 and 2 by loops; weight, eps and scale differ, so that none can take another's place."""
     weight, eps, scale = 0.3, 0.02, 1.7
     method = make("barlow_twins", off_diagonal_weight=weight, eps=eps, scale=scale).double()
-    projections = method.project(views(dtype=torch.float64))
-    loss, parts = method.compare(projections)
+    projections = method.project(views(dtype=torch.float64), {})
+    loss, parts, _ = method.compare(projections, 0.0)
 
     standard = []
     for z in (projections["z1"], projections["z2"]):
@@ -220,7 +220,7 @@ def test_simsiam_s_target_gets_no_gradient():
         name: torch.randn(5, 7, generator=rng, dtype=torch.float64).requires_grad_()
         for name in ("p1", "p2", "z1", "z2")
     }
-    loss, parts = method.compare(leaves)
+    loss, parts, _ = method.compare(leaves, 0.0)
     loss.backward()
     assert leaves["z1"].grad is None and leaves["z2"].grad is None
     for p, z in ((leaves["p1"], leaves["z2"]), (leaves["p2"], leaves["z1"])):

@@ -15,6 +15,7 @@ from diptych.base.errors import CheckpointError, DivergedError, OutputError, Rec
 from diptych.runs import checkpoints
 from diptych.runs.encoder import load
 from diptych.runs.run import Run
+from diptych.training.early_stop import EarlyStop
 from diptych.training.schedules import warmup_cosine
 
 HERE = Path(__file__).parent
@@ -163,7 +164,7 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
         seen.append(encoder[0].weight.clone())
         return {"score": next(readings)}
 
-    run = tiny_run(tmp_path / "run", epochs=5, watch=[watch], stop_on="score", patience=2)
+    run = tiny_run(tmp_path / "run", epochs=5, watch=[watch], stopping=EarlyStop("score", patience=2))
     assert [line["epoch"] for line in run.lines("epoch")] == [
         1,
         2,
@@ -177,16 +178,20 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
 
 def test_early_stopping_waits_for_readings_and_refuses_what_nothing_reads(tmp_path):
     readings = iter([0.0, 3.0, 2.0])
-    options = dict(watch=[lambda step, encoder: {"score": next(readings)}], patience=1, watch_epochs=2, epochs=4)
-    assert len(tiny_run(tmp_path / "run", stop_on="score", **options).lines("epoch")) == 4  # read in epochs 2 and 4
+    options = dict(watch=[lambda step, encoder: {"score": next(readings)}], watch_epochs=2, epochs=4)
+    stopped = tiny_run(tmp_path / "run", stopping=EarlyStop("score", patience=1), **options)
+    assert len(stopped.lines("epoch")) == 4  # read in epochs 2 and 4
     readings = iter([0.0, 3.0])
-    with pytest.raises(RecipeError, match="stop_on names 'scoer', which nothing reads; there are loss, score"):
-        tiny_run(tmp_path / "other", stop_on="-scoer", **options)
+    with pytest.raises(
+        RecipeError, match="early stopping looks at 'scoer', which nothing reads; there are loss, score"
+    ):
+        tiny_run(tmp_path / "other", stopping=EarlyStop("scoer", patience=1), **options)
 
 
-def test_larger_is_better_with_a_minus(tmp_path):
+def test_the_largest_reading_can_be_the_best(tmp_path):
     readings = iter([0.0, 0.1, 0.5, 0.4])
-    run = tiny_run(tmp_path / "run", watch=[lambda step, encoder: {"knn": next(readings)}], stop_on="-knn", patience=1)
+    stopping = EarlyStop("knn", largest=True, patience=1)
+    run = tiny_run(tmp_path / "run", watch=[lambda step, encoder: {"knn": next(readings)}], stopping=stopping)
     assert run.lines("end")[0]["best_epoch"] == 2
 
 
@@ -206,9 +211,8 @@ def test_impossible_arguments_are_told_before_anything_is_written(options, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_streamed_images_train_as_resident_ones(monkeypatch, quiet, tmp_path):
-    monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", 0)
-    assert_same(tiny_run(tmp_path / "run"), quiet)
+def test_streamed_images_train_as_resident_ones(quiet, tmp_path):
+    assert_same(tiny_run(tmp_path / "run", photos=tiny_images(resident=False)), quiet)
 
 
 def test_bfloat16_and_clipping_run(tmp_path):

@@ -49,11 +49,11 @@ def without_norms(method: Method) -> Method:
     return method
 
 
-def tiny_images(count: int = 48) -> Images:
+def tiny_images(count: int = 48, **options) -> Images:
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 1, 1, 3))
     pixels = np.clip(colours[np.arange(count) % 4] + rng.integers(-60, 60, (count, 12, 12, 3)), 0, 255)
-    return images(pixels.astype(np.uint8), labels=np.arange(count) % 4)
+    return images(pixels.astype(np.uint8), labels=np.arange(count) % 4, **options)
 
 
 class Struck(BarlowTwins):
@@ -63,14 +63,14 @@ class Struck(BarlowTwins):
     nan_at = -1
     calls = 0
 
-    def compare(self, projections):
-        loss, parts = super().compare(projections)
+    def compare(self, projections, progress):
+        compared = super().compare(projections, progress)
         self.calls += 1
-        return (loss * float("nan") if self.calls == self.nan_at + 1 else loss), parts
+        return compared._replace(loss=compared.loss * float("nan")) if self.calls == self.nan_at + 1 else compared
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, kept, progress) -> None:
         step, number = self.signal_at
-        if round(progress * TOTAL) == step + 1:
+        if round(float(progress) * TOTAL) == step + 1:
             os.kill(os.getpid(), number)
 
 

@@ -12,7 +12,6 @@ from tiny import tiny_run
 
 from diptych.data.images import images
 from diptych.runs.run import Run
-from diptych.training import pretrain
 
 
 class Dying(Fake):
@@ -33,9 +32,4 @@ class Dying(Fake):
 def streamed_run(out: Path, at: int | None = None) -> Run:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    module = pretrain
-    before, module.RESIDENT_BYTES = module.RESIDENT_BYTES, -1
-    try:
-        return tiny_run(out, photos=images(Dying(at), size=12))
-    finally:
-        module.RESIDENT_BYTES = before
+    return tiny_run(out, photos=images(Dying(at), size=12, resident=False))

@@ -148,9 +148,9 @@ def test_24_a_huge_row_group_is_streamed(tmp_path, monkeypatch):
     whole = (tmp_path / "a.parquet").stat().st_size
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
     monkeypatch.setattr(parquet, "BLOCK_BYTES", whole // 60)
-    found, most = images(tmp_path / "a.parquet", size=8), 0
+    found, most = images(tmp_path / "a.parquet", size=8, resident=False), 0
     order = [*range(120), *rng.permutation(120)[:10].tolist()]
-    for used, pixels in found.batches(order, 10, workers=2):
+    for used, pixels in found.read(order, 10, workers=2):
         assert len(used) == len(pixels) == 10
         with found.source.lock:  # the next batch is being read meanwhile
             most = max(most, sum(block.nbytes for _, _, block in found.source.blocks))

@@ -28,10 +28,12 @@ def test_31_a_loss_that_is_not_finite_is_exit_code_5_and_the_last_good_step_is_k
     method = tiny_method()
     compare, calls = method.compare, []
 
-    def broken(projections):
-        loss, parts = compare(projections)
-        calls.append(loss)
-        return (loss * float(value) if len(calls) == 7 else loss), parts
+    def broken(projections, progress):
+        compared = compare(projections, progress)
+        calls.append(compared.loss)
+        return (
+            compared._replace(loss=compared.loss * float(value)) if len(calls) == 8 else compared
+        )  # one is the trial's
 
     method.compare = broken
     with pytest.raises(SystemExit) as end:

@@ -63,7 +63,6 @@ def test_14_a_file_of_hashes_must_be_one(tmp_path):
 @pytest.mark.parametrize(("how", "reason"), [("deleted", "ENOENT: No such file"), ("chmod 000", "EACCES: Permission")])
 def test_15_a_file_that_goes_away_during_a_run(how, reason, tmp_path, monkeypatch):
     source = photographs(tmp_path / "photos")
-    monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", -1)  # read anew in each epoch
     real = open
 
     def refusing(path, *rest):  # nothing is refused to root, under whom tests may run
@@ -78,7 +77,8 @@ def test_15_a_file_that_goes_away_during_a_run(how, reason, tmp_path, monkeypatc
             monkeypatch.setattr("builtins.open", refusing)
         return {}
 
-    run = tiny_run(tmp_path / "run", photos=images(source, size=12), epochs=3, watch=[after_an_epoch])
+    photos = images(source, size=12, resident=False)  # read anew in each epoch
+    run = tiny_run(tmp_path / "run", photos=photos, epochs=3, watch=[after_an_epoch])
     monkeypatch.undo()
     assert run.finished and [line["step"] for line in run.lines("step")] == [1, 2, 3, 4, 5, 6]
     (bad,) = [json.loads(line) for line in (run.folder / "bad_files.jsonl").read_text().splitlines()]
@@ -114,26 +114,26 @@ class Odd(Fake):
         return super().read(i)
 
 
-@pytest.mark.parametrize("way", ["pixels", "batches"])
-def test_16_a_reading_thread_that_fails_names_the_image(way):
+@pytest.mark.parametrize("resident", [True, False])
+def test_16_a_reading_thread_that_fails_names_the_image(resident):
     """Threads share one process: an error in one is the command's error, with the image beside it."""
-    found = images(Odd(), size=4)
+    found = images(Odd(), size=4, resident=resident)
     with pytest.raises(ZeroDivisionError) as caught:
-        found.pixels(2) if way == "pixels" else list(found.batches(range(20), 5, workers=2))
+        list(found.read(range(20), 5, workers=2))
     assert caught.value.__notes__ == ["while reading image fake/7"]
     assert found.squares.reading == {}
 
 
-@pytest.mark.parametrize("way", ["pixels", "batches"])
-def test_16_a_read_that_hangs_is_told_with_the_images_in_flight(way, monkeypatch):
+@pytest.mark.parametrize("resident", [True, False])
+def test_16_a_read_that_hangs_is_told_with_the_images_in_flight(resident, monkeypatch):
     """A dead network disk: no thread can be stopped, so the wait is told, again and again, and goes on."""
     monkeypatch.setattr(threads, "PATIENCE", 0.05)
     gate = threading.Event()
-    found = images(Odd(gate), size=4)
+    found = images(Odd(gate), size=4, resident=resident)
     threading.Timer(0.4, gate.set).start()
     with pytest.warns(UserWarning, match=r"no image came for 0 s; still being read: fake/7$") as told:
-        made = found.pixels(2) if way == "pixels" else list(found.batches(range(20), 5, workers=2))
-    assert len(told) >= 2 and len(made) in (20, 4)
+        batches = list(found.read(range(20), 5, workers=2))
+    assert len(told) >= 2 and len(batches) == 4
 
 
 def test_16_a_process_that_dies_while_reading_resumes_bit_equal(tmp_path):

@@ -295,7 +295,7 @@ def test_36_any_state_is_taken_or_refused(key, value, halfway, tmp_path_factory)
 
 def stopped(out: Path, monkeypatch, where: str, number: int) -> None:
     """A run that gets a signal while it loads data, in its forward pass, in a watch or while it saves."""
-    photos, method, options = tiny_images(), tiny_method(), {}
+    photos, method, options = tiny_images(resident="auto" if where != "data" else False), tiny_method(), {}
     calls = 0
 
     def strike(original, at):
@@ -310,7 +310,6 @@ def stopped(out: Path, monkeypatch, where: str, number: int) -> None:
 
     if where == "data":
         photos.squares = strike(photos.squares, 100)
-        monkeypatch.setattr("diptych.training.pretrain.RESIDENT_BYTES", -1)
     elif where == "forward":
         method.compare = strike(method.compare, 6)
     elif where == "watch":

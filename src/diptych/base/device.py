@@ -1,12 +1,16 @@
-"""The device and the number formats a run computes with."""
+"""The device and the number formats a run computes with, and the memory that is free there."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from diptych.base.errors import RecipeError
 
 PRECISIONS = ("float32", "bfloat16", "float64")
+UNKNOWN_BYTES = 8 * 2**30  # taken to be free where the system says nothing about its memory
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,3 +34,76 @@ def choose_device(name: str) -> torch.device:
             raise RecipeError(f"device {device} was asked for, but there are {count} GPUs; use cuda or cuda:0{last}")
         torch.cuda.set_device(device)
     return device
+
+
+def waits_for(device: torch.device) -> bool:
+    """Whether reading a number that lies on `device` is waiting for all that it has still to do."""
+    return device.type != "cpu"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process may still allocate on `device`.
+
+    On a GPU: what its driver reports as free. Elsewhere: the free memory of the machine, or what the limit of a control
+    group (a container, a batch job) leaves if that is less, divided by the processes of one job on this machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [_machine_bytes(PROC), *_control_group_bytes(PROC, CGROUPS)]
+    return max(0, min(limits)) // local_processes(os.environ)
+
+
+def local_processes(env: Mapping[str, str]) -> int:
+    """How many processes of this job run on this machine, as torchrun, `--gpus` or SLURM's srun say; else 1."""
+    spelled = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE", "")  # srun: "4(x2),3", node by node
+    counts = [part.partition("(")[0] for part in spelled.split(",")]
+    return max((int(count) for count in counts if count.isdecimal()), default=1) or 1
+
+
+def _machine_bytes(proc: Path) -> int:
+    """Memory that new allocations can have without swapping."""
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # no Linux
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS knows only how much there is in all
+        try:
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            continue
+    return UNKNOWN_BYTES
+
+
+def _control_group_bytes(proc: Path, groups: Path) -> list[int]:
+    """What each memory limit on this process leaves: of its control group and of those around it (version 2 or 1)."""
+    try:
+        memberships = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for membership in memberships:
+        _, controllers, path = membership.split(":", 2)
+        if not controllers:
+            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            left += _limit_leaves(folder, *names)
+            if folder == root:
+                break
+    return left
+
+
+def _limit_leaves(folder: Path, limit: str, used: str, cache: str) -> list[int]:
+    """[bytes left below one group's limit], or [] where it has none. Cached files count as free: they can be dropped."""
+    try:
+        most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        statistics = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return []
+    return [int(most) - now + int(statistics.get(cache, 0))] if most.isdecimal() else []

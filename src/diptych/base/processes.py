@@ -86,6 +86,11 @@ def agree(flag: bool) -> bool:
     return means(flag)[0] > 0
 
 
+def barrier() -> None:
+    """Wait here until all processes have come."""
+    means(0.0)
+
+
 def copy_from_first(module: nn.Module) -> None:
     """Parameters and buffers of the first process' module to all others."""
     for tensor in module.state_dict().values() if world_size() > 1 else ():

@@ -61,7 +61,7 @@ def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
         raise RecipeError(
             f"watch.images is {asked['images']}; it must be at least 2 (or watch.collapse=false watch.knn=false)"
         )
-    chosen, pixels = next(images.batches(chosen, len(chosen), replace=(seed, 0)))
+    chosen, pixels = next(images.read(chosen, len(chosen), replace=(seed, 0)))
     made = [collapse_watch(built.method, pixels[: asked["images"]], built.views, seed)] if asked["collapse"] else []
     if asked["knn"] and images.labels is not None:
         mean, std = built.views[0].normalization

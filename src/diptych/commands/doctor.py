@@ -105,9 +105,10 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     from diptych.base.terminal import Progress
     from diptych.base.threads import in_order
     from diptych.data.decode import MAX_PIXELS
-    from diptych.data.images import open_source, too_many
+    from diptych.data.images import open_source
     from diptych.data.labels import all_labels
     from diptych.data.squares import Squares
+    from diptych.data.unreadable import too_many
 
     found = open_source(source)
     numbers, classes = all_labels(found)

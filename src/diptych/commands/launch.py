@@ -38,6 +38,7 @@ def launch(count: int, device: str) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), MARK: "1"}
+    place["LOCAL_WORLD_SIZE"] = place["WORLD_SIZE"]  # they share this machine's memory
     place["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     children: list[subprocess.Popen] = []
     with ExitStack() as stack, listening() as heard:

@@ -22,18 +22,17 @@ FAILURES = (ImportError, SyntaxError, NameError, AttributeError, TypeError, Valu
 def open_images(source: str, options: dict, size: int | None = None):
     """The images of SOURCE at the size of `options`, or else at `size`, which the views ask for."""
     from diptych.base.terminal import Progress
-    from diptych.data.images import RESIDENT_BYTES, images
+    from diptych.data.images import images
 
     wanted = options | {"size": options.get("size") or size}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     with Progress("read images") as progress:
         photos = images(source, **wanted, progress=progress)
-        if photos.bytes_in_memory <= RESIDENT_BYTES:
-            count = len(photos)
-            photos.pixels()
-            if bad := photos.failed:
-                first = f"first: {bad[0]['key']} ({bad[0]['reason']})"
-                progress.say(f"{source}: {len(bad)} of {count} images cannot be read and are left out, {first}")
+        count = len(photos)
+        photos.prepare()
+        if bad := photos.failed:
+            first = f"first: {bad[0]['key']} ({bad[0]['reason']})"
+            progress.say(f"{source}: {len(bad)} of {count} images cannot be read and are left out, {first}")
     return photos
 
 
@@ -90,7 +89,8 @@ def reason_of(error: BaseException) -> str:
 def image_options(trained: "Trained") -> dict:
     """How an encoder wants its images: its own size; of a run, background, fit and bad images as in training."""
     options = recipe_of(trained).get("images") or {}
-    others = ("size", "labels", "count")  # not how to read: of these, a run made in Python wrote down size and count
+    # Of that set and that machine, not of how to read. A run made in Python wrote down its size and count.
+    others = ("size", "labels", "count", "resident")
     reading = {key: value for key, value in options.items() if key not in others}
     return reading | {"size": trained.preprocessing.opened}
 

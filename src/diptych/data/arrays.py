@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ class Pixels:
         image = self.pixels[i] if self.channels_last else self.pixels[i].transpose(1, 2, 0)
         return np.broadcast_to(image, (*self.native_size, 3))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return digest(repr(self.pixels.shape), self.pixels)
 

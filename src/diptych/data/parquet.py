@@ -5,6 +5,7 @@ import os
 import re
 import threading
 from collections import deque
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Parquet:
             raise BadImage("no bytes in this row (null)")
         return data
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return digest(repr(list(zip(self.names, self.sizes, self.file_starts.tolist(), strict=False))))
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -140,7 +141,7 @@ class Files:
     def read(self, i: int) -> bytes:
         return self._read(i)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return digest(self.keys.blob, self.keys.offsets, self.sizes)
 

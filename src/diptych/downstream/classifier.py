@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diptych.base.errors import DataError, DivergedError
 from diptych.base.random_at import random_at, seed_at
-from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.data.images import Images
 from diptych.embeddings.scores import check_classes
 from diptych.methods.method import embedding_width
 from diptych.networks.inference import embeddings
@@ -114,8 +114,8 @@ def image_batches(
         order = torch.randperm(len(images), generator=random_at(seed, "labels", "order", epoch))
         if len(order) % batch_size == 1 and len(order) > 1:
             order = order[:-1]
-        for number, (rows, pixels) in enumerate(read(images, order, batch_size)):
-            views = view(pixels.to(device), random_at(seed, "labels", "views", epoch, number))
+        for number, (rows, pixels) in enumerate(images.read(order, batch_size, device=device)):
+            views = view(pixels, random_at(seed, "labels", "views", epoch, number))
             yield views.contiguous(memory_format=torch.channels_last), classes[rows].to(device)
 
     return batches
@@ -126,30 +126,20 @@ def steps_of(images: int, batch_size: int) -> int:
     return max(1, math.ceil((images - (images % batch_size == 1)) / batch_size))
 
 
-def read(images: Images, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, their pixels) in this order: from memory where all fit, else decoded again."""
-    if images.bytes_in_memory > RESIDENT_BYTES:
-        yield from images.batches(order, batch_size)
-    else:
-        pixels = images.pixels()
-        yield from ((rows, pixels[rows]) for rows in order.split(batch_size))
-
-
 def readable(images: Images) -> Images:
-    """The images that can be read, so that rows, labels and keys go together; a set too large to keep is read once for it."""
-    if images.bytes_in_memory <= RESIDENT_BYTES:
-        images.pixels()
+    """The images that can be read, so that rows, labels and keys go together. A set that is not held in memory is read
+    once for it."""
+    images.prepare()
+    if images.resident:
         return images
-    used = torch.cat([indices for indices, _ in images.batches(range(len(images)), BATCH)])
+    used = torch.cat([rows for rows, _ in images.read(range(len(images)), BATCH)])
     return images if len(used) == len(images) else images.subset(used)
 
 
 def stream(images: Images) -> Iterator[Tensor]:
-    """All images as (n, 3, S, S) uint8 batches: from memory where they are few, else decoded again each time."""
-    if images.bytes_in_memory <= RESIDENT_BYTES:
-        yield from images.pixels().split(BATCH)
-    else:
-        yield from (pixels for _, pixels in images.batches(range(len(images)), BATCH))
+    """All images that can be read, as (n, 3, S, S) uint8 batches."""
+    images.prepare()
+    yield from (pixels for _, pixels in images.read(range(len(images)), BATCH))
 
 
 def logits(classifier: nn.Module, images: Images, expected: Preprocessing) -> Tensor:

@@ -16,7 +16,7 @@ from diptych.base.errors import CheckpointError, DataError, RecipeError
 from diptych.base.files import require_writable
 from diptych.base.random_at import random_at, seed_at
 from diptych.base.terminal import Progress
-from diptych.data.images import RESIDENT_BYTES, Images
+from diptych.data.images import Images
 from diptych.downstream.classifier import (
     Classifier,
     Tell,
@@ -198,8 +198,8 @@ def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int
 
 
 def take_labels(train: Images, amount: float | int, seed: int) -> Images:
-    """The images of `subset`; of a set too large to keep, only these are read."""
-    train = readable(train) if train.bytes_in_memory <= RESIDENT_BYTES else train
+    """The images of `subset`; of a set that is not held in memory, only these are read."""
+    train.prepare()
     return readable(train.subset(subset(class_names(train, "training"), amount, seed)))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from diptych.methods.losses import barlow_twins
-from diptych.methods.method import Method, Parts, Projections, embedding_width, two_views
+from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width, two_views
 from diptych.networks.projectors import mlp
 
 
@@ -45,12 +45,15 @@ class BarlowTwins(Method):
         self.projector = mlp((embedding_width(encoder, width), *projector), bias=bias, keras=keras)
         self.off_diagonal_weight, self.eps, self.scale = off_diagonal_weight, eps, scale
 
-    def project(self, views: Sequence[Tensor]) -> Projections:
+    def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         view1, view2 = two_views(views)  #           (N, 3, s, s)
         z1 = self.projector(self.encoder(view1))  #  (N, 3, s, s) -> (N, E) -> (N, D)
         z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
         return {"z1": z1, "z2": z2}
 
-    def compare(self, projections: Projections) -> tuple[Tensor, Parts]:
+    def compare(self, projections: Projections, progress: Progress) -> Compared:
         z1, z2 = projections["z1"], projections["z2"]  # (N, D)
-        return barlow_twins(z1, z2, self.off_diagonal_weight, self.eps, self.scale)
+        return Compared(*barlow_twins(z1, z2, self.off_diagonal_weight, self.eps, self.scale))
+
+    def shown(self, projections: Projections) -> tuple[Tensor, Tensor]:
+        return projections["z1"], projections["z2"]

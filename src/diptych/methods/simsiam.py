@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from diptych.methods.losses import negative_cosine
-from diptych.methods.method import Method, Parts, Projections, embedding_width, two_views
+from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width, two_views
 from diptych.networks.projectors import mlp
 
 
@@ -49,7 +49,7 @@ class SimSiam(Method):
         self.predictor = mlp(bottleneck, last_bias=True, relu_first=keras, keras=keras)
         self.stop_gradient, self.frozen_statistics = stop_gradient, frozen_statistics
 
-    def project(self, views: Sequence[Tensor]) -> Projections:
+    def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         if self.frozen_statistics:
             freeze_statistics(self)
         view1, view2 = two_views(views)  #           (N, 3, s, s)
@@ -57,13 +57,16 @@ class SimSiam(Method):
         z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
         return {"z1": z1, "z2": z2, "p1": self.predictor(z1), "p2": self.predictor(z2)}  # (N, D)
 
-    def compare(self, projections: Projections) -> tuple[Tensor, Parts]:
+    def compare(self, projections: Projections, progress: Progress) -> Compared:
         p1, p2, z1, z2 = (projections[name] for name in ("p1", "p2", "z1", "z2"))  # (N, D)
         if self.stop_gradient:
             z1, z2 = z1.detach(), z2.detach()
         d1, d2 = negative_cosine(p1, z2), negative_cosine(p2, z1)  # eq. 1, mean over the rows
         parts = {"similarity_1": -d1.detach(), "similarity_2": -d2.detach()}  # of each guess, in [-1, 1]
-        return (d1 + d2) / 2, parts
+        return Compared((d1 + d2) / 2, parts)
+
+    def shown(self, projections: Projections) -> tuple[Tensor, Tensor]:
+        return projections["z1"], projections["z2"]
 
 
 def freeze_statistics(network: nn.Module) -> None:

@@ -7,7 +7,7 @@ from diptych.base.errors import RecipeError
 
 
 def tensorboard(folder: Path) -> Callable[[str, dict], None]:
-    """A function for `Run.mirror` that writes each number of a log line to `folder`/tensorboard.
+    """A function for `Run.mirrors` that writes each number of a log line to `folder`/tensorboard.
 
     Raises RecipeError when the extra is not installed.
     """

@@ -27,17 +27,17 @@ from diptych.base.files import disk_error, read_lines, write_file
 from diptych.runs.environment import environment
 
 # What may change between a run and its continuation: none of it changes what is computed.
-FREE = ("source", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
+FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
 
 
 class Run:
     """A run's folder. `Run(folder)` opens one that exists; `Run.start(...)` makes or continues one."""
 
-    mirror: Callable[[str, dict], None] | None = None  # is told every line that is logged
-    _lock: IO[str] | None = None
-
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, lock: IO[str] | None = None):
+        """lock: the open file that keeps other writers out; closed by `release`."""
         self.folder = Path(folder)
+        self.mirrors: list[Callable[[str, dict], None]] = []  # each is given every line that is logged
+        self._lock = lock
         if not is_run(self.folder):
             raise DataError(
                 f"{folder} is not a run folder (it has no log.jsonl); `diptych pretrain SOURCE --out {folder}` makes one"
@@ -78,9 +78,7 @@ class Run:
         write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
         write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
         (folder / "log.jsonl").touch()
-        run = cls(folder)
-        run._lock = lock
-        return run
+        return cls(folder, lock)
 
     def release(self) -> None:
         """Let the next writer in."""
@@ -91,8 +89,8 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl, at once."""
         self.append("log.jsonl", [{"event": event, **fields}])
-        if self.mirror is not None:
-            self.mirror(event, fields)
+        for mirror in self.mirrors:
+            mirror(event, fields)
 
     def flush(self) -> None:
         """Bring the log to the disk itself: before a checkpoint, which must not know of steps that a power cut can take."""

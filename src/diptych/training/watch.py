@@ -5,14 +5,37 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from diptych.base.processes import rank
 from diptych.base.random_at import random_at
 from diptych.embeddings.diagnose import correlation_readings, effective_rank, spread
 from diptych.embeddings.scores import knn_accuracy
 from diptych.methods import Method
 from diptych.networks.inference import Preprocessing, embeddings
+from diptych.training.diary import Diary
 from diptych.views import View
 
 Watch = Callable[[int, nn.Module], Mapping[str, float]]
+
+
+class Watches:
+    """Readings of the encoder before step 0, after every `every` epochs and after the last: logged, and returned by name.
+
+    The first process reads; the others wait for it in the next collective.
+    """
+
+    def __init__(self, watches: Sequence[Watch], encoder: nn.Module, diary: Diary, *, every: int = 1):
+        self.watches, self.encoder, self.diary, self.every = watches, encoder, diary, every
+
+    def due(self, epoch: int) -> bool:
+        return epoch % self.every == 0 or self.diary.state.step == self.diary.total
+
+    def read(self) -> dict[str, float]:
+        readings: dict[str, float] = {}
+        if rank() == 0 and self.watches:
+            for watch in self.watches:
+                readings |= watch(self.diary.state.step, self.encoder)
+            self.diary.log("watch", epoch=self.diary.epoch, **readings)
+        return readings
 
 
 def collapse_watch(method: Method, images: Tensor, views: Sequence[View], seed: int = 0) -> Watch:
@@ -24,13 +47,15 @@ def collapse_watch(method: Method, images: Tensor, views: Sequence[View], seed: 
     def watch(step: int, encoder: nn.Module) -> dict[str, float]:
         parameter = next(method.parameters())
         method.eval()
-        pair = [view.apply(images.to(parameter.device), draw) for view, draw in zip(views, draws, strict=True)]
-        first, second = (view.to(parameter.dtype, memory_format=torch.channels_last) for view in pair)
-        projections = method.project([first, second])
-        embedding = encoder(first).float().cpu()
+        pixels = images.to(parameter.device)
+        applied = [view.apply(pixels, draw) for view, draw in zip(views, draws, strict=True)]
+        applied = [view.to(parameter.dtype, memory_format=torch.channels_last) for view in applied]
+        own = method.draw(len(images), random_at(seed, "watch", "method"))
+        shown = method.shown(method.project(applied, {name: value.to(parameter.device) for name, value in own.items()}))
+        embedding = encoder(applied[0]).float().cpu()
         method.train()
         readings = {"spread": float(spread(embedding)), "rank": float(effective_rank(embedding))}
-        return readings | correlation_readings(projections["z1"].float().cpu(), projections["z2"].float().cpu())
+        return readings if shown is None else readings | correlation_readings(*(z.float().cpu() for z in shown))
 
     return watch
 

@@ -1,0 +1,74 @@
+"""What a step sees. Order and draws are functions of the seed and the step, so any step can be made again.
+
+(seed, epoch) -> order of the images        (seed, step, view) -> draws of a view
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from diptych.base.processes import rank, world_size
+from diptych.base.random_at import random_at
+from diptych.data.images import Images
+from diptych.views import View, draw_slice
+
+
+class Feed:
+    """The views of this process' images, step by step.
+
+    batch_size: images of a step, over all processes; a short last batch of an epoch is dropped. dtype: of the views.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        views: Sequence[View],
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.images, self.views = images, views
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.device, self.dtype = torch.device(device), dtype
+        self.steps_per_epoch = len(images) // batch_size
+        self.total = epochs * self.steps_per_epoch
+
+    def starting_at(self, step: int) -> Iterator[tuple[int, list[Tensor]]]:
+        """(step, a tensor (n, 3, s, s) for each view) of every step from this one on; n: the process' share of the batch."""
+        share = self.batch_size // world_size()
+        own = slice(rank() * share, (rank() + 1) * share)
+        first, done = divmod(step, self.steps_per_epoch)
+        for epoch in range(first, self.epochs):
+            order = torch.randperm(len(self.images), generator=random_at(self.seed, "order", epoch))
+            order = order[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)[done:, own]
+            batches = self.images.read(order.flatten(), share, replace=(self.seed, epoch), device=self.device)
+            for step, (_, pixels) in enumerate(batches, epoch * self.steps_per_epoch + done):
+                yield step, self.views_of(pixels, step)
+            done = 0
+
+    def views_of(self, pixels: Tensor, step: int) -> list[Tensor]:
+        """The views of this process' images (n, 3, S, S) at a step. Draws are made for the global batch and sliced, so the
+        number of processes does not change what is seen."""
+        own = slice(rank() * len(pixels), (rank() + 1) * len(pixels))
+        views = []
+        for index, view in enumerate(self.views):
+            draws = view.sample(self.batch_size, random_at(self.seed, "views", step, index))
+            images = view.apply(pixels, draw_slice(draws, own))
+            views.append(images.to(self.dtype, memory_format=torch.channels_last))
+        return views
+
+    def examples(self, count: int) -> Tensor:
+        """The same few images at each call, from all over the set, as sources come class by class: (n, 3, S, S) uint8."""
+        chosen = torch.randperm(len(self.images), generator=random_at(self.seed, "pictures"))[:count]
+        return next(self.images.read(chosen, count, replace=(self.seed, 0)))[1]
+
+    def views_of_examples(self, examples: Tensor) -> list[Tensor]:
+        """Views of `examples`, the same at each call, on the device and of the type of training."""
+        pixels = examples.to(self.device)
+        return [
+            view(pixels, random_at(self.seed, "picture", index)).to(self.dtype) for index, view in enumerate(self.views)
+        ]

@@ -1,0 +1,128 @@
+"""The checkpoints of a run: when one is due, what it holds, how a run goes on from it, what a diverged run leaves."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from diptych.base.errors import CheckpointError, DivergedError
+from diptych.base.files import read_lines, write_file
+from diptych.base.processes import barrier, rank
+from diptych.data.images import Images
+from diptych.methods import Method
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
+from diptych.training.diary import State, in_words
+from diptych.training.learner import Taken
+
+
+class Keeper:
+    """Saves and restores method, optimizer and state; the first process writes.
+
+    minutes: between two checkpoints. The images' fingerprint is kept with each: a run goes on with the same images only.
+    """
+
+    def __init__(
+        self, run: Run, method: Method, optimizer: torch.optim.Optimizer, images: Images, *, minutes: float = 5.0
+    ):
+        self.run, self.method, self.optimizer, self.images, self.minutes = run, method, optimizer, images, minutes
+        self.folder = run.folder / "checkpoints"
+        self.saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.minutes
+
+    def save(self, state: State) -> None:
+        """A checkpoint of the step that has just ended."""
+        self.saved_at = time.monotonic()
+        if rank() == 0:
+            memory, remainder = checkpoints.pack_optimizer(self.optimizer)
+            tensors = {"model": self.method.state_dict(), "optimizer": memory}
+            if state.best_weights:
+                tensors["best"] = state.best_weights
+            numbers = state.numbers() | {
+                "optimizer": remainder,
+                "data": self.images.fingerprint,
+                "images": len(self.images),
+            }
+            self.run.flush()
+            checkpoints.save(self.folder, state.step, tensors, numbers)
+        barrier()  # all leave together: who starts the processes ends them soon after the first has gone
+
+    def resume(self) -> State:
+        """Put weights, memory and log back to the newest checkpoint, if there is one; returns where the run stands."""
+        checkpoint = checkpoints.newest(self.folder)
+        state = State() if checkpoint is None else self.restore(checkpoint)
+        if rank() == 0 and not state.finished:
+            self.run.rewind(-1 if checkpoint is None else state.step)
+            self.list_bad()
+        return state
+
+    def list_bad(self) -> None:
+        """Append the images that could not be read, each once, to bad_files.jsonl."""
+        listed = {line["key"] for line in read_lines(self.run.folder / "bad_files.jsonl")}
+        if new := [row for row in self.images.failed if row["key"] not in listed]:
+            self.run.append("bad_files.jsonl", new)
+
+    def restore(self, checkpoint: Path) -> State:
+        """Put weights and the optimizer's memory back where a checkpoint left them."""
+        try:
+            return State(**self._fill(checkpoints.read_state(checkpoint), checkpoint))
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # whole, by its hashes, but not as we write it
+            raise CheckpointError(f"{checkpoint} was written by another version of diptych ({type(error).__name__}: {error}); "
+                                  "use that version, or start over with --overwrite") from None  # fmt: skip
+
+    def _fill(self, numbers: dict, checkpoint: Path) -> dict:
+        """Load a checkpoint's tensors; returns what makes its State."""
+        images, otherwise = self.images, "bring the same images back, or start a new run with another --out"
+        if (count := numbers.get("images", len(images))) != len(
+            images
+        ):  # the same files, but another one turned out bad
+            raise CheckpointError(
+                f"{checkpoint} was made from {count} images, of which now {len(images)} can be read; {otherwise}"
+            )
+        if numbers["data"] != images.fingerprint:
+            marks = f"fingerprint {numbers['data'][:12]}, now {images.fingerprint[:12]}"
+            raise CheckpointError(f"{checkpoint} was made from other images ({marks}); {otherwise}")
+        checkpoints.load_exactly(self.method, checkpoints.read_tensors(checkpoint / "model.safetensors"), checkpoint)
+        memory = checkpoints.read_tensors(checkpoint / "optimizer.safetensors")
+        checkpoints.unpack_optimizer(self.optimizer, memory, numbers["optimizer"])
+        best = checkpoint / "best.safetensors"
+        values = {name: type(value)(numbers[name]) for name, value in State().numbers().items()}
+        return values | {"best_weights": checkpoints.read_tensors(best) if best.exists() else {}}
+
+    def give_up(self, state: State, bad: Taken) -> DivergedError:
+        """Save the last good step, write down what is known of the bad one; returns the error to raise."""
+        self.save(state)
+        loss, norm = float(bad.loss), float(bad.norm)
+        known = {"step": bad.step, "rank": rank(), "loss": str(loss), "gradient_norm": str(norm), "lr": bad.rates,
+                 "parts": texts(bad.parts)}  # fmt: skip
+        folder = self.run.folder / "crash"
+        folder.mkdir(exist_ok=True)
+        write_file(folder / f"step_{bad.step:07d}_rank_{rank()}.json", json.dumps(known, indent=1).encode())
+        saved = f"step {bad.step - 1} is saved" if bad.step else "nothing has been trained"
+        return DivergedError(
+            f"loss {loss} ({in_words(bad.parts)}), gradient norm {norm} at step {bad.step}; {saved}: lower optimizer.lr, "
+            f"lengthen the warm-up or set pretrain.clip_norm (details in {folder})"
+        )
+
+    def room(self, best: bool) -> int:
+        """Bytes still to be written at most: two encoders, the checkpoints that are kept and the one that replaces them.
+
+        best: whether early stopping keeps the best weights too.
+        """
+        weights = sum(t.numel() * t.element_size() for t in self.method.state_dict().values())
+        moments = 2 if "betas" in self.optimizer.defaults else 1  # Adam and LAMB remember two numbers a weight
+        held = len(checkpoints.steps(self.folder))
+        return 2 * weights + (checkpoints.KEEP + 1 - held) * (1 + moments + best) * weights
+
+
+def texts(parts: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {name: str(float(value)) for name, value in parts.items()}
