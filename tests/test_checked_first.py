@@ -10,7 +10,7 @@ from tiny import TinyEncoder, tiny_images, tiny_run
 import diptych
 from diptych.base import files
 from diptych.base.errors import CheckpointError, DataError, OutputError, RecipeError
-from diptych.data.images import images
+from diptych.data.images import Images, images
 from diptych.downstream.classify import classify
 from diptych.networks import inference
 from diptych.runs.encoder import Preprocessing, Trained, load, save_encoder
@@ -123,13 +123,18 @@ def test_a_run_that_keeps_nothing_is_refused_first(trained, batches, use, monkey
 
 
 @pytest.mark.parametrize(("train", "test", "message"), UNFIT)
-def test_finetune_checks_labels_first(trained, batches, train, test, message):
+@pytest.mark.parametrize("use", [diptych.evaluate, diptych.finetune])
+def test_labels_are_checked_before_an_image_is_read(trained, batches, use, train, test, message, monkeypatch):
+    sets = train(), test()
+    monkeypatch.setattr(Images, "prepare", lambda *_: batches.append(1))
+    monkeypatch.setattr(Images, "read", lambda *_: batches.append(1))
     with pytest.raises(DataError, match=message):
-        diptych.finetune(trained, train(), test(), labels=1.0, **QUIET)
+        use(trained, *sets, **QUIET)
     assert batches == []
 
 
-def test_finetune_checks_the_number_of_labels_first(trained, batches):
+def test_finetune_checks_the_number_of_labels_first(trained, batches, monkeypatch):
+    monkeypatch.setattr(Images, "prepare", lambda *_: batches.append(1))
     with pytest.raises(DataError, match="fewer than the 13 asked for"):
         diptych.finetune(trained, tiny_images(), tiny_images(), labels="13pc", **QUIET)
     assert batches == []

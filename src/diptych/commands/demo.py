@@ -14,13 +14,13 @@ from diptych.training.pretrain import pretrain
 
 def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     """Train, judge, report; print one table and the report's path."""
-    asked = recipes.read("demo", [f"pretrain.seed={seed}"])
-    built = build(asked)
+    settings = recipes.read("demo", [f"pretrain.seed={seed}"])
+    built = build(settings)
     train, test = images(demo_source("train", seed)), images(demo_source("test", seed))
-    watch = build_watches(asked, built, train)
-    record = {"recipe": "demo", "source": "demo", **asked}
+    watch = build_watches(settings, built, train)
+    record = {"recipe": "demo", "source": "demo", **settings}
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume, overwrite=overwrite, record=record,
-                   **call_arguments(pretrain, asked["pretrain"]))  # fmt: skip
-    print(evaluate(run, train, test, **call_arguments(evaluate, asked["evaluate"])))
+                   **call_arguments(pretrain, settings["pretrain"]))  # fmt: skip
+    print(evaluate(run, train, test, **call_arguments(evaluate, settings["evaluate"])))
     print(f"\nreport: {report(run.folder)}")

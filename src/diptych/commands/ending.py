@@ -36,7 +36,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
             raise
         stop(str(told), told.exit_code)
     finally:
-        if (processes := sys.modules.get("diptych.distributed")) is not None:
+        if (processes := sys.modules.get("diptych.base.processes")) is not None:
             processes.stop()
     if code == INTERRUPTED:
         stop("interrupted; nothing is half-written", code)

@@ -103,7 +103,9 @@ def classify(
     trained, where = as_trained(trained), choose_device(device)
     check_classes(class_names(train, "labelled"))
     with Progress("classify", len(train) + len(images), show) as progress:
-        z_ME, z_NE = embed_sets(trained, (train, images), where, "float32", progress, "embedded")
+        z_ME, z_NE = embed_sets(
+            trained, (train, images), device=where, precision="float32", progress=progress, what="embedded"
+        )
         progress.say("fitting the head ...")
         labels, probabilities, held_out, sharpness = label(z_ME, labels_of_embedded(train), z_NE, seed)
     reasons = {row["key"]: row["reason"] for row in images.failed}

@@ -47,12 +47,19 @@ def embed(
             labels = dict(zip(images.keys, class_names(images, "embedded"), strict=True))
         keys, origin = list(images.all_keys), trained.folder or type(trained.encoder).__name__
         meta = {"encoder": str(origin), "preprocessing": vars(trained.preprocessing)}
-        save_embeddings(out, vectors, keys, [labels.get(key) for key in keys], [reasons.get(key) for key in keys], meta)
+        save_embeddings(
+            out,
+            vectors,
+            keys,
+            labels=[labels.get(key) for key in keys],
+            status=[reasons.get(key) for key in keys],
+            meta=meta,
+        )
     return vectors
 
 
 def embed_sets(
-    trained: Trained, sets: Sequence[Images], device: torch.device, precision: str, progress: Progress, what: str
+    trained: Trained, sets: Sequence[Images], *, device: torch.device, precision: str, progress: Progress, what: str
 ) -> list[Tensor]:
     """The embeddings of several sets, on `device`, one after the other; the progress counts through all of them."""
     total, vectors = sum(map(len, sets)), []

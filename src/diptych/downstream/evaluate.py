@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def evaluate(
     with Progress("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), truth, trained.preprocessing, where, k, temperature, seed,
                     progress)  # fmt: skip
-        for subject in subjects(trained, task, baselines, precision, progress):
+        for subject in subjects(trained, task, baselines=baselines, precision=precision, progress=progress):
             scores += scores_of(subject, task, protocols, progress)
             if subject.pretrained:
                 after = subject
@@ -81,7 +82,7 @@ def evaluate(
     evaluation = Evaluation(scores, diagnose(after.test, *training_signs(run), untrained=before))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
-        keep_pictures(run, after.train, after.test, train, test, seed)
+        keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
     return evaluation
 
 
@@ -96,19 +97,20 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
     return train, test
 
 
-def subjects(trained: Trained, task: Task, baselines: bool, precision: str, progress: Progress) -> Iterator[Subject]:
+def subjects(trained: Trained, task: Task, *, baselines: bool, precision: str, progress: Progress) -> Iterator[Subject]:
     """What the trained encoder is compared with, where asked for, and then the trained encoder itself."""
     sets, expected = (task.train, task.test), task.expected
+    options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
     if baselines:
         train, test = (
             raw_pixels(stream(images), expected.mean, expected.std, output_device=task.device) for images in sets
         )
         yield Subject("raw pixels", train, test, None, trained.folder)
         if (untrained := trained.untrained()) is not None:
-            train, test = embed_sets(untrained, sets, task.device, precision, progress, "untrained encoder")
+            train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
             yield Subject("untrained", train, test, untrained.encoder, trained.folder,
                           names={"finetune": "from scratch"})  # fmt: skip
-    train, test = embed_sets(trained, sets, task.device, precision, progress, f"{TRAINED} encoder")
+    train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder")
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
 
 
@@ -132,7 +134,7 @@ def training_signs(run: Run | None) -> tuple[tuple[np.ndarray, np.ndarray] | Non
         return (arrays["z1"], arrays["z2"]), epochs[-1]["loss"] if epochs else None
 
 
-def keep_pictures(run: Run, bank: Tensor, queries: Tensor, train: Images, test: Images, seed: int) -> None:
+def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, test: Images, seed: int) -> None:
     """Arrays for the report: a map of some test images, and the nearest training images of a few."""
     order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
     xy, made_by = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
@@ -140,7 +142,7 @@ def keep_pictures(run: Run, bank: Tensor, queries: Tensor, train: Images, test: 
     run.picture("map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
                 thumbnails=thumbnails(test, order), classes=np.array(classes), made_by=np.array(made_by))  # fmt: skip
     few = order[:QUERIES]
-    similarity, index = (found.cpu() for found in nearest(queries[few.to(queries.device)], bank, SHOWN_NEIGHBOURS))
+    similarity, index = (part.cpu() for part in nearest(queries[few.to(queries.device)], bank, SHOWN_NEIGHBOURS))
     shown = thumbnails(train, index.flatten())
     known = {name: i for i, name in enumerate(classes)}
     labels = [known.get(name, -1) for name in class_names(train, "training")]

@@ -144,8 +144,8 @@ def tune(
     return score("finetune", logits(classifier, test, expected), y_test, len(train), len(classes), seed, details)
 
 
-def finetune_copy(network: nn.Module, train: Images, test: Images, expected: Preprocessing, device: torch.device, seed: int,
-                  tell: Tell | None, scratch: bool) -> Score:  # fmt: skip
+def finetune_copy(network: nn.Module, train: Images, test: Images, expected: Preprocessing, *, device: torch.device,
+                  seed: int, tell: Tell | None, scratch: bool) -> Score:  # fmt: skip
     """`tune` with the published numbers on all labels, on a copy; with `scratch`, at the rates of an untrained network."""
     rates = (SCRATCH_LR, SCRATCH_LR) if scratch else (ENCODER_LR, HEAD_LR)
     tuning = Tuning(EPOCHS, BATCH_SIZE, *rates)

@@ -75,7 +75,9 @@ class Task:
 def knn(subject: Subject, task: Task) -> Score:
     """Weighted kNN: `embeddings.scores.knn_accuracy`."""
     arrays = subject.train, task.train_labels, subject.test, task.test_labels
-    return with_source(knn_accuracy(*arrays, task.k, task.temperature), "Wu et al. 2018, sec. 3.4", "embedding")
+    return with_source(
+        knn_accuracy(*arrays, k=task.k, temperature=task.temperature), "Wu et al. 2018, sec. 3.4", "embedding"
+    )
 
 
 def linear(subject: Subject, task: Task) -> Score:
@@ -184,8 +186,8 @@ def fine_tuned(subject: Subject, task: Task) -> Score | None:
     """`diptych.finetune` on all labels of the training images; of the untrained encoder it is training from scratch."""
     if subject.network is None:
         return None
-    return finetune_copy(subject.network, task.train, task.test, task.expected, task.device, task.seed, task.tell,
-                         scratch=not subject.pretrained)  # fmt: skip
+    return finetune_copy(subject.network, task.train, task.test, task.expected, device=task.device, seed=task.seed,
+                         tell=task.tell, scratch=not subject.pretrained)  # fmt: skip
 
 
 def projector_of(folder: Path | None, width: int) -> nn.Module:

@@ -58,6 +58,7 @@ def knn_accuracy(
     train_labels: Labels,
     test: Array,
     test_labels: Labels,
+    *,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Score:
@@ -99,6 +100,7 @@ def linear_probe(
     train_labels: Labels,
     test: Array,
     test_labels: Labels,
+    *,
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
 ) -> Score:

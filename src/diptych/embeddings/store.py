@@ -27,6 +27,7 @@ def save_embeddings(
     folder: str | Path,
     vectors: Tensor | np.ndarray,
     keys: Sequence[str],
+    *,
     labels: Sequence[int | str | None] | None = None,
     status: Sequence[str | None] | None = None,
     meta: Mapping[str, object] | None = None,

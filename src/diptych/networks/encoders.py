@@ -132,8 +132,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _near(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; near: {', '.join(found)}" if found else ""
+    matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; near: {', '.join(matches)}" if matches else ""
 
 
 def _has_stem(network: nn.Module) -> bool:
@@ -163,6 +163,6 @@ def _embedding_width(network: nn.Module, name: str, size: int) -> int:
         raise RecipeError(f"{name} cannot embed images of {size} pixels: {_first_line(error)}") from error
     network.train()
     if not isinstance(embedding, Tensor) or embedding.ndim != 2:
-        found = tuple(embedding.shape) if isinstance(embedding, Tensor) else f"a {type(embedding).__name__}"
-        raise RecipeError(f"{name} with these options makes {found} of one image, not one row (1, E)")
+        output = tuple(embedding.shape) if isinstance(embedding, Tensor) else f"a {type(embedding).__name__}"
+        raise RecipeError(f"{name} with these options makes {output} of one image, not one row (1, E)")
     return embedding.shape[1]
