@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
 from diptych.methods import METHODS, BarlowTwins, Method, SimSiam
-from diptych.networks.keras import KerasBatchNorm1d
 
 
 class Small(nn.Module):
@@ -276,10 +275,3 @@ def test_published_networks_are_the_defaults():
         (2048, 512),
     ]
     assert siamese.stop_gradient
-
-
-@every_method
-def test_keras_networks_normalise_as_keras(name):
-    method = make(name, keras=True)
-    assert any(isinstance(layer, KerasBatchNorm1d) for layer in method.projector)
-    assert not any(type(layer) is nn.BatchNorm1d for layer in method.modules())

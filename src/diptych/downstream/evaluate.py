@@ -14,7 +14,8 @@ from diptych.base.terminal import Progress
 from diptych.data.images import Images
 from diptych.downstream.classifier import names, readable, stream
 from diptych.downstream.embed import embed_both
-from diptych.downstream.protocols import PROTOCOLS, Subject, Task
+from diptych.downstream.frozen import Subject, Task
+from diptych.downstream.protocols import PROTOCOLS
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest

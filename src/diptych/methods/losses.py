@@ -12,17 +12,13 @@ from diptych.base.processes import mean_over_ranks, world_size
 
 
 def barlow_twins(
-    z1_ND: Tensor,
-    z2_ND: Tensor,
-    off_diagonal_weight: float = 0.0051,
-    eps: float = 1e-5,
-    scale: float = 1.0,
+    z1_ND: Tensor, z2_ND: Tensor, off_diagonal_weight: float, eps: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """scale * (sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2): Barlow Twins, Zbontar et al. 2021, eq. 1.
+    """sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2: Barlow Twins, Zbontar et al. 2021, eq. 1.
 
-    z1_ND, z2_ND: (N, D) projections of two views of the same images. Returns the loss, a scalar, and its two
-    sums {"on_diagonal", "off_diagonal"} before weight and scale, detached. Raises ValueError when the shapes
-    differ.
+    z1_ND, z2_ND: (N, D) projections of two views of the same images. eps: added to the variances. Returns the loss,
+    a scalar, and its two sums {"on_diagonal", "off_diagonal"} before the weight, detached. Raises ValueError when
+    the shapes differ.
     """
     _check_pair(z1_ND, z2_ND)
     if _gram_is_cheaper(z1_ND):
@@ -36,7 +32,7 @@ def barlow_twins(
         all_squares = c_DD.square().sum()
     on_diagonal = (1 - c_ii).square().sum()
     off_diagonal = all_squares - c_ii.square().sum()
-    loss = scale * (on_diagonal + off_diagonal_weight * off_diagonal)
+    loss = on_diagonal + off_diagonal_weight * off_diagonal
     return loss, {"on_diagonal": on_diagonal.detach(), "off_diagonal": off_diagonal.detach()}
 
 
@@ -51,14 +47,14 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     return -_mean_of_all(cosine_N.sum(), rows=len(p_ND))
 
 
-def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float = 1e-5) -> Tensor:
+def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float) -> Tensor:
     """(D, D) correlations of each dimension of one view with each of the other: Barlow Twins, eq. 2."""
     _check_pair(z1_ND, z2_ND)
     sum_DD = _matmul(standardize(z1_ND, eps).T, standardize(z2_ND, eps))
     return _mean_of_all(sum_DD, rows=len(z1_ND))
 
 
-def standardize(z_ND: Tensor, eps: float = 1e-5) -> Tensor:
+def standardize(z_ND: Tensor, eps: float) -> Tensor:
     """Each dimension to mean 0 and variance 1 over the rows: (z - mean) / sqrt(variance + eps), (N, D).
 
     The variance is the population's, as batch normalisation without affine parameters has it. A constant

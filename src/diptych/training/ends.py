@@ -175,7 +175,7 @@ def finish(job: Job) -> None:
     copy_from_first(job.method)  # it alone has the best ones
     embedding, z1, z2 = last_look(job)
     matrix = cross_correlation(
-        z1[:, :LARGEST_PICTURE], z2[:, :LARGEST_PICTURE]
+        z1[:, :LARGEST_PICTURE], z2[:, :LARGEST_PICTURE], eps=1e-5
     )  # over all processes, so on each of them
     if rank() == 0:
         list_bad(job.run, job.images)  # of a stream, they turned up on the way

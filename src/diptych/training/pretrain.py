@@ -21,7 +21,7 @@ from diptych.base.terminal import Progress
 from diptych.data.images import RESIDENT_BYTES, Images
 from diptych.methods import Method
 from diptych.methods.method import Draw
-from diptych.networks.batch_norm import with_global_statistics
+from diptych.networks.batch_norm import share_statistics
 from diptych.networks.convolution import quick_convolutions
 from diptych.runs import boards
 from diptych.runs.run import Run
@@ -83,7 +83,9 @@ def pretrain(
         images.pixels()  # decodes once; bad images are left out before anything is counted
     steps_per_epoch = check(images, views, epochs, batch_size, precision, micro_batch, torch_compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
-    with_global_statistics(method)  # in place, as the two moves: the optimizer's parameters stay the method's
+    share_statistics(
+        method, method.statistics_rows
+    )  # in place, as the two moves: the optimizer's parameters stay the method's
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     numbers = dict(
         epochs=epochs,
