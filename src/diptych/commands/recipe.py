@@ -11,6 +11,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from diptych.base import strict_yaml
 from diptych.base.errors import RecipeError
 from diptych.commands.shelf import fail, find
@@ -221,6 +223,8 @@ def fits(value: Any, hint: Any) -> bool:
             and len(each) != len(value)
             or all(fits(v, each[i % len(each)]) for i, v in enumerate(value))
         )
+    if inspect.isclass(base) and issubclass(base, nn.Module):
+        return False  # for Python only
     if inspect.isclass(base) and issubclass(base, Mapping):
         return isinstance(value, Mapping)
     return True  # a type that no YAML value can be wrong for is left to the constructor
@@ -236,5 +240,5 @@ def spell(hint: Any) -> str:
         type(None): "null",
     }
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(spell(each) for each in typing.get_args(hint))
+        return " or ".join(spell(kind) for kind in typing.get_args(hint) if kind is not nn.Module)
     return words.get(hint) or ("a list" if typing.get_origin(hint) in (tuple, list, Sequence) else str(hint))
