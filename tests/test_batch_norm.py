@@ -54,7 +54,7 @@ def test_shared_batch_norm_is_torchs_on_one_process(make, monkeypatch):
     for step in range(3):
         x = 3 + normal(6, 5, 4, 3, address=("x", step))
         inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-        outputs = [layer(each) for layer, each in zip((torchs, ours), inputs, strict=True)]
+        outputs = [layer(leaf) for layer, leaf in zip((torchs, ours), inputs, strict=True)]
         for y in outputs:
             (y * normal(6, 5, 4, 3, address=("y", step))).sum().backward()
         assert same(outputs[1], outputs[0]) and same(inputs[1].grad, inputs[0].grad)

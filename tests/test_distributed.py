@@ -302,14 +302,14 @@ SLURM = {
 PLACES = [*TORCHRUN, *SLURM, "SLURM_JOB_NODELIST"]
 
 
-def test_two_processes_compute_what_one_computes():
-    """The first rank is told its place in torchrun's words, the second in SLURM's."""
+def run_two_processes(program):
+    """Run a test file as two processes; the first reads its place in torchrun's words, the second in SLURM's."""
     src, port = Path(diptych.__file__).parents[1], free_port()
     env = {name: value for name, value in os.environ.items() if name not in PLACES}
     env |= {"PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, program],
             env=env | place | {"MASTER_PORT": port},
             text=True,
             stdout=subprocess.PIPE,
@@ -318,11 +318,15 @@ def test_two_processes_compute_what_one_computes():
         for place in (TORCHRUN, SLURM)
     ]
     try:
-        said = [process.communicate(timeout=200)[0] for process in both]
+        output = [process.communicate(timeout=200)[0] for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in both] == [0, 0], "\n".join(output)
+
+
+def test_two_processes_compute_what_one_computes():
+    run_two_processes(__file__)
 
 
 @pytest.fixture
