@@ -8,7 +8,7 @@ loss.
 import inspect
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -59,13 +59,14 @@ def _all_reduce(x: Tensor) -> Tensor:
     return total
 
 
-def gather_rows(x: Tensor) -> Tensor:
+def gather_rows(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """The rows of all ranks, in rank order, on every rank, with gradient: (n, ...) -> (N, ...).
 
-    Ranks may hold unequal numbers of rows, N is their sum. For a loss that every rank computes from all rows: with
-    DistributedDataParallel's mean (or `average_gradients`) its gradient is exactly that of one process with all rows.
+    Ranks may hold unequal numbers of rows, N is their sum; counts: `row_counts(n)`, where it is known already. Let every
+    rank compute the same loss from all rows: with DistributedDataParallel's mean (or `average_gradients`) its gradient is
+    exactly that of one process with all rows.
     """
-    return x if world_size() == 1 else _GatherRows.apply(x)
+    return x if world_size() == 1 else _GatherRows.apply(x, row_counts(len(x)) if counts is None else counts)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -76,22 +77,21 @@ class _GatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        rows = row_counts(len(x))
-        start = sum(rows[: rank()])
+    def forward(ctx, x: Tensor, counts: Sequence[int]) -> Tensor:
+        start, most = sum(counts[: rank()]), max(counts)
         ctx.rows = slice(start, start + len(x))
-        most = max(rows)
-        padded = x.contiguous() if min(rows) == most else torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
-        everything = padded.new_empty(len(rows) * most, *x.shape[1:])
+        equal = min(counts) == most
+        padded = x.contiguous() if equal else torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+        everything = padded.new_empty(len(counts) * most, *x.shape[1:])
         dist.all_gather_into_tensor(everything, padded)
-        if min(rows) == most:
+        if equal:
             return everything
-        return torch.cat([block[:count] for block, count in zip(everything.split(most), rows, strict=True)])
+        return torch.cat([block[:count] for block, count in zip(everything.split(most), counts, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:  # pyrefly: ignore
-        return _all_reduce(gradient)[ctx.rows]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore
+        return _all_reduce(gradient)[ctx.rows], None
 
 
 @torch.no_grad()
