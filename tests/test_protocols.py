@@ -115,6 +115,10 @@ def test_the_projector_is_the_trained_one(run, tmp_path):
     plain = tiny_run(tmp_path / "plain", epochs=1)
     with pytest.raises(RecipeError, match="linear-keras-embedding"):
         projector_of(plain.folder, 8)
+    recipe = read(plain.folder / "recipe.yaml") | {"method": {"name": "barlow_twins", "another": 1}}
+    (plain.folder / "recipe.yaml").write_text(write(recipe))
+    with pytest.raises(RecipeError, match="recipe.yaml does not tell how its projector was built"):
+        projector_of(plain.folder, 8)
 
 
 def test_frozen_protocols_learn_and_leave_the_encoder(task, monkeypatch):

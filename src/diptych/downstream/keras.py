@@ -1,5 +1,6 @@
 """The linear layers by which the two Keras examples judge: of the projector, of the embedding, on flips."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,15 +35,15 @@ def linear_keras(subject: Subject, task: Task) -> Score | None:
             torch.cat([projector(part.to(task.device)) for part in vectors.split(4096)])
             for vectors in (subject.train, subject.test)
         )
-    return keras_dense("linear-keras", train, test, task, "projection")
+    return keras_dense("linear-keras", train, test, task, on="projection")
 
 
 def linear_keras_embedding(subject: Subject, task: Task) -> Score:
     """`linear-keras` on the encoder's embedding instead, as the example's later version does."""
-    return keras_dense("linear-keras-embedding", subject.train, subject.test, task, "embedding")
+    return keras_dense("linear-keras-embedding", subject.train, subject.test, task, on="embedding")
 
 
-def keras_dense(name: str, train: Tensor, test: Tensor, task: Task, on: str) -> Score:
+def keras_dense(name: str, train: Tensor, test: Tensor, task: Task, *, on: str) -> Score:
     """Fit Keras' Dense layer to vectors (M, E). Its `l2(0.02)` adds 0.02 |w|^2 to the loss: a decay of 0.04 w, and
     one that LAMB's trust ratio sees. The example validates on whole batches of 512 only; this on every test image."""
     epochs, batch_size, lr, l2 = 35, 512, 1e-3, 0.02
@@ -91,11 +92,12 @@ def projector_of(folder: Path, width: int) -> nn.Module:
     if checkpoint is None:
         raise CheckpointError(f"{folder} has no checkpoint, so no projector: use linear-keras-embedding")
     section = Run(folder).recipe.get("method") or {}
-    if section.get("name") not in METHODS:
-        raise RecipeError(f"{folder}/recipe.yaml does not tell how its projector was built: use linear-keras-embedding")
+    make = METHODS.get(section.get("name", ""))
     arguments = {key: value for key, value in section.items() if key != "name"}
+    if make is None or arguments.keys() - inspect.signature(make).parameters.keys():
+        raise RecipeError(f"{folder}/recipe.yaml does not tell how its projector was built: use linear-keras-embedding")
     with torch.random.fork_rng(devices=[]):  # its starting weights are replaced
-        method = METHODS[section["name"]](nn.Identity(), **arguments, width=width)
+        method = make(nn.Identity(), **arguments, width=width)
     weights = checkpoints.read_tensors(checkpoint / "model.safetensors").items()
     own = {key.removeprefix("projector."): value for key, value in weights if key.startswith("projector.")}
     projector = method.get_submodule("projector")

@@ -73,7 +73,7 @@ class SharedBatchNorm(_BatchNorm):
         if self.rows is None:
             x, *statistics = _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps)
         else:
-            x, *statistics = _normalize_groups(x, self.rows, self.weight, self.bias, self.eps)
+            x, *statistics = _normalize_groups(x, self.rows, weight=self.weight, bias=self.bias, eps=self.eps)
         if self.track_running_stats and self.running_mean is not None:
             getattr(self, "remember", self._remember)(*statistics)
         for child in self.children():
@@ -93,7 +93,7 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def _normalize_groups(
-    x: Tensor, rows: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor, rows: int, *, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each group of `rows` rows of x (N, C, ...) by its own statistics, without a word to other processes.
 

@@ -28,7 +28,7 @@ class KerasBatchNorm(_BatchNorm):
     """
 
     def __init__(
-        self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True, frozen: bool = False
+        self, width: int, *, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True, frozen: bool = False
     ):
         super().__init__(width, eps=eps, momentum=momentum, affine=affine)
         self.frozen = frozen
@@ -206,7 +206,7 @@ class KerasResNet20v2(nn.Module):
 
 
 def keras_projector(
-    widths: Sequence[int], bias: bool = False, last_norm: bool = False, frozen: bool = False
+    widths: Sequence[int], *, bias: bool = False, last_norm: bool = False, frozen: bool = False
 ) -> nn.Sequential:
     """`mlp(widths, bias)` with Keras' batch normalisation and starting weights; last_norm: a BN after the last Linear too.
 

@@ -11,6 +11,7 @@ from diptych.base.errors import RecipeError
 
 def mlp(
     widths: Sequence[int],
+    *,
     bias: bool = False,
     last_bias: bool | None = None,
     last_norm: Literal["plain", "affine"] | None = None,
