@@ -17,8 +17,16 @@ from diptych.base.random_at import random_at
 from diptych.commands import recipe
 from diptych.commands.build import build_views
 from diptych.data.images import images
-from diptych.views import Grayscale, KerasBlur, KerasClip, KerasColorJitter, KerasCrop, KerasSolarize, View, draw_slice
-from diptych.views.keras import lighten_, saturate_and_turn_
+from diptych.views import Grayscale, View, draw_slice
+from diptych.views.keras import (
+    KerasBlur,
+    KerasClip,
+    KerasColorJitter,
+    KerasCrop,
+    KerasSolarize,
+    lighten_,
+    saturate_and_turn_,
+)
 
 PUBLISHED = ["barlow-twins-keras-published", "simsiam-keras-published"]
 RECIPES = [*PUBLISHED, "barlow-twins-keras-intended", "simsiam-keras-intended"]

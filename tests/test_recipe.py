@@ -110,6 +110,7 @@ def test_a_small_recipe_is_completed(tmp_path):
             "mine.yaml: views is a list, not 'two'; write",
         ),
         (", batch_size: 8", "", "pretrain needs batch_size"),
+        ("twins}", "twins, projector: wide}", "method.projector is 'wide', which is not a list"),
         ("name: resnet18", "name: [resnet18]", "encoder.name is ['resnet18'], which is not a word"),
         ("encoder: {name: resnet18}\n", "", "the section 'encoder' is missing"),
         ("epochs: 1", "epochs: 1, epochs: 2", "mine.yaml, line 7: the key 'epochs' stands twice"),
