@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from doubles import OwnKeys, QueueAndTarget, ThreeViews
-from tiny import tiny_images, tiny_views
+from tiny import TinyEncoder, tiny_images, tiny_views
 
 from diptych.methods import Method
 from diptych.runs.run import Run
@@ -21,20 +21,22 @@ def own_run(name: str, out: Path | str, kill_after: int | None = None, **options
     """Two epochs of four steps of 12 images; with `kill_after`, SIGKILL when that step has been taken."""
     torch.set_num_threads(1)
     torch.manual_seed(5)
-    method = OWN[name]()
+    encoder = TinyEncoder()
+    encoder[3].p = 0.0  # dropout draws by process
+    method = OWN[name](encoder)
+    method.statistics_rows = 2  # so that pieces of a batch, and processes, have the batch's own statistics
     views = tiny_views()
     if len(views) not in method.views:
         views.append(View([RandomResizedCrop(8), Normalize((0.5,) * 3, (0.25,) * 3)]))
     options = {"epochs": 2, "batch_size": 12, "resume": True, "show": False, "device": "cpu", "log_steps": 1} | options
     if kill_after is not None:
-        move = method.after_step
 
-        def strike(kept, progress) -> None:
-            move(kept, progress)
+        def strike(method: Method, kept, progress) -> None:
+            OWN[name].after_step(method, kept, progress)
             if round(float(progress) * 8) == kill_after + 1:
                 os.kill(os.getpid(), 9)
 
-        method.after_step = strike
+        method.__class__ = type("Struck", (OWN[name],), {"after_step": strike})
     return pretrain(method, tiny_images(), views, sgd(method, lr=0.05), out=out, checkpoint_minutes=0.0, **options)
 
 

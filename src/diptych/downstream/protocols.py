@@ -7,6 +7,7 @@ nothing to say, as training on crops has of raw pixels. Every number is of the l
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from diptych.base.errors import RecipeError
 from diptych.downstream.classifier import crop_and_flip, steps_of
 from diptych.downstream.finetune import finetune_copy
 from diptych.downstream.frozen import Subject, Task, frozen
