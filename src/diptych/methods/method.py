@@ -67,11 +67,11 @@ class Method(nn.Module, ABC):
 
 def embedding_width(encoder: nn.Module, width: int | None) -> int:
     """E: `width` if given, else the encoder's `num_features`. Raises RecipeError if neither tells."""
-    found = getattr(encoder, "num_features", None) if width is None else width
-    if not isinstance(found, int):
+    columns = getattr(encoder, "num_features", None) if width is None else width
+    if not isinstance(columns, int):
         name = type(encoder).__name__
         raise RecipeError(f"{name} has no num_features: pass width=E, the columns of its embedding (N, E)")
-    return found
+    return columns
 
 
 def two_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
