@@ -36,7 +36,7 @@ def own_run(name: str, out: Path | str, kill_after: int | None = None, **options
             if round(float(progress) * 8) == kill_after + 1:
                 os.kill(os.getpid(), 9)
 
-        method.__class__ = type("Struck", (OWN[name],), {"after_step": strike})
+        method.__class__ = type(OWN[name].__name__, (OWN[name],), {"after_step": strike})
     return pretrain(method, tiny_images(), views, sgd(method, lr=0.05), out=out, checkpoint_minutes=0.0, **options)
 
 

@@ -12,6 +12,7 @@ from tiny import SIGKILL, told, weights_of
 
 from diptych.reporting.report import report
 from diptych.runs import checkpoints
+from diptych.runs.run import Run
 
 every_method = pytest.mark.parametrize("name", OWN)
 
@@ -60,4 +61,6 @@ def test_in_two_processes_it_is_one(name, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     one = own_run(name, tmp_path / "one", precision="float64")
-    close(weights_of(type(one)(tmp_path / "two")), weights_of(one), 1e-10)
+    close(weights_of(Run(tmp_path / "two")), weights_of(one), 1e-8)  # groups of two rows magnify rounding step by step
+    first = [run.lines("step")[0] for run in (one, Run(tmp_path / "two"))]
+    assert first[1]["gradient_norm"] == pytest.approx(first[0]["gradient_norm"], rel=1e-12)
