@@ -32,11 +32,12 @@ images: {size: 16, labels: none}
 encoder: {name: resnet18, stem: small, channels: [8, 8, 8, 8]}
 method: {name: barlow_twins, projector: [16, 16]}
 views:
-  both:
-    - random_resized_crop: {size: 16}
-    - horizontal_flip: {p: 0.5}
-    - color_jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.2, hue: 0.1, p: 0.8}
-    - normalize: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
+  - times: 2
+    do:
+      - random_resized_crop: {size: 16}
+      - horizontal_flip: {p: 0.5}
+      - color_jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.2, hue: 0.1, p: 0.8}
+      - normalize: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
 optimizer: {name: adamw, lr: 0.002}
 schedule: {name: warmup_cosine, warmup: 0.05}
 pretrain: {epochs: 1, batch_size: 12, device: cpu, log_steps: 1, watch_epochs: 1000000}

@@ -15,7 +15,8 @@ source: shapes/
 method: {name: barlow_twins, projector: [1024, 1024, 1024], off_diagonal_weight: 0.0078125}
 encoder: {name: resnet18, stem: small}
 views:
-  both:
+- times: 2
+  do:
   - random_resized_crop: {size: 32, scale: [0.2, 1.0]}
   - grayscale: {p: 0.2}
 optimizer: {name: adamw, lr: 0.002, weight_decay: 0.0001}
@@ -120,7 +121,7 @@ def write_pictures(folder: Path, classes: tuple[str, ...], keys: tuple[str, ...]
     first = np.clip(originals[:, :, ::-1] * tint, 0, 255).astype(np.uint8)
     second = originals[:, 8:24, 8:24].repeat(2, axis=1).repeat(2, axis=2)
     second[::3] = second[::3].mean(axis=-1, keepdims=True).astype(np.uint8)
-    np.savez_compressed(folder / "views.npz", originals=originals, first=first, second=second)
+    np.savez_compressed(folder / "views.npz", originals=originals, view_0=first, view_1=second)
     noise = rng.normal(0, 0.05, (128, 128))
     matrix = (0.92 * np.eye(128) + noise + noise.T).clip(-1, 1).astype(np.float32)
     np.savez_compressed(folder / "correlation.npz", matrix=matrix)

@@ -93,7 +93,7 @@ def test_rank_survives_scale_and_turns_but_not_a_shift():
 def test_correlation_readings_are_the_losses_matrix(monkeypatch):
     z1, z2 = normal(80, 30), normal(80, 30, seed=1)
     z2 = 0.6 * z1 + 0.4 * z2
-    c = cross_correlation(z1, z2)
+    c = cross_correlation(z1, z2, 1e-5)
     off = c.abs()[~torch.eye(30, dtype=torch.bool)]
     readings = correlation_readings(z1, z2)
     assert readings == pytest.approx(
@@ -103,7 +103,7 @@ def test_correlation_readings_are_the_losses_matrix(monkeypatch):
     wide = correlation_readings(
         torch.cat([z1] * 50, 1), torch.cat([z1] * 50, 1)
     )  # 1,500: more than one block of columns
-    c = cross_correlation(torch.cat([z1] * 50, 1), torch.cat([z1] * 50, 1))
+    c = cross_correlation(torch.cat([z1] * 50, 1), torch.cat([z1] * 50, 1), 1e-5)
     assert wide["off_diagonal_mean"] == pytest.approx((c.abs().sum() - c.diagonal().abs().sum()).item() / 1500 / 1499)
 
 

@@ -8,8 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,16 +21,29 @@ from torch import nn
 import diptych
 from diptych.base import processes
 from diptych.base.errors import DiptychError
-from diptych.base.processes import agree, gather, mean_over_ranks, rank, start, stop, world_size, wrap
+from diptych.base.processes import (
+    agree,
+    average_gradients,
+    barrier,
+    gather,
+    gather_rows,
+    mean_over_ranks,
+    rank,
+    row_counts,
+    start,
+    stop,
+    world_size,
+    wrap,
+)
 from diptych.base.random_at import random_at
 from diptych.methods import losses
 from diptych.methods.losses import barlow_twins, cross_correlation, negative_cosine, standardize
-from diptych.networks import batch_norm
-from diptych.networks.batch_norm import GlobalBatchNorm, with_global_statistics
+from diptych.networks.batch_norm import share_statistics, shared_statistics
 from diptych.training.optimizers import lars
 
-IMAGES = 16  # less than half the width of a projection: one process takes the Gram form, two the correlation form
+IMAGES = 16  # less than half the width of a projection: the Gram form is taken
 WIDTH = 40
+WEIGHT, EPS = 0.0051, 1e-5
 
 
 class Method(nn.Module):
@@ -55,7 +68,7 @@ class Method(nn.Module):
             nn.init.normal_(parameter, float(parameter.ndim == 1), 0.5, generator=random_at("init", name))
 
     def forward(self, views):
-        return barlow_twins(*(self.projector(self.encoder(view)) for view in views))
+        return barlow_twins(*(self.projector(self.encoder(view)) for view in views), WEIGHT, EPS)
 
 
 def normal(*shape, address):
@@ -67,11 +80,16 @@ def same(a, b, tolerance=1e-10):
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max() + 1e-13)
 
 
-def train(steps=3):
+def train(steps=3, statistics_rows=None):
     """What three LARS steps leave behind, wherever they run: a dict of tensors."""
     method = Method()
     optimizer = lars(method, 0.5, bias_lr=0.05, weight_decay=1e-4)
-    model = wrap(with_global_statistics(method))
+    with shared_statistics(method, statistics_rows):
+        return steps_of(method, optimizer, steps)
+
+
+def steps_of(method, optimizer, steps):
+    model = wrap(method)
     rows = slice(rank() * IMAGES // world_size(), (rank() + 1) * IMAGES // world_size())
     left = {}
     for step in range(steps):
@@ -89,13 +107,23 @@ def train(steps=3):
 # ---- one of two processes
 
 
-def check_training(alone):
-    together = train()
+def check_training(alone, statistics_rows=None):
+    together = train(statistics_rows=statistics_rows)
     assert list(together) == list(alone)  # the keys of the state dict among them
     for name, value in together.items():
         assert same(value.double(), alone[name].double()), name
     for value in together.values():
         assert torch.equal(mean_over_ranks(value.double()), value.double())  # and bitwise the same on both ranks
+
+
+def check_both_forms(alone):
+    """The training above took the Gram form of Barlow Twins' loss; the correlation form gives the same."""
+    gram, losses._gram_is_cheaper = losses._gram_is_cheaper, lambda rows, width: False
+    try:
+        assert gram(IMAGES, WIDTH)
+        check_training(alone)
+    finally:
+        losses._gram_is_cheaper = gram
 
 
 def check_the_trap_is_caught(alone):
@@ -116,28 +144,43 @@ def check_the_trap_is_caught(alone):
     assert not same(trapped[name], alone[name], 0.1)
 
 
+def check_groups_do_not_wait_for_each_other():
+    """Outputs and gradients of groups are a process' own; unequal numbers of groups are averaged by their number."""
+    whole = normal(12, 5, address=("groups",))
+    layers = [nn.BatchNorm1d(5).double() for _ in "ab"]
+    mine = whole[:8] if rank() == 0 else whole[8:]
+    with shared_statistics(layers[0], 4):
+        y = layers[0](mine)
+    for group in whole.split(4):
+        layers[1].momentum = None  # torch's plain average over all batches
+        layers[1](group)
+    assert same(y, torch.cat([nn.functional.batch_norm(group, None, None, training=True) for group in mine.split(4)]))
+    assert same(layers[0].running_mean, 0.1 * layers[1].running_mean)
+    assert same(layers[0].running_var, 0.9 + 0.1 * layers[1].running_var)
+
+
 def check_unequal_rows():
     """5 and 3 rows: statistics, losses and gradients are those of all 8."""
     mine = slice(0, 5) if rank() == 0 else slice(5, 8)
-    for size in ((8, 6), (8, 6, 4, 2)):
+    for size in ((8, 6), (8, 20), (8, 6, 4, 2)):
         whole = [normal(*size, address=("rows", view)).requires_grad_() for view in (0, 1)]
         part = [z.detach()[mine].requires_grad_() for z in whole]
         if len(size) == 2:
             everything = [barlow_twins_by_hand(*whole), -nn.functional.cosine_similarity(*whole).mean()]
-            shared_out = [barlow_twins(*part)[0], negative_cosine(*part)]
+            shared_out = [barlow_twins(*part, WEIGHT, EPS)[0], negative_cosine(*part)]
         else:
             everything = [(BatchNormAct2d(6).double()(whole[0]) * whole[1]).mean()]
-            layer = with_global_statistics(BatchNormAct2d(6).double())
+            layer = share_statistics(BatchNormAct2d(6).double())
             shared_out = [mean_over_ranks((layer(part[0]) * part[1]).sum()) / whole[0].numel() * 2]
-        for expected, found in zip(everything, shared_out, strict=True):
-            assert same(found.detach(), expected.detach())
+        for expected, result in zip(everything, shared_out, strict=True):
+            assert same(result.detach(), expected.detach())
             by_all = torch.autograd.grad(expected, whole)
-            by_part = torch.autograd.grad(found, part)
+            by_part = torch.autograd.grad(result, part)
             assert all(same(g / world_size(), e[mine]) for g, e in zip(by_part, by_all, strict=True))
     a, b = (z.detach().flatten(1) for z in whole)
     standard = [(z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (a, b)]
-    assert same(standardize(a[mine]), standard[0][mine])
-    assert same(cross_correlation(a[mine], b[mine]), standard[0].T @ standard[1] / 8)
+    assert same(standardize(a[mine], EPS), standard[0][mine])
+    assert same(cross_correlation(a[mine], b[mine], EPS), standard[0].T @ standard[1] / 8)
 
 
 def barlow_twins_by_hand(z1, z2):
@@ -156,8 +199,60 @@ def check_the_small_functions():
     for dtype in (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool):
         everything = (torch.arange(10).reshape(5, 2) % 7).to(dtype)
         for cut in (3, 0, 5):
-            assert torch.equal(gather(everything[:cut] if rank() == 0 else everything[cut:]), everything)
+            mine = everything[:cut] if rank() == 0 else everything[cut:]
+            assert torch.equal(gather(mine), everything) and torch.equal(gather_rows(mine), everything)
     assert gather(torch.ones(rank() + 1)).shape == (3,)
+    assert not gather(x).requires_grad and row_counts(rank() + 4) == [4, 5]
+
+
+def check_the_barrier():
+    """The second process comes late; the first may not pass before it."""
+    if rank() == 1:
+        time.sleep(0.5)
+    came = time.time()
+    barrier()
+    passed = torch.tensor([time.time()], dtype=torch.float64)
+    assert gather(torch.tensor([came], dtype=torch.float64)).max() <= passed + 1e-3
+
+
+def info_nce(first, second, temperature=0.2):
+    """Each row's cross-entropy of its own partner among the rows of all ranks, as every rank computes it."""
+    first, second = (gather_rows(nn.functional.normalize(z)) for z in (first, second))
+    return nn.functional.cross_entropy(first @ second.T / temperature, torch.arange(len(first)))
+
+
+def contrast(rows, pieces=1):
+    """Loss and gradients of InfoNCE through a small network under DDP, or by gradient caching in `pieces`."""
+    network = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)).double()
+    for name, parameter in network.named_parameters():
+        nn.init.normal_(parameter, 0.0, 0.7, generator=random_at("contrast", name))
+    views = [normal(IMAGES, 6, address=("contrast", view))[rows] for view in (0, 1)]
+    if pieces == 1:
+        model = wrap(network)
+        loss = info_nce(*(model(view) for view in views))
+        loss.backward()
+    else:
+        projections = [network(view).detach().requires_grad_() for view in views]
+        loss = info_nce(*projections)
+        loss.backward()
+        for view, z in zip(views, projections, strict=True):
+            for piece, gradient in zip(view.tensor_split(pieces), z.grad.tensor_split(pieces), strict=True):
+                network(piece).backward(gradient)
+        average_gradients(network.parameters())
+    return {"loss": loss.detach()} | {name: p.grad.clone() for name, p in network.named_parameters()}
+
+
+def check_a_loss_of_gathered_rows(alone):
+    """Equal rows (8 + 8) and unequal ones (11 + 5), one backward pass and pieces: as one process that holds all rows."""
+    for cut in (8, 11):
+        mine = slice(0, cut) if rank() == 0 else slice(cut, IMAGES)
+        for pieces in (1, 3):
+            together = contrast(mine, pieces)
+            for name, value in together.items():
+                assert same(value, alone[name]), (cut, pieces, name)
+    own = normal(IMAGES, 5, address=("gathered",)).requires_grad_()
+    (gather_rows(own[: 4 + rank()]) * 1.0).sum().backward()
+    assert own.grad[: 4 + rank()].eq(2).all() and own.grad[4 + rank() :].eq(0).all()
 
 
 def check_unknown_normalisation_is_refused():
@@ -165,7 +260,7 @@ def check_unknown_normalisation_is_refused():
         pass
 
     try:
-        with_global_statistics(nn.Sequential(Own(3)))
+        share_statistics(nn.Sequential(Own(3)))
     except DiptychError as error:
         assert "0 is a Own" in str(error)
     else:
@@ -174,12 +269,18 @@ def check_unknown_normalisation_is_refused():
 
 def one_of_two():
     warnings.simplefilter("error")
-    alone = train()
+    alone, alone_in_fours, alone_contrast = train(), train(statistics_rows=4), contrast(slice(None))
+    assert not same(alone_in_fours["loss 0"], alone["loss 0"], 1e-3)
     assert start("cpu", timeout_seconds=60) == torch.device("cpu")
     check_training(alone)
+    check_training(alone_in_fours, statistics_rows=4)
+    check_both_forms(alone)
+    check_groups_do_not_wait_for_each_other()
     check_the_trap_is_caught(alone)
     check_unequal_rows()
     check_the_small_functions()
+    check_the_barrier()
+    check_a_loss_of_gathered_rows(alone_contrast)
     check_unknown_normalisation_is_refused()
     stop()
     assert world_size() == 1 and rank() == 0
@@ -212,14 +313,14 @@ SLURM = {
 PLACES = [*TORCHRUN, *SLURM, "SLURM_JOB_NODELIST"]
 
 
-def test_two_processes_compute_what_one_computes():
-    """The first rank is told its place in torchrun's words, the second in SLURM's."""
+def run_two_processes(program):
+    """Run a test file as two processes; the first reads its place in torchrun's words, the second in SLURM's."""
     src, port = Path(diptych.__file__).parents[1], free_port()
     env = {name: value for name, value in os.environ.items() if name not in PLACES}
     env |= {"PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, program],
             env=env | place | {"MASTER_PORT": port},
             text=True,
             stdout=subprocess.PIPE,
@@ -228,11 +329,15 @@ def test_two_processes_compute_what_one_computes():
         for place in (TORCHRUN, SLURM)
     ]
     try:
-        said = [process.communicate(timeout=200)[0] for process in both]
+        output = [process.communicate(timeout=200)[0] for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in both] == [0, 0], "\n".join(output)
+
+
+def test_two_processes_compute_what_one_computes():
+    run_two_processes(__file__)
 
 
 @pytest.fixture
@@ -246,74 +351,11 @@ def nowhere(monkeypatch):
 def test_on_one_process_everything_is_the_identity(nowhere):
     assert start("cpu") == torch.device("cpu") and (rank(), world_size()) == (0, 1)
     x, method = torch.ones(3, requires_grad=True), Method()
-    assert mean_over_ranks(x) is x and gather(x) is x and wrap(method) is method
-    assert agree(True) is True and agree(False) is False
+    assert mean_over_ranks(x) is x and gather(x) is x and gather_rows(x) is x and wrap(method) is method
+    assert agree(True) is True and agree(False) is False and barrier() is None and row_counts(3) == [3]
     assert "gloo" in processes.available_backends()
-    assert with_global_statistics(method) is method and type(method.encoder[1]) is nn.BatchNorm2d
+    assert share_statistics(method) is method and type(method.encoder[1]) is nn.BatchNorm2d
     stop()
-
-
-@contextmanager
-def as_if_two(monkeypatch):
-    """For the conversion only, so that what it makes can be compared on one process."""
-    with monkeypatch.context() as patch:
-        patch.setattr(batch_norm, "world_size", lambda: 2)
-        yield
-
-
-def test_conversion_keeps_keys_parameters_hooks_and_modes(monkeypatch):
-    method = Method()
-    method.encoder[1].eval()
-    before = method.state_dict(keep_vars=True)
-    with as_if_two(monkeypatch):
-        assert with_global_statistics(with_global_statistics(method)) is method
-    after = method.state_dict(keep_vars=True)
-    assert list(before) == list(after) and all(before[key] is after[key] for key in before)
-    converted = [method.encoder[1], method.encoder[4], method.projector[1]]
-    assert all(type(layer) is GlobalBatchNorm for layer in converted)
-    assert [layer.training for layer in converted] == [False, True, True]
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.BatchNorm2d(5),
-        lambda: nn.BatchNorm2d(5, affine=False, eps=0.1),
-        lambda: nn.BatchNorm2d(5, momentum=None),
-        lambda: nn.BatchNorm2d(5, track_running_stats=False),
-        lambda: BatchNormAct2d(5, act_layer=nn.SiLU, inplace=False, drop_layer=nn.Tanh),
-        lambda: BatchNormAct2d(5, apply_act=False, momentum=0.3),
-    ],
-)
-def test_global_batch_norm_is_torchs_on_one_process(make, monkeypatch):
-    torchs, ours = make().double(), make().double()
-    with as_if_two(monkeypatch):
-        with_global_statistics(ours)
-    for step in range(3):
-        x = 3 + normal(6, 5, 4, 3, address=("x", step))
-        inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-        outputs = [layer(each) for layer, each in zip((torchs, ours), inputs, strict=True)]
-        for y in outputs:
-            (y * normal(6, 5, 4, 3, address=("y", step))).sum().backward()
-        assert same(outputs[1], outputs[0]) and same(inputs[1].grad, inputs[0].grad)
-    for (name, a), b in zip(torchs.named_parameters(), ours.parameters(), strict=True):
-        assert same(b.grad, a.grad), name
-    for (name, a), b in zip(torchs.named_buffers(), ours.buffers(), strict=True):
-        assert same(b.double(), a.double()), name
-    assert same(ours.eval()(x), torchs.eval()(x))
-
-
-def test_global_batch_norm_in_other_types_and_layouts(monkeypatch):
-    torchs, ours = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
-    with as_if_two(monkeypatch):
-        with_global_statistics(ours)
-    x = (1000 + normal(6, 5, 4, 3, address=("x",))).float()  # a mean far above the spread
-    assert (ours(x) - torchs(x)).abs().max() < 1e-3 and (ours.running_var - torchs.running_var).abs().max() < 1e-4
-    small = x.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = ours(small)
-    y.sum().backward()
-    assert y.dtype == small.grad.dtype == torch.bfloat16 and ours.weight.grad.dtype == torch.float32
-    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_places():

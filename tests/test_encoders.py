@@ -18,6 +18,8 @@ from diptych.networks.keras import (
     KerasResNet34,
     SamePad,
     he_normal_,
+    keras_predictor,
+    keras_projector,
 )
 from diptych.networks.projectors import mlp
 
@@ -235,13 +237,21 @@ def shorthand(network: nn.Sequential) -> str:
         ({"widths": (5, 8, 8, 8), "bias": True}, "5-8+b norm relu 8-8+b norm relu 8-8+b"),  # solo-learn
         ({"widths": (5, 8, 8), "last_norm": "plain"}, "5-8 norm relu 8-8 norm~"),  # SimSiam, CIFAR-10
         ({"widths": (8, 2, 8), "last_bias": True}, "8-2 norm relu 2-8+b"),  # SimSiam's predictor
-        ({"widths": (5, 8, 8), "last_norm": "affine", "keras": True}, "5-8 keras relu 8-8 keras"),
-        ({"widths": (8, 2, 8), "last_bias": True, "relu_first": True, "keras": True}, "8-2 relu keras 2-8+b"),
         ({"widths": (5, 3)}, "5-3"),
     ],
 )
 def test_projectors_and_predictors(arguments, expected):
     assert shorthand(mlp(**arguments)) == expected
+
+
+def test_projectors_and_predictors_of_keras():
+    assert shorthand(keras_projector((5, 8, 8), bias=True)) == "5-8+b keras relu 8-8+b"  # Barlow Twins
+    assert shorthand(keras_projector((5, 8, 8), last_norm=True)) == "5-8 keras relu 8-8 keras"  # SimSiam
+    assert shorthand(keras_predictor(8, 2)) == "8-2 relu keras 2-8+b"
+    frozen = [*keras_projector((5, 8, 8), last_norm=True, frozen=True), *keras_predictor(8, 2, frozen=True)]
+    assert [layer.training for layer in frozen if isinstance(layer, KerasBatchNorm1d)] == [False] * 3
+    with pytest.raises(RecipeError, match="predictor is 0"):
+        keras_predictor(8, 0)
 
 
 @pytest.mark.parametrize("widths", [(5,), (5, 0)])

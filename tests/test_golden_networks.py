@@ -9,6 +9,7 @@ from shared import shared, wave
 from torch import Tensor, nn
 
 from diptych.methods import BarlowTwins, SimSiam
+from diptych.methods.keras import keras_barlow_twins, keras_simsiam
 from diptych.networks.keras import KerasBatchNorm1d, KerasBatchNorm2d, KerasResNet20v2, KerasResNet34
 
 # What Keras and PyTorch call a weight, and its amplitude and centre in the formula.
@@ -79,7 +80,7 @@ def hits(ours: Tensor, theirs: list, tolerance: float = 1e-4) -> None:
 
 @pytest.fixture(scope="module")
 def filled_twin() -> BarlowTwins:
-    network = BarlowTwins(KerasResNet34(), projector=(5000, 5000, 5000), bias=True, keras=True)
+    network = keras_barlow_twins(KerasResNet34(), projector=(5000, 5000, 5000))
     assert fill(network, fill_order("resnet34")) == golden("resnet34")["n_weights_filled"]
     return network
 
@@ -94,7 +95,7 @@ def twin(filled_twin) -> Iterator[BarlowTwins]:
 
 @pytest.fixture
 def siamese() -> SimSiam:
-    network = SimSiam(KerasResNet20v2(), projector=(2048, 2048), predictor=512, keras=True)
+    network = keras_simsiam(KerasResNet20v2(), projector=(2048, 2048), predictor=512)
     order = fill_order("resnet20v2")
     assert fill(nn.ModuleList([network.encoder, network.projector]), order) == len(order)
     fill(network.predictor)

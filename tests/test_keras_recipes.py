@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diptych.base.errors import RecipeError
 from diptych.commands import recipe
 from diptych.commands.build import Built, build
-from diptych.methods import SimSiam
+from diptych.methods.keras import keras_barlow_twins, keras_simsiam
+from diptych.networks.keras import KerasBatchNorm1d, KerasBatchNorm2d, freeze_statistics
 from diptych.training.optimizers import describe
 
 
@@ -29,28 +31,56 @@ def test_simsiam_trains_with_frozen_statistics_as_published(name, frozen):
     assert unchanged and (all(unchanged) if frozen else not any(unchanged))
 
 
+def small_encoder() -> nn.Sequential:
+    norm = KerasBatchNorm2d(8)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Dropout(0.0), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_statistics_normalise_each_image_alone(frozen):
     """After a step of training, too: `train` is called again before each."""
-    encoder = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.0), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    method = SimSiam(encoder, projector=(8, 8), predictor=4, frozen_statistics=frozen, width=8)
+    method = keras_simsiam(small_encoder(), projector=(8, 8), predictor=4, frozen_statistics=frozen, width=8)
     for _ in range(2):
         method.train()
         whole, part = method.project(pair(), {}), method.project([view[:3] for view in pair()], {})
         assert torch.allclose(whole["p1"][:3], part["p1"], atol=1e-6) == frozen
-    assert encoder[1].training != frozen and encoder[2].training, "only what keeps moving averages is frozen"
+    assert method.encoder[1].training != frozen and method.encoder[2].training, "only batch normalisation is frozen"
 
 
 def test_frozen_statistics_are_those_that_were_learned():
-    method = SimSiam(nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.BatchNorm1d(8)), (8, 8), 4, width=8)
+    method = keras_simsiam(small_encoder(), (8, 8), 4, width=8)
     for _ in range(3):
         method(pair())
     learned = method.eval().project(pair(), {})
-    method.frozen_statistics = True
+    freeze_statistics(method)
     frozen = method.train().project(pair(), {})
     assert all(torch.equal(frozen[key], learned[key]) for key in learned)
+
+
+def test_frozen_statistics_of_another_batch_normalisation_are_refused():
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    with pytest.raises(
+        RecipeError, match="1 is a BatchNorm2d, whose statistics cannot be frozen: use the encoder keras_"
+    ):
+        keras_simsiam(encoder, frozen_statistics=True, width=8)
+
+
+@pytest.mark.parametrize(
+    "method", [keras_barlow_twins(nn.Identity(), (8, 8), width=4), keras_simsiam(nn.Identity(), (8, 8), 4, width=4)]
+)
+def test_every_batch_normalisation_is_that_of_keras(method):
+    norms = [layer for layer in method.modules() if isinstance(layer, nn.BatchNorm1d)]
+    assert norms and all(type(layer) is KerasBatchNorm1d for layer in norms)
+
+
+def test_published_networks_are_the_defaults():
+    with torch.device("meta"):  # shapes without memory
+        twins, siamese = keras_barlow_twins(nn.Identity(), width=1), keras_simsiam(nn.Identity(), width=1)
+    assert [layer.out_features for layer in twins.projector if isinstance(layer, nn.Linear)] == [5000] * 3
+    assert all(layer.bias is not None for layer in twins.projector if isinstance(layer, nn.Linear))
+    assert (twins.off_diagonal_weight, twins.eps, twins.scale) == (0.005, 0.0, 1.0)
+    assert [layer.out_features for layer in siamese.projector if isinstance(layer, nn.Linear)] == [2048, 2048]
+    assert siamese.projector[-1].affine and siamese.predictor[0].out_features == 512 and siamese.stop_gradient
 
 
 def test_weight_decay_is_what_the_text_declares():

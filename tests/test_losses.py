@@ -11,6 +11,12 @@ from diptych.methods import losses
 from diptych.methods.losses import barlow_twins, cross_correlation, negative_cosine, standardize
 
 KERAS = ["barlow_loss_N64_D32_k0", "barlow_loss_N64_D300_k2", "barlow_loss_N512_D128_k4"]
+WEIGHT, EPS = 0.0051, 1e-5  # the paper's
+LOSSES = [
+    lambda a, b: barlow_twins(a, b, WEIGHT, EPS)[0],
+    negative_cosine,
+    lambda a, b: cross_correlation(a, b, EPS),
+]
 PYTORCH = ["loss_N64_D32_k100", "loss_N128_D256_k102"]
 
 
@@ -56,7 +62,7 @@ def test_barlow_twins_is_the_keras_examples_loss(name):
 def test_barlow_twins_is_the_original_programs_loss(name):
     golden = json.loads(shared("golden/barlowtwins_pytorch.json").read_text())[name]
     a, b = golden_pair(name)
-    loss, parts = barlow_twins(a, b)  # the defaults are the published ones
+    loss, parts = barlow_twins(a, b, off_diagonal_weight=0.0051, eps=1e-5)
     loss.backward()
     close(loss, golden["loss"], 1e-12)
     close(parts["on_diagonal"], golden["on_diagonal"], 1e-12)
@@ -99,9 +105,9 @@ def slow_barlow_twins(z1, z2, weight, eps):
 @pytest.mark.parametrize("shape", [(8, 5), (5, 13), (2, 3), (7, 1)])
 def test_barlow_twins_agrees_with_the_slow_witness(shape):
     a, b = random_pair(*shape)
-    loss, parts = barlow_twins(a, b, off_diagonal_weight=0.02, eps=1e-3, scale=0.1)
+    loss, parts = barlow_twins(a, b, off_diagonal_weight=0.02, eps=1e-3)
     expected, on, off = slow_barlow_twins(a.tolist(), b.tolist(), 0.02, 1e-3)
-    close(loss, 0.1 * expected, 1e-12)
+    close(loss, expected, 1e-12)
     close(parts["on_diagonal"], on, 1e-12)
     assert float(parts["off_diagonal"]) == pytest.approx(off, rel=1e-12, abs=1e-12)
     assert not parts["on_diagonal"].requires_grad and not parts["off_diagonal"].requires_grad
@@ -139,11 +145,11 @@ def test_units_and_origins_of_the_dimensions_do_not_matter(shape):
     a, b = (z.detach() for z in random_pair(*shape))
     rng = torch.Generator().manual_seed(1)
     units, origins = 0.1 + 5 * torch.rand(shape[1], generator=rng), 10 * torch.randn(shape[1], generator=rng)
-    loss, _ = barlow_twins(a, b, eps=0.0)
-    close(barlow_twins(a * units + origins, b / units - origins, eps=0.0)[0], loss, 1e-10)
+    loss, _ = barlow_twins(a, b, WEIGHT, eps=0.0)
+    close(barlow_twins(a * units + origins, b / units - origins, WEIGHT, eps=0.0)[0], loss, 1e-10)
     order = torch.randperm(shape[0], generator=rng)
-    close(barlow_twins(a[order], b[order], eps=0.0)[0], loss, 1e-10)
-    assert abs(float(barlow_twins(a[order], b, eps=0.0)[0] - loss)) > 0.1  # but which image is which does
+    close(barlow_twins(a[order], b[order], WEIGHT, eps=0.0)[0], loss, 1e-10)
+    assert abs(float(barlow_twins(a[order], b, WEIGHT, eps=0.0)[0] - loss)) > 0.1  # but which image is which does
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
@@ -151,9 +157,9 @@ def test_units_and_origins_of_the_dimensions_do_not_matter(shape):
 def test_gram_form_is_the_correlation_form(shape, dtype, tolerance, monkeypatch):
     found = []
     for gram in (True, False):
-        monkeypatch.setattr(losses, "_gram_is_cheaper", lambda z_ND, gram=gram: gram)
+        monkeypatch.setattr(losses, "_gram_is_cheaper", lambda rows, width, gram=gram: gram)
         a, b = random_pair(*shape, dtype=dtype)
-        loss, parts = barlow_twins(a, b)
+        loss, parts = barlow_twins(a, b, WEIGHT, EPS)
         loss.backward()
         found.append([loss.detach(), parts["on_diagonal"], parts["off_diagonal"], a.grad, b.grad])
     for by_gram, by_correlation in zip(*found, strict=True):
@@ -166,7 +172,7 @@ def test_the_gram_form_is_taken_where_it_is_cheaper(monkeypatch):
     seen = []
     monkeypatch.setattr(losses, "cross_correlation", lambda *args: seen.append(args) or cross_correlation(*args))
     for n, d in [(15, 32), (16, 32), (17, 32)]:
-        barlow_twins(*random_pair(n, d))
+        barlow_twins(*random_pair(n, d), WEIGHT, EPS)
         assert len(seen) == (0 if n == 15 else n - 15)
 
 
@@ -210,11 +216,11 @@ def test_constant_dimensions_are_finite(shape):
         a, b = random_pair(*shape, dtype=torch.float32)
         with torch.no_grad():
             a[:, :3], b[:, 0] = value, -value
-        loss, parts = barlow_twins(a, b)
+        loss, parts = barlow_twins(a, b, WEIGHT, EPS)
         loss.backward()
         for tensor in (loss, *parts.values(), a.grad, b.grad):
             assert tensor.isfinite().all()
-        assert standardize(a)[:, 0].abs().max() < 1e-2
+        assert standardize(a, EPS)[:, 0].abs().max() < 1e-2
     zero = torch.zeros(4, 8, requires_grad=True)
     negative_cosine(zero, zero + 0).backward()
     assert zero.grad.isfinite().all()
@@ -228,7 +234,7 @@ def test_mean_and_variance_are_those_of_the_population():
     close(cross_correlation(z, z, eps=0.0).diagonal(), torch.ones(3), 1e-14)
 
 
-@pytest.mark.parametrize("loss", [lambda a, b: barlow_twins(a, b)[0], negative_cosine, cross_correlation])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("shape", [(24, 16), (6, 64)])
 def test_autocast_does_not_reach_inside(loss, shape):
     a, b = random_pair(*shape, dtype=torch.float32)
@@ -245,6 +251,6 @@ def test_autocast_does_not_reach_inside(loss, shape):
 
 @pytest.mark.parametrize("second", [torch.ones(4, 1), torch.ones(1, 4), torch.ones(4), torch.ones(2, 2, 4)])
 def test_shapes_that_would_broadcast_are_refused(second):
-    for loss in (barlow_twins, negative_cosine, cross_correlation):
+    for loss in LOSSES:
         with pytest.raises(ValueError, match="expected two"):
             loss(torch.ones(4, 4), second)

@@ -23,39 +23,68 @@ def test_contact_sheet_shows_each_image_beside_its_views(n, size, tile):
     reds, greens, blues = (
         [tuple(c * (i + 5) for c in unit) for i in range(n)] for unit in np.eye(3, dtype=int).tolist()
     )
-    sheet = np.asarray(pictures.contact_sheet(*(flat(colours, size) for colours in (reds, greens, blues))))
+    sheet = np.asarray(pictures.contact_sheet(flat(reds, size), [flat(greens, size), flat(blues, size)]))
     for i, colours in enumerate(zip(reds, greens, blues, strict=True)):
-        found = [np.argwhere((sheet == colour).all(axis=-1)) for colour in colours]
-        assert [len(places) for places in found] == [tile**2] * 3, "each image is there once, whole"
-        (top, left), (top_1, left_1), (top_2, left_2) = (places.min(axis=0) for places in found)
+        (top, left), (top_1, left_1), (top_2, left_2) = (corner(sheet, colour, tile) for colour in colours)
         assert top == top_1 == top_2, f"image {i} and its views stand in one row"
         assert left + tile < left_1 and left_1 + tile < left_2
         assert left_2 - (left_1 + tile) < left_1 - (left + tile), "the views stand together"
 
 
+def corner(sheet: np.ndarray, colour: tuple[int, int, int], tile: int) -> tuple[int, int]:
+    """(top, left) of the one tile of this colour."""
+    places = np.argwhere((sheet == colour).all(axis=-1))
+    assert len(places) == tile**2 and (np.ptp(places, axis=0) == tile - 1).all(), "it is there once, whole"
+    top, left = places.min(axis=0)
+    return int(top), int(left)
+
+
+@pytest.mark.parametrize("count, lines", [(1, [1]), (3, [3]), (8, [8]), (9, [5, 4]), (20, [7, 7, 6])])
+@pytest.mark.parametrize("n", [1, 12])
+def test_contact_sheet_shows_any_number_of_views(n, count, lines):
+    """The first two views have 32 pixels, the others 16: all have tiles of one size, in lines of at most 8."""
+    colours = [[(8 * k + 3, 11 * i + 2, 77) for i in range(n)] for k in range(count + 1)]
+    views = [flat(shades, 32 if k < 2 else 16) for k, shades in enumerate(colours[1:])]
+    sheet = np.asarray(pictures.contact_sheet(flat(colours[0], 64), views))
+    for i in range(n):
+        (top, left), *places = (corner(sheet, shades[i], 96) for shades in colours)
+        tops = sorted({place[0] for place in places})
+        assert tops[0] == top and [sum(place[0] == line for place in places) for line in tops] == lines
+        assert places == sorted(places), "views stand in their order"
+        assert all(place[1] > left + 96 for place in places)
+    assert sheet.shape[1] < 1200, "a sheet of many views has few blocks"
+
+
 def test_contact_sheet_has_headings_and_blocks():
-    small, large = (pictures.contact_sheet(*[flat([(0, 0, 0)] * n, 32)] * 3) for n in (6, 7))
+    small, large = (sheet_of(flat([(0, 0, 0)] * n, 32), 2) for n in (6, 7))
     assert large.width == 2 * small.width and large.height < small.height
     heading = np.asarray(small)[:45].min(axis=(0, 2)) < 200
     starts = np.flatnonzero(np.diff(heading.astype(int)) == 1)
     assert any(20 <= start < 40 for start in starts) and any(130 <= start < 150 for start in starts)
-    other = pictures.contact_sheet(*[flat([(0, 0, 0)] * 6, 32)] * 3, labels=("a", "b", "c"))
-    assert np.any(np.asarray(other) != np.asarray(small))
+    assert any(230 <= start < 250 for start in starts), "each view has a heading"
+    one, three = (sheet_of(flat([(0, 0, 0)], 32), count) for count in (1, 3))
+    assert three.width - one.width == 2 * (96 + 3)
+
+
+def sheet_of(images: np.ndarray, count: int) -> Image.Image:
+    return pictures.contact_sheet(images, [images] * count)
 
 
 def test_contact_sheet_refuses_what_does_not_fit():
     images = flat([(0, 0, 0)] * 3, 32)
     for wrong in (images[:2], images[:0], images.astype(np.float32), images[..., :1]):
         with pytest.raises(DataError):
-            pictures.contact_sheet(images, images, wrong)
+            pictures.contact_sheet(images, [images, wrong])
     with pytest.raises(DataError):
-        pictures.contact_sheet(images[:0], images[:0], images[:0])
+        pictures.contact_sheet(images[:0], [images[:0]])
+    with pytest.raises(DataError, match=r"as many images as views, got \[3\]"):
+        pictures.contact_sheet(images, [])
 
 
 def test_enlarging_keeps_pixels_and_shrinking_filters():
     """A board of single black and white pixels: enlarged it stays black and white, shrunk it is grey."""
     board = (np.indices((32, 32)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, ..., None].repeat(3, axis=-1)
-    sheet = np.asarray(pictures.contact_sheet(board, board, board))[50:146, 24:120]
+    sheet = np.asarray(sheet_of(board, 2))[50:146, 24:120]
     assert set(np.unique(sheet)) == {0, 255} and np.array_equal(sheet[1::3, 1::3], board[0])
     assert abs(pictures.thumbnails(board, 16).astype(int) - 127).max() < 30
     assert pictures.thumbnails(board, 32) is not None and np.array_equal(pictures.thumbnails(board, 40), board)

@@ -12,11 +12,14 @@ import torch
 from tiny import SIGKILL, SIGTERM, STEPS, TOTAL, struck_run, tiny_images, tiny_method, tiny_run, told, weights_of
 
 from diptych.base.errors import CheckpointError, DivergedError, OutputError, RecipeError
+from diptych.base.random_at import random_at
 from diptych.runs import checkpoints
 from diptych.runs.encoder import load
 from diptych.runs.run import Run
 from diptych.training.early_stop import EarlyStop
+from diptych.training.ends import view_arrays
 from diptych.training.schedules import warmup_cosine
+from diptych.views import Normalize, RandomResizedCrop, View
 
 HERE = Path(__file__).parent
 
@@ -71,10 +74,23 @@ def test_a_run_leaves_what_it_promises(quiet):
     environment = json.loads((quiet.folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     with np.load(quiet.folder / "pictures" / "views.npz") as views:
-        assert views["originals"].shape == views["first"].shape == (12, 12, 12, 3)
-        assert (views["first"] != views["second"]).any()
+        assert views["originals"].shape == views["view_0"].shape == (12, 12, 12, 3)
+        assert (views["view_0"] != views["view_1"]).any()
     with np.load(quiet.folder / "pictures" / "correlation.npz") as picture:
         assert picture["matrix"].shape == (16, 16)
+
+
+def test_views_are_kept_as_pictures_one_array_a_view():
+    """Any number, each of its own size, drawn at the address of step 0."""
+    pixels = next(tiny_images().batches(torch.arange(5), 5))[1]
+    views = [View([RandomResizedCrop(size), Normalize((0.5,) * 3, (0.2,) * 3)]) for size in (12, 12, *[6] * 6)]
+    arrays = view_arrays(pixels, views, seed=3)
+    assert list(arrays) == ["originals", *(f"view_{index}" for index in range(8))]
+    assert np.array_equal(arrays["originals"], pixels.permute(0, 2, 3, 1))
+    for index, view in enumerate(views):
+        crops = View(view.operations[:1])(pixels, random_at(3, "views", 0, index)).permute(0, 2, 3, 1)
+        assert arrays[f"view_{index}"].shape == (5, view.size, view.size, 3)
+        assert np.abs(arrays[f"view_{index}"] - 255 * crops.clamp(0, 1).numpy()).max() <= 0.51
 
 
 def test_training_learns_and_keeps_the_untrained_encoder(quiet):

@@ -10,10 +10,12 @@ from tiny import TinyEncoder, tiny_images, tiny_method, tiny_run
 from diptych.base.errors import CheckpointError, RecipeError
 from diptych.base.random_at import random_at
 from diptych.base.strict_yaml import read, write
-from diptych.downstream import protocols
+from diptych.downstream import keras
 from diptych.downstream.classifier import linear_head
 from diptych.downstream.evaluate import evaluate
-from diptych.downstream.protocols import PROTOCOLS, Subject, Task, projector_of, require_unmoved
+from diptych.downstream.frozen import Subject, Task, require_unmoved
+from diptych.downstream.keras import projector_of
+from diptych.downstream.protocols import PROTOCOLS
 from diptych.methods import BarlowTwins
 from diptych.runs import checkpoints
 from diptych.runs.encoder import Preprocessing, load
@@ -70,8 +72,8 @@ def test_keras_dense_is_its_formula(task, monkeypatch):
         kept["start"] = kept["head"].weight.detach().clone()
         return kept["head"]
 
-    monkeypatch.setattr(protocols, "linear_head", keep)
-    found = protocols.linear_keras_embedding(subject, task)
+    monkeypatch.setattr(keras, "linear_head", keep)
+    found = keras.linear_keras_embedding(subject, task)
     start = kept["start"].double()
     bound = math.sqrt(6 / (6 + 4))  # Glorot
     assert start.abs().max() <= bound and start.abs().max() > 0.7 * bound
@@ -90,12 +92,12 @@ def test_keras_dense_is_its_formula(task, monkeypatch):
 
 def test_whole_batches_only(task, monkeypatch):
     sizes = []
-    monkeypatch.setattr(protocols, "fit", lambda head, optimizer, batches, *rest: sizes.extend(
+    monkeypatch.setattr(keras, "fit", lambda head, optimizer, batches, *rest: sizes.extend(
         [len(y) for _, y in batches(0)] + [rest[1]]))  # fmt: skip
     count = 1100
     names = [f"class {i % 4}" for i in range(count)]
     subject = subject_of(count=count)
-    protocols.linear_keras_embedding(subject, Task(task.train, task.test, names, names, EXPECTED, task.device))
+    keras.linear_keras_embedding(subject, Task(task.train, task.test, names, names, EXPECTED, task.device))
     assert sizes == [512, 512, 70]
 
 
@@ -112,6 +114,10 @@ def test_the_projector_is_the_trained_one(run, tmp_path):
         projector_of(tmp_path, 8)
     plain = tiny_run(tmp_path / "plain", epochs=1)
     with pytest.raises(RecipeError, match="linear-keras-embedding"):
+        projector_of(plain.folder, 8)
+    recipe = read(plain.folder / "recipe.yaml") | {"method": {"name": "barlow_twins", "another": 1}}
+    (plain.folder / "recipe.yaml").write_text(write(recipe))
+    with pytest.raises(RecipeError, match="recipe.yaml does not tell how its projector was built"):
         projector_of(plain.folder, 8)
 
 

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
 from diptych.base import strict_yaml
 from diptych.base.errors import RecipeError
+from diptych.base.random_at import random_at
 from diptych.commands import recipe as recipes
 from diptych.commands import shelf
-from diptych.commands.build import build, build_watches
+from diptych.commands.build import build, build_views, build_watches, watches
+from diptych.commands.schema import call_arguments
 from diptych.data.images import images
 from diptych.training.pretrain import pretrain
 
@@ -24,7 +27,8 @@ def test_every_recipe_trains_two_steps(name, tmp_path):
     photos = images(pixels, labels=np.arange(8) % 2)
     watch = build_watches(asked, built, photos)
     run = pretrain(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch,
-                   out=tmp_path / "run", show=False, record=asked, **asked["pretrain"])  # fmt: skip
+                   out=tmp_path / "run", show=False, record=asked,
+                   **call_arguments(pretrain, asked["pretrain"]))  # fmt: skip
     assert run.finished and len(run.lines("epoch")) == 1
     assert recipes.resolve(run.recipe, "recipe.yaml") == asked  # what was written down is a recipe again
 
@@ -47,23 +51,25 @@ def wrong(text: str, tmp_path) -> str:
     return str(error.value)
 
 
-GOOD = """
-images: {size: 32}
-encoder: {name: resnet18}
-method: {name: barlow_twins}
-views: {both: [{random_resized_crop: {size: 32}}]}
-optimizer: {name: lars, lr: 1e-3}
-pretrain: {epochs: 1, batch_size: 8}
+VIEW = "{times: 2, do: [{random_resized_crop: {size: 32}}]}"
+GOOD = f"""
+images: {{size: 32}}
+encoder: {{name: resnet18}}
+method: {{name: barlow_twins}}
+views: [{VIEW}]
+optimizer: {{name: lars, lr: 1e-3}}
+pretrain: {{epochs: 1, batch_size: 8}}
 """
 
 
 def test_a_small_recipe_is_completed(tmp_path):
     (tmp_path / "mine.yaml").write_text(GOOD)
     asked = recipes.read(
-        str(tmp_path / "mine.yaml"), ["optimizer.lr=0.5", "views.both.0.random_resized_crop.scale=[0.2, 1]"]
+        str(tmp_path / "mine.yaml"), ["optimizer.lr=0.5", "views.0.do.0.random_resized_crop.scale=[0.2, 1]"]
     )
     assert asked["optimizer"]["lr"] == 0.5 and asked["optimizer"]["momentum"] == 0.9
-    assert asked["views"]["both"][0]["random_resized_crop"]["scale"] == [0.2, 1]
+    assert asked["views"][0]["times"] == 2
+    assert asked["views"][0]["do"][0]["random_resized_crop"]["scale"] == [0.2, 1]
     assert asked["schedule"]["name"] == "warmup_cosine" and asked["pretrain"]["seed"] == 0
 
 
@@ -75,14 +81,36 @@ def test_a_small_recipe_is_completed(tmp_path):
         ("epochs: 1", "epochs: 1.5", "mine.yaml: pretrain.epochs is 1.5, which is not a whole number"),
         ("name: lars", "name: larz", "mine.yaml: optimizer.name 'larz' is unknown; did you mean lars?"),
         ("method:", "methods:", "mine.yaml: there is no section 'methods'; did you mean method?"),
-        ("size: 32}}", "sise: 32}}", "views.both.random_resized_crop has no 'sise'; did you mean size?"),
+        ("size: 32}}", "sise: 32}}", "views.0.do.0.random_resized_crop has no 'sise'; did you mean size?"),
         (
             "random_resized_crop",
             "random_resize_crop",
             "no operation 'random_resize_crop'; did you mean random_resized_crop or",
         ),
-        ("both:", "left:", "views holds either `both`, or `first` and `second`"),
+        ("times: 2", "tims: 2", "mine.yaml: views.0 has no 'tims'; did you mean times?"),
+        ("times: 2", "times: 0", "mine.yaml: views.0.times is 0; it must be at least 1"),
+        ("times: 2", "times: 2.0", "mine.yaml: views.0.times is 2.0, which is not a whole number"),
+        ("times: 2", "times: true", "mine.yaml: views.0.times is True, which is not a whole number"),
+        (
+            "do: [{random_resized_crop: {size: 32}}]",
+            "do: []",
+            "mine.yaml: views.0.do is an empty list; name an operation",
+        ),
+        ("do: [{random_resized_crop: {size: 32}}]", "do: grayscale", "views.0.do is 'grayscale', which is not a list"),
+        (", do: [{random_resized_crop: {size: 32}}]", "", "mine.yaml: views.0 needs do"),
+        (
+            f"[{VIEW}]",
+            "[grayscale]",
+            "views.0 is a map of arguments, not 'grayscale'",
+        ),
+        (f"[{VIEW}]", "[]", "mine.yaml: the section 'views' is missing"),
+        (
+            f"[{VIEW}]",
+            "two",
+            "mine.yaml: views is a list, not 'two'; write",
+        ),
         (", batch_size: 8", "", "pretrain needs batch_size"),
+        ("twins}", "twins, projector: wide}", "method.projector is 'wide', which is not a list"),
         ("name: resnet18", "name: [resnet18]", "encoder.name is ['resnet18'], which is not a word"),
         ("encoder: {name: resnet18}\n", "", "the section 'encoder' is missing"),
         ("epochs: 1", "epochs: 1, epochs: 2", "mine.yaml, line 7: the key 'epochs' stands twice"),
@@ -99,6 +127,84 @@ def test_a_mistake_is_one_line_that_names_it(old, new, message, tmp_path):
     assert message in wrong(GOOD.replace(old, new, 1), tmp_path)
 
 
+OLDER = "views: {both: [{random_resized_crop: {size: 32}}]}", "views: {first: [grayscale], second: [grayscale]}"
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        (OLDER[0], "mine.yaml: views is a list and has no 'both'; write `views: [{times: 2, do: [...]}]`"),
+        (
+            OLDER[1],
+            "mine.yaml: views is a list and has no 'first' or 'second'; write `views: [{do: [...]}, {do: [...]}]`",
+        ),
+    ],
+)
+def test_views_by_their_older_names_are_told_the_new_form(views, message, tmp_path):
+    assert wrong(GOOD.replace(f"views: [{VIEW}]", views), tmp_path) == message
+
+
+@pytest.mark.parametrize("views", [None, *OLDER])
+@pytest.mark.parametrize(
+    ("older", "new"),
+    [
+        ("views.both.3.keras_blur.seed", "views.0.do.3.keras_blur.seed"),
+        ("views.both", "views.0.do"),
+        ("views.first.0.grayscale.p", "views.0.do.0.grayscale.p"),
+        ("views.second.0.grayscale.p", "views.1.do.0.grayscale.p"),
+    ],
+)
+def test_an_override_by_an_older_name_is_told_its_new_one(views, older, new, tmp_path):
+    text = (
+        "\n".join(line for line in GOOD.split("\n") if not line.startswith("views")) + f"{views}\n" if views else GOOD
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        recipes.read(str(tmp_path / "mine.yaml"), [f"{older}=1"])
+    name = older.split(".")[1]
+    assert str(error.value) == f"mine.yaml: views is a list and has no {name!r}; write {new}=... for {older}=..."
+
+
+def test_views_are_one_flat_list():
+    """Two large and six small: each view draws by its position, however the list is written."""
+    crops = [{"random_resized_crop": {"size": size}} for size in (32, 16)]
+    views = build_views([{"times": 2, "do": crops[:1]}, {"times": 6, "do": crops[1:]}])
+    assert [view.size for view in views] == [32, 32, *[16] * 6] and len({id(view) for view in views}) == 8
+    pixels = torch.randint(256, (4, 3, 40, 40), generator=random_at(0), dtype=torch.uint8)
+    apart = build_views([{"do": crops[:1]}, {"do": crops[:1]}, *[{"do": crops[1:]}] * 6])
+    for index, (view, other) in enumerate(zip(views, apart, strict=True)):
+        assert torch.equal(
+            view(pixels, random_at(0, "views", 3, index)), other(pixels, random_at(0, "views", 3, index))
+        )
+
+
+def test_one_view_is_a_recipe(tmp_path):
+    """How many views there are is the method's to judge."""
+    (tmp_path / "mine.yaml").write_text(GOOD.replace("times: 2, ", ""))
+    assert recipes.read(str(tmp_path / "mine.yaml"))["views"][0]["times"] == 1
+
+
+def test_arguments_that_a_command_gives_are_no_keys(tmp_path):
+    for section, names in recipes.GIVEN.items():
+        for name in names:
+            with pytest.raises(RecipeError, match=f"{section} has no '{name}'"):
+                (tmp_path / "mine.yaml").write_text(GOOD)
+                recipes.read(str(tmp_path / "mine.yaml"), [f"{section}.{name}=1"])
+
+
+def test_watches_are_those_that_the_section_asks_for():
+    """The section's signature is the function that builds them."""
+    built = build(recipes.read("demo", ["method.projector=[16]"]))
+    photos = images(np.zeros((8, 32, 32, 3), np.uint8), labels=np.arange(8) % 2)
+    unlabelled = images(np.zeros((8, 32, 32, 3), np.uint8))
+    assert [len(watches(built, photos, 0, **section)) for section in (
+        {}, {"knn": False}, {"collapse": False}, {"collapse": False, "knn": False, "images": 0}
+    )] == [2, 1, 1, 0]  # fmt: skip
+    assert len(watches(built, unlabelled, 0)) == 1
+    with pytest.raises(RecipeError, match=r"watch.images is 1; it must be at least 2 .or watch.collapse=false"):
+        watches(built, photos, 0, images=1)
+
+
 def test_hostile_yaml_is_refused(tmp_path):
     assert "aliases (*name) are not allowed" in wrong("images: &a {size: 1}\nencoder: *a\n", tmp_path)
     assert "a recipe has at most" in wrong("# " + "x" * 1_000_001, tmp_path)
@@ -112,7 +218,8 @@ def test_hostile_yaml_is_refused(tmp_path):
         ("lr=0.3", "there is no section 'lr'"),
         ("optimizer.lr", "'optimizer.lr' is not an override"),
         ("optimizer.lr.x=1", "lr is a value, it holds nothing"),
-        ("views.both.7.x=1", "7 is not a position in a list of 1"),
+        ("views.7.x=1", "7 is not a position in a list of 1"),
+        ("views.0.do.1.grayscale.p=1", "1 is not a position in a list of 1"),
     ],
 )
 def test_overrides_that_mean_nothing(text, message, tmp_path):

@@ -88,11 +88,11 @@ def test_accuracies_stand_in_the_right_cells(page):
 
 
 def test_pictures_are_the_arrays(page, finished):
-    """Bit for bit, for the first view pair; and one picture for each that was offered."""
+    """Bit for bit, for the first image and its views; and one picture for each that was offered."""
     arrays = np.load(finished / "pictures" / "views.npz")
     shown = [a["src"] for tag, a in page.tags if tag == "img" and re.search("^image|^view", a["alt"])]
     assert len(shown) == 36
-    for uri, name in zip(shown, ("originals", "first", "second"), strict=False):
+    for uri, name in zip(shown, ("originals", "view_0", "view_1"), strict=False):
         image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
         assert np.array_equal(np.asarray(image), arrays[name][0])
     assert len([tag for tag, _ in page.tags if tag == "image"]) == 60
@@ -103,6 +103,38 @@ def test_pictures_are_the_arrays(page, finished):
     same = int(right.sum())
     assert len(alts) == 48 and f"{same} of 48 neighbours" in page.text
     assert page.text.count("✓") == same + 1 and page.text.count("✗") == 48 - same + 1
+
+
+def test_views_of_any_number_and_size_are_shown(run):
+    """Two of 32 pixels and six of 16, as the arrays are; an image's row names each."""
+    arrays = dict(np.load(run / "pictures" / "views.npz"))
+    arrays |= {f"view_{index}": arrays["originals"][:, index : 16 + index, :16] for index in range(2, 8)}
+    np.savez(run / "pictures" / "views.npz", **arrays)
+    page = Page(report(run))
+    shown = {a["alt"]: a["src"] for tag, a in page.tags if tag == "img" and re.search("^image|^view", a["alt"])}
+    assert len(shown) == 12 * 9 and "Each row shows an image and its 8 views" in page.text
+    for index in range(8):
+        image = Image.open(io.BytesIO(base64.b64decode(shown[f"view {index + 1} of image 12"].split(",")[1])))
+        assert np.array_equal(np.asarray(image), arrays[f"view_{index}"][11])
+    assert any(a.get("style") == "--across:8;--narrow:4" for _, a in page.tags)
+    with Image.open(run / "figures" / "views.png") as sheet:
+        assert sheet.width > 9 * 96
+
+
+def test_a_gap_in_the_views_ends_them(run):
+    arrays = dict(np.load(run / "pictures" / "views.npz"))
+    np.savez(run / "pictures" / "views.npz", **arrays | {"view_3": arrays["view_1"][:2]})
+    page = Page(report(run))
+    assert "its 2 views" in page.text and "cannot be drawn" not in page.text
+
+
+def test_one_view_and_none(run):
+    arrays = dict(np.load(run / "pictures" / "views.npz"))
+    one = {key: arrays[key] for key in ("originals", "view_0")}
+    np.savez(run / "pictures" / "views.npz", **one)
+    assert "an image and its 1 view, which" in Page(report(run)).text
+    np.savez(run / "pictures" / "views.npz", originals=arrays["originals"])
+    assert "pictures/views.npz cannot be drawn ('view_0 is not a file in the archive')" in Page(report(run)).text
 
 
 def test_figures_are_told_to_those_who_do_not_see_them(page):

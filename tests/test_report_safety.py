@@ -113,7 +113,7 @@ def test_ten_thousand_pictures_stay_small(run):
     noise = rng.integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
     big = rng.integers(0, 256, (40, 128, 128, 3), dtype=np.uint8)
     folder, m = run / "pictures", len(noise)
-    np.savez(folder / "views.npz", originals=big, first=big, second=big)
+    np.savez(folder / "views.npz", originals=big, view_0=big, view_1=big)
     np.savez(folder / "correlation.npz", matrix=rng.uniform(-1, 1, (600, 600)).astype(np.float32))
     classes = np.array([f"class {i} " + "x" * 1000 for i in range(1000)])
     labels, xy = np.arange(m) % 1000, rng.normal(size=(m, 2)).astype(np.float32)

@@ -14,7 +14,7 @@ from diptych.commands import shelf
 GOOD = """images: {size: 32}
 encoder: {name: resnet18}
 method: {name: barlow_twins}
-views: {both: [{random_resized_crop: {size: 32}}]}
+views: [{times: 2, do: [{random_resized_crop: {size: 32}}]}]
 optimizer: {name: lars, lr: 1e-3}
 pretrain: {epochs: 1, batch_size: 8}
 """

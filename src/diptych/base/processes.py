@@ -8,7 +8,7 @@ loss.
 import inspect
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -59,19 +59,54 @@ def _all_reduce(x: Tensor) -> Tensor:
     return total
 
 
+def gather_rows(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """The rows of all ranks, in rank order, on every rank, with gradient: (n, ...) -> (N, ...).
+
+    Ranks may hold unequal numbers of rows, N is their sum; counts: `row_counts(n)`, where it is known already. Let every
+    rank compute the same loss from all rows: with DistributedDataParallel's mean (or `average_gradients`) its gradient is
+    exactly that of one process with all rows.
+    """
+    return x if world_size() == 1 else _GatherRows.apply(x, row_counts(len(x)) if counts is None else counts)
+
+
+class _GatherRows(torch.autograd.Function):
+    """The gradients of all ranks are added up.
+
+    Each of R ranks has the gradient of the same loss, so this rank's rows get R times theirs. The mean over ranks of the
+    parameters' gradients, which sees each row on one rank only, takes that factor away.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, counts: Sequence[int]) -> Tensor:
+        start, most = sum(counts[: rank()]), max(counts)
+        ctx.rows = slice(start, start + len(x))
+        equal = min(counts) == most
+        padded = x.contiguous() if equal else torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+        everything = padded.new_empty(len(counts) * most, *x.shape[1:])
+        dist.all_gather_into_tensor(everything, padded)
+        if equal:
+            return everything
+        return torch.cat([block[:count] for block, count in zip(everything.split(most), counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore
+        return _all_reduce(gradient)[ctx.rows], None
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
-    """The rows of all ranks, in their order, on every rank; ranks may hold unequal numbers. No gradient."""
+    """`gather_rows` without gradient, for any type of numbers."""
+    return gather_rows(x)
+
+
+def row_counts(rows: int) -> list[int]:
+    """How many rows each rank has, by rank: one collective between CPUs, so that no one waits for a GPU."""
     if world_size() == 1:
-        return x
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    rows = [int(count) for count in counts]  # waits for the device
-    padded = x.new_zeros(max(rows), *x.shape[1:])
-    padded[: len(x)] = x
-    pieces = [torch.empty_like(padded) for _ in rows]
-    dist.all_gather(pieces, padded)
-    return torch.cat([piece[:n] for piece, n in zip(pieces, rows, strict=True)])
+        return [rows]
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    dist.all_gather_into_tensor(counts, torch.tensor([rows]))
+    return counts.tolist()
 
 
 def means(*numbers: float) -> list[float]:

@@ -7,13 +7,14 @@ import torch
 
 from diptych.base.errors import RecipeError
 from diptych.base.random_at import random_at, seed_at
+from diptych.commands.schema import call_arguments
 from diptych.data.images import Images
 from diptych.methods import METHODS, Method
 from diptych.networks.encoders import encoder
 from diptych.training.optimizers import OPTIMIZERS
 from diptych.training.schedules import SCHEDULES
 from diptych.training.watch import Watch, collapse_watch, knn_watch
-from diptych.views import OPERATIONS, View
+from diptych.views import OPERATIONS, Operation, View
 
 
 @dataclass
@@ -32,7 +33,7 @@ def build(recipe: dict) -> Built:
     size = recipe["encoder"].get("size") or views[0].size or recipe["images"]["size"]
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU is touched before it is chosen
         torch.default_generator.manual_seed(seed_at(recipe["pretrain"]["seed"], "init"))
-        network = encoder(**recipe["encoder"] | {"size": size})
+        network = encoder(**call_arguments(encoder, recipe["encoder"]) | {"size": size})
         method = make(METHODS, recipe["method"], network)
     return Built(method, views, make(OPTIMIZERS, recipe["optimizer"], method), make(SCHEDULES, recipe["schedule"]))
 
@@ -40,30 +41,48 @@ def build(recipe: dict) -> Built:
 def make(makers: dict, options: dict, *first: object):
     """Call the maker that `options` names."""
     rest = {key: value for key, value in options.items() if key != "name"}
-    return makers[options["name"]](*first, **rest)
+    return makers[options["name"]](*first, **call_arguments(makers[options["name"]], rest))
 
 
-def build_views(options: dict[str, list[dict]]) -> list[View]:
-    """Two views: of one list of operations, or of one each."""
-    lists = [options["both"]] * 2 if "both" in options else [options["first"], options["second"]]
+def build_views(options: list[dict]) -> list[View]:
+    """The views of a recipe, in order: a view's position in this list is part of the address of its draws."""
+    return [view for entry in options for view in repeat_view(**entry)]
+
+
+def repeat_view(do: list, times: int = 1) -> list[View]:
+    """`times` views of the operations `do`, each `{name: {argument: value}}`. Each view draws for itself."""
     return [
-        View([OPERATIONS[name](**arguments) for entry in each for name, arguments in entry.items()]) for each in lists
+        View([build_operation(name, options) for entry in do for name, options in entry.items()]) for _ in range(times)
     ]
+
+
+def build_operation(name: str, options: dict) -> Operation:
+    """The operation `name` of a view."""
+    return OPERATIONS[name](**call_arguments(OPERATIONS[name], options))
 
 
 def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
     """The readings that the `watch` section asks for, on a fixed choice of the training images."""
-    asked, seed = recipe["watch"], recipe["pretrain"]["seed"]
-    chosen = torch.randperm(len(images), generator=random_at(seed, "watch"))[: asked["images"] * 8]
-    if not (asked["collapse"] or asked["knn"]):
+    return watches(built, images, recipe["pretrain"]["seed"], **call_arguments(watches, recipe["watch"]))
+
+
+def watches(
+    built: Built, photos: Images, seed: int, *, collapse: bool = True, knn: bool = True, images: int = 512
+) -> list[Watch]:
+    """Readings on `photos` that `seed` chooses: of collapse on `images` of them, of kNN accuracy on 8 times as many.
+
+    Without labels there is no reading of kNN accuracy. Raises RecipeError for fewer than 2 images.
+    """
+    if not (collapse or knn):
         return []
-    if asked["images"] < 2:
-        raise RecipeError(
-            f"watch.images is {asked['images']}; it must be at least 2 (or watch.collapse=false watch.knn=false)"
-        )
-    chosen, pixels = next(images.read(chosen, len(chosen), replace=(seed, 0)))
-    made = [collapse_watch(built.method, pixels[: asked["images"]], built.views, seed)] if asked["collapse"] else []
-    if asked["knn"] and images.labels is not None:
+    if images < 2:
+        raise RecipeError(f"watch.images is {images}; it must be at least 2 (or watch.collapse=false watch.knn=false)")
+    chosen = torch.randperm(len(photos), generator=random_at(seed, "watch"))[: images * 8]
+    chosen, pixels = next(photos.read(chosen, len(chosen), replace=(seed, 0)))
+    readings = [collapse_watch(built.method, pixels[:images], built.views, seed)] if collapse else []
+    if knn and photos.labels is not None:
         mean, std = built.views[0].normalization
-        made.append(knn_watch(pixels, [images.labels[int(i)] for i in chosen], mean, std, built.views[0].size, seed))
-    return made
+        readings.append(
+            knn_watch(pixels, [photos.labels[int(i)] for i in chosen], mean, std, built.views[0].size, seed)
+        )
+    return readings

@@ -75,6 +75,7 @@ def pretrain(
     from diptych.commands import recipe as recipes
     from diptych.commands.build import build, build_watches
     from diptych.commands.launch import launch, launched
+    from diptych.commands.schema import call_arguments
     from diptych.commands.tables import finished
     from diptych.training.pretrain import pretrain as train
 
@@ -85,7 +86,8 @@ def pretrain(
     photos = open_images(source, asked["images"], built.views[0].size)
     watch = build_watches(asked, built, photos)
     run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
-                overwrite=overwrite, record={"recipe": recipe, "source": source, **asked}, **asked["pretrain"])  # fmt: skip
+                overwrite=overwrite, record={"recipe": recipe, "source": source, **asked},
+                **call_arguments(train, asked["pretrain"]))  # fmt: skip
     if rank() == 0:
         print_result(finished(run))
 
@@ -105,6 +107,7 @@ def evaluate(
     encoder: OwnEncoder = None,
 ) -> None:
     """Judge an encoder: kNN and linear accuracy beside chance, raw pixels and the untrained encoder."""
+    from diptych.commands.schema import call_arguments
     from diptych.downstream.evaluate import evaluate as judge
 
     trained = open_encoder(run, encoder)
@@ -114,7 +117,7 @@ def evaluate(
         seed=seed, protocols=protocol or None, precision=precision
     )
     settings.pop("encoder", None)  # of runs before `--encoder`
-    print_result(str(judge(trained, bank, queries, device=device, **settings)))
+    print_result(str(judge(trained, bank, queries, device=device, **call_arguments(judge, settings))))
 
 
 @app.command()
@@ -229,16 +232,15 @@ def views(
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = Path("views.png"),
     count: Annotated[int, typer.Option(help="How many images.", min=1, max=200)] = 12,
 ) -> None:
-    """Show what the network will see: each image beside its two views, as a PNG."""
+    """Show what the network will see: each image beside its views, as a PNG."""
     from diptych.commands import recipe as recipes
     from diptych.commands.build import build_views
     from diptych.reporting.sheet import view_sheet
 
-    asked = recipes.read(recipe, overrides or [])
-    made = build_views(asked["views"])
-    photos = open_images(source, asked["images"], made[0].size)
-    sheet = view_sheet(photos, made, count, asked["pretrain"]["seed"])
-    save_png(sheet, out)
+    sections = recipes.read(recipe, overrides or [])
+    views = build_views(sections["views"])
+    photos = open_images(source, sections["images"], views[0].size)
+    save_png(view_sheet(photos, views, count, sections["pretrain"]["seed"]), out)
     print_result(str(out))
 
 

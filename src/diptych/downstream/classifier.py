@@ -20,21 +20,29 @@ from diptych.views import HorizontalFlip, Normalize, RandomResizedCrop, View
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> (inputs, classes) of each step
 Tell = Callable[[int, str], object]  # told the steps done, and what is going on
+Start = Callable[..., Tensor]  # (weight, generator=rng): fills a layer's weights in place
 BATCH = 512
+
+
+def small_normal_(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill with normal numbers of deviation 0.01, as Barlow Twins' evaluate.py."""
+    return nn.init.normal_(weight, std=0.01, generator=generator)
 
 
 class Classifier(nn.Module):
     """An encoder and a linear layer: images (N, 3, S, S) -> logits (N, classes).
 
     frozen: the encoder stays in evaluation mode and gets no gradient. The layer starts as in Barlow Twins' evaluate.py:
-    normal weights of deviation 0.01, no bias; with `keras` as Keras' Dense does.
+    normal weights of deviation 0.01, no bias; start_(weight, generator=rng) fills them otherwise.
     """
 
-    def __init__(self, encoder: nn.Module, classes: int, seed: int, frozen: bool = False, keras: bool = False):
+    def __init__(
+        self, encoder: nn.Module, classes: int, seed: int, *, frozen: bool = False, start_: Start = small_normal_
+    ):
         super().__init__()
         parameter = next(encoder.parameters(), torch.empty(0))
         self.encoder, self.frozen = encoder, frozen
-        self.head = linear_head(embedding_width(encoder, None), classes, seed, keras).to(parameter.dtype)
+        self.head = linear_head(embedding_width(encoder, None), classes, seed, start_).to(parameter.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.frozen:
@@ -50,16 +58,13 @@ class Classifier(nn.Module):
         return self
 
 
-def linear_head(width: int, classes: int, seed: int, keras: bool = False) -> nn.Linear:
-    """A linear layer with starting weights of its own address: small normal ones, or Keras' (Glorot uniform)."""
+def linear_head(width: int, classes: int, seed: int, start_: Start = small_normal_) -> nn.Linear:
+    """A linear layer whose weights `start_` fills from an address of their own; biases are zero."""
     rng = random_at(seed, "labels", "head")
     # torch fills a new layer from the CPU's global generator; these numbers are then replaced.
     with torch.random.fork_rng(devices=[]):
         head = nn.Linear(width, classes)
-    if keras:
-        nn.init.xavier_uniform_(head.weight, generator=rng)
-    else:
-        nn.init.normal_(head.weight, std=0.01, generator=rng)
+    start_(head.weight, generator=rng)
     nn.init.zeros_(head.bias)
     return head
 

@@ -16,7 +16,8 @@ from diptych.base.terminal import Progress
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
-from diptych.downstream.protocols import PROTOCOLS, Subject, Task, require_protocols
+from diptych.downstream.frozen import Subject, Task
+from diptych.downstream.protocols import PROTOCOLS, require_protocols
 from diptych.downstream.results import TRAINED, Evaluation
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose

@@ -45,7 +45,7 @@ ADVICE = (
     "change the strength of the colour distortions and their probabilities",
     "change the learning rate and its schedule (a lower peak, a longer warm-up)",
     "change the architecture of the encoder and of its projection head (width, batch normalisation in it)",
-)  # the three remedies of the Keras SimSiam example
+)  # S. Paul's three remedies (2021)
 
 
 @dataclass(frozen=True)

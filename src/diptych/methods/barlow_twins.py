@@ -20,29 +20,30 @@ class BarlowTwins(Method):
     """An encoder and a projector whose two projections are made to correlate column by column.
 
     encoder: images (N, 3, s, s) -> embedding (N, E).
-    projector: output widths of its Linear layers, with BN and ReLU between. Wide is good (fig. 4).
-    bias: biases in the projector's Linear layers; solo-learn and Keras have them, the authors do not.
+    projector: output widths of its Linear layers, with BN and ReLU between, wide is good (fig. 4); or a module of your
+    own, (N, E) -> (N, D).
+    bias: biases in these Linear layers; solo-learn has them, the authors do not.
     off_diagonal_weight: lambda of eq. 1.
     eps: added to the variances by which projections are standardised.
     scale: multiplies the loss. LARS hides it from the weights, but biases and BN feel it.
-    keras: Keras' batch normalisation and starting weights in the projector.
-    width: E, needed for an encoder without `num_features`.
+    width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        projector: Sequence[int] = (8192, 8192, 8192),
+        projector: Sequence[int] | nn.Module = (8192, 8192, 8192),
         bias: bool = False,
         off_diagonal_weight: float = 0.0051,
         eps: float = 1e-5,
         scale: float = 1.0,
-        keras: bool = False,
         width: int | None = None,
     ):
         super().__init__()
         self.encoder = encoder
-        self.projector = mlp((embedding_width(encoder, width), *projector), bias=bias, keras=keras)
+        if not isinstance(projector, nn.Module):
+            projector = mlp((embedding_width(encoder, width), *projector), bias=bias)
+        self.projector = projector
         self.off_diagonal_weight, self.eps, self.scale = off_diagonal_weight, eps, scale
 
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
@@ -53,7 +54,8 @@ class BarlowTwins(Method):
 
     def compare(self, projections: Projections, progress: Progress) -> Compared:
         z1, z2 = projections["z1"], projections["z2"]  # (N, D)
-        return Compared(*barlow_twins(z1, z2, self.off_diagonal_weight, self.eps, self.scale))
+        loss, parts = barlow_twins(z1, z2, self.off_diagonal_weight, self.eps)
+        return Compared(self.scale * loss, parts)
 
     def shown(self, projections: Projections) -> tuple[Tensor, Tensor]:
         return projections["z1"], projections["z2"]

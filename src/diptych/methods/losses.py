@@ -8,35 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.base.processes import mean_over_ranks, world_size
+from diptych.base.processes import gather_rows, mean_over_ranks, row_counts
 
 
 def barlow_twins(
-    z1_ND: Tensor,
-    z2_ND: Tensor,
-    off_diagonal_weight: float = 0.0051,
-    eps: float = 1e-5,
-    scale: float = 1.0,
+    z1_ND: Tensor, z2_ND: Tensor, off_diagonal_weight: float, eps: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """scale * (sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2): Barlow Twins, Zbontar et al. 2021, eq. 1.
+    """sum_i (1 - c_ii)^2 + weight * sum_{i != j} c_ij^2: Barlow Twins, Zbontar et al. 2021, eq. 1.
 
-    z1_ND, z2_ND: (N, D) projections of two views of the same images. Returns the loss, a scalar, and its two
-    sums {"on_diagonal", "off_diagonal"} before weight and scale, detached. Raises ValueError when the shapes
-    differ.
+    z1_ND, z2_ND: (N, D) projections of two views of the same images. eps: added to the variances. Returns the loss,
+    a scalar, and its two sums {"on_diagonal", "off_diagonal"} before the weight, detached. Raises ValueError when
+    the shapes differ.
     """
     _check_pair(z1_ND, z2_ND)
-    if _gram_is_cheaper(z1_ND):
+    counts = row_counts(len(z1_ND))
+    if _gram_is_cheaper(sum(counts), z1_ND.shape[1]):
         z1_ND, z2_ND = standardize(z1_ND, eps), standardize(z2_ND, eps)
-        c_ii = (z1_ND * z2_ND).mean(0)
-        # |z1' z2|^2 = <z1 z1', z2 z2'>, exactly: two (N, N) matrices instead of one (D, D)
-        all_squares = (_matmul(z1_ND, z1_ND.T) * _matmul(z2_ND, z2_ND.T)).sum() / len(z1_ND) ** 2
+        c_ii = _mean_of_all((z1_ND * z2_ND).sum(0), rows=len(z1_ND))
+        # |z1' z2|^2 = <z1 z1', z2 z2'>, exactly: two (N, N) matrices instead of one (D, D), own rows by all rows
+        all1_ND, all2_ND = gather_rows(z1_ND, counts), gather_rows(z2_ND, counts)
+        own_squares = (_matmul(z1_ND, all1_ND.T) * _matmul(z2_ND, all2_ND.T)).sum()
+        all_squares = mean_over_ranks(own_squares) * len(counts) / len(all1_ND) ** 2
     else:
         c_DD = cross_correlation(z1_ND, z2_ND, eps)
         c_ii = c_DD.diagonal()
         all_squares = c_DD.square().sum()
     on_diagonal = (1 - c_ii).square().sum()
     off_diagonal = all_squares - c_ii.square().sum()
-    loss = scale * (on_diagonal + off_diagonal_weight * off_diagonal)
+    loss = on_diagonal + off_diagonal_weight * off_diagonal
     return loss, {"on_diagonal": on_diagonal.detach(), "off_diagonal": off_diagonal.detach()}
 
 
@@ -51,14 +50,14 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     return -_mean_of_all(cosine_N.sum(), rows=len(p_ND))
 
 
-def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float = 1e-5) -> Tensor:
+def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float) -> Tensor:
     """(D, D) correlations of each dimension of one view with each of the other: Barlow Twins, eq. 2."""
     _check_pair(z1_ND, z2_ND)
     sum_DD = _matmul(standardize(z1_ND, eps).T, standardize(z2_ND, eps))
     return _mean_of_all(sum_DD, rows=len(z1_ND))
 
 
-def standardize(z_ND: Tensor, eps: float = 1e-5) -> Tensor:
+def standardize(z_ND: Tensor, eps: float) -> Tensor:
     """Each dimension to mean 0 and variance 1 over the rows: (z - mean) / sqrt(variance + eps), (N, D).
 
     The variance is the population's, as batch normalisation without affine parameters has it. A constant
@@ -70,10 +69,9 @@ def standardize(z_ND: Tensor, eps: float = 1e-5) -> Tensor:
     return centred_ND * (variance_D + eps).rsqrt()
 
 
-def _gram_is_cheaper(z_ND: Tensor) -> bool:
-    """4 N^2 D operations against 2 N D^2. Several processes would need each other's rows for it."""
-    rows, width = z_ND.shape
-    return world_size() == 1 and 2 * rows < width
+def _gram_is_cheaper(rows: int, width: int) -> bool:
+    """4 n N D operations against 2 n D^2, n of the N rows of all ranks on this one; and 2 N D numbers travel instead of D^2."""
+    return 2 * rows < width
 
 
 def _mean_of_all(total: Tensor, rows: int) -> Tensor:

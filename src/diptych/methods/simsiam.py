@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from diptych.base.errors import RecipeError
 from diptych.methods.losses import negative_cosine
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width, two_views
 from diptych.networks.projectors import mlp
@@ -21,37 +22,39 @@ class SimSiam(Method):
     """An encoder, a projector, and a predictor whose target gets no gradient.
 
     encoder: images (N, 3, s, s) -> embedding (N, E).
-    projector: output widths of its Linear layers, with BN and ReLU between and BN last. Two for CIFAR-10.
-    predictor: width of its hidden layer, a bottleneck of a quarter of the projection (sec. 3).
+    projector: output widths of its Linear layers, with BN and ReLU between and BN last, two for CIFAR-10; or a module of
+    your own, (N, E) -> (N, D).
+    predictor: width of its hidden layer, a bottleneck of a quarter of the projection (sec. 3); or a module of your own,
+    (N, D) -> (N, D).
     stop_gradient: False trains eq. 2 instead, to watch the collapse.
-    keras: as Keras' example: its batch normalisation and starting weights, scale and shift in the last BN,
-    ReLU before BN in the predictor.
-    frozen_statistics: BN takes its moving averages for mean and variance, which then never change, and nothing
-    is normalised by its batch. Keras' example trains so, as its train_step does not say `training=True`.
-    width: E, needed for an encoder without `num_features`.
+    width: E, needed for an encoder without `num_features`, unless the projector is a module.
+
+    Raises RecipeError for a width of a predictor beside a projector of your own, whose D only you know.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        projector: Sequence[int] = (2048, 2048, 2048),
-        predictor: int = 512,
+        projector: Sequence[int] | nn.Module = (2048, 2048, 2048),
+        predictor: int | nn.Module = 512,
         stop_gradient: bool = True,
-        keras: bool = False,
-        frozen_statistics: bool = False,
         width: int | None = None,
     ):
         super().__init__()
         self.encoder = encoder
-        widths = (embedding_width(encoder, width), *projector)
-        self.projector = mlp(widths, last_norm="affine" if keras else "plain", keras=keras)
-        bottleneck = (widths[-1], predictor, widths[-1])
-        self.predictor = mlp(bottleneck, last_bias=True, relu_first=keras, keras=keras)
-        self.stop_gradient, self.frozen_statistics = stop_gradient, frozen_statistics
+        if not isinstance(projector, nn.Module):
+            widths = (embedding_width(encoder, width), *projector)
+            self.projector = mlp(widths, last_norm="plain")
+            if not isinstance(predictor, nn.Module):
+                predictor = mlp((widths[-1], predictor, widths[-1]), last_bias=True)
+            self.predictor = predictor
+        elif isinstance(predictor, nn.Module):
+            self.projector, self.predictor = projector, predictor
+        else:
+            raise RecipeError("a projector that is a module needs a predictor that is one: (N, D) -> (N, D)")
+        self.stop_gradient = stop_gradient
 
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
-        if self.frozen_statistics:
-            freeze_statistics(self)
         view1, view2 = two_views(views)  #           (N, 3, s, s)
         z1 = self.projector(self.encoder(view1))  #  (N, 3, s, s) -> (N, E) -> (N, D)
         z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
@@ -67,10 +70,3 @@ class SimSiam(Method):
 
     def shown(self, projections: Projections) -> tuple[Tensor, Tensor]:
         return projections["z1"], projections["z2"]
-
-
-def freeze_statistics(network: nn.Module) -> None:
-    """Evaluation mode for each layer that keeps moving averages, until somebody calls `train` again."""
-    for layer in network.modules():
-        if hasattr(layer, "running_mean"):
-            layer.eval()

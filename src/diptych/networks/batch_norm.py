@@ -1,4 +1,8 @@
-"""Batch normalisation over the rows of all processes."""
+"""Batch normalisation over the rows of all processes, or over groups of rows, on any number of processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -6,60 +10,115 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.base.errors import DiptychError
+from diptych.base.errors import DiptychError, RecipeError
 from diptych.base.processes import mean_over_ranks, world_size
 
 
-def with_global_statistics(module: nn.Module) -> nn.Module:
-    """Let every BatchNorm in `module`, also timm's BatchNormAct2d, train on the statistics of all ranks.
+@contextmanager
+def shared_statistics(module: nn.Module, rows: int | None = None) -> Iterator[None]:
+    """Inside, `rows` rows share batch statistics in every BatchNorm of `module`; afterwards each is of its own class again.
 
-    In place: parameters, buffers, hooks and state-dict keys stay the very same, an optimizer made before
-    remains right. Raises DiptychError at a kind of batch normalisation that it does not know.
+    rows: as `Method.statistics_rows`; None: all rows of all processes. Parameters, buffers, hooks and state-dict keys stay
+    the very same, so an optimizer made before remains right. On one process None changes nothing. Raises DiptychError at a
+    kind of batch normalisation that it does not know, RecipeError for fewer rows than one.
     """
-    if world_size() == 1:
+    before = [(layer, type(layer)) for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    try:
+        share_statistics(module, rows)
+        yield
+    finally:
+        for layer, kind in before:
+            layer.__class__ = kind
+
+
+def share_statistics(module: nn.Module, rows: int | None = None) -> nn.Module:
+    """`shared_statistics` without an end: changes the BatchNorms of `module` in place and returns it."""
+    if rows is not None and rows < 1:
+        raise RecipeError(f"statistics_rows is {rows}; it must be at least 1, or None for all rows of a step")
+    if rows is None and world_size() == 1:
         return module
     from timm.layers import BatchNormAct2d  # imported late: timm takes two seconds
 
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
-    for name, child in module.named_modules():
-        if type(child) in known or getattr(child, "population_variance", False):  # the latter: Keras', see there
-            child.__class__ = GlobalBatchNorm  # only forward differs
-        elif isinstance(child, _BatchNorm) and not isinstance(child, GlobalBatchNorm | nn.SyncBatchNorm):
+    for name, layer in module.named_modules():
+        if not isinstance(layer, _BatchNorm) or isinstance(layer, SharedBatchNorm):
+            continue
+        if type(layer) in known or hasattr(type(layer), "remember"):
+            layer.__class__ = _shared(type(layer), rows)  # only forward differs
+        elif rows is not None or not isinstance(layer, nn.SyncBatchNorm):
             raise DiptychError(
-                f"{name or 'module'} is a {type(child).__name__}, whose statistics cannot be made "
-                "global: use BatchNorm2d, or train on one process"
+                f"{name or 'module'} is a {type(layer).__name__}, whose statistics cannot be shared over processes or "
+                "groups of rows: use BatchNorm2d, or train on one process without statistics_rows"
             )
     return module
 
 
-class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm over the rows of all ranks, on any device, in any float type, with unequal numbers of rows.
+@cache
+def _shared(kind: type[_BatchNorm], rows: int | None) -> type[_BatchNorm]:
+    """`kind` with the forward pass of SharedBatchNorm. A layer's own `remember(mean, variance, count)` stays."""
+    return type(f"Shared{kind.__name__}", (SharedBatchNorm, kind), {"rows": rows, "__module__": __name__})
 
-    In evaluation it is torch's own and talks to nobody. Children (timm's drop and act) follow in their order.
+
+class SharedBatchNorm(_BatchNorm):
+    """BatchNorm over the rows of all ranks, or over groups of `rows` consecutive ones: any device, any float type.
+
+    In evaluation it is the layer that it replaces and talks to nobody. Children (timm's drop and act) follow in their order.
     """
 
+    rows: int | None = None
+
     def forward(self, x: Tensor) -> Tensor:  # pyrefly: ignore
-        if self.training:
-            x, mean, variance, count = _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps)
-            # Unbiased, as torch remembers it, but for Keras' layers.
-            keras = getattr(self, "population_variance", False)
-            self._remember(mean, variance if keras else variance * count / (count - 1))
+        if not self.training:
+            return super().forward(x)
+        if self.rows is None:
+            x, *statistics = _NormalizeOverRanks.apply(x, self.weight, self.bias, self.eps)
         else:
-            mean, variance = self.running_mean, self.running_var
-            x = F.batch_norm(x, mean, variance, self.weight, self.bias, mean is None, 0.0, self.eps)
+            x, *statistics = _normalize_groups(x, self.rows, weight=self.weight, bias=self.bias, eps=self.eps)
+        if self.track_running_stats and self.running_mean is not None:
+            getattr(self, "remember", self._remember)(*statistics)
         for child in self.children():
             x = child(x)
         return x
 
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """As torch remembers: running statistics move towards the mean and the unbiased variance."""
         means, variances, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        if not self.track_running_stats or means is None or variances is None or batches is None:
+        if means is None or variances is None or batches is None:
             return
         batches.add_(1)
         # momentum None is torch's plain average over all batches; float() waits for the device
         share = 1 / float(batches) if self.momentum is None else self.momentum
         means.lerp_(mean.to(means.dtype), share)
-        variances.lerp_(variance.to(variances.dtype), share)
+        variances.lerp_((variance * count / (count - 1)).to(variances.dtype), share)
+
+
+def _normalize_groups(
+    x: Tensor, rows: int, *, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each group of `rows` rows of x (N, C, ...) by its own statistics, without a word to other processes.
+
+    Also the mean of these means and (population) variances over the groups of all processes, for the running statistics:
+    one small collective, without gradient; and the values that one group has a channel.
+    """
+    groups, rest = divmod(len(x), rows)
+    if rest or not groups:
+        raise RecipeError(
+            f"statistics_rows is {rows} and a batch normalisation got {len(x)} rows: let each process' share of the batch "
+            f"(and micro_batch) be a multiple of {rows}"
+        )
+    dtype, channels = x.dtype if x.dtype == torch.float64 else torch.float32, x.shape[1]
+    # Under momentum 1 running statistics become a group's own: no second pass over x.
+    statistics = torch.zeros(2, groups, channels, dtype=dtype, device=x.device)
+    y = torch.cat(
+        [
+            F.batch_norm(group, mean, variance, weight, bias, training=True, momentum=1.0, eps=eps)
+            for group, mean, variance in zip(x.split(rows), *statistics, strict=True)
+        ]
+    )
+    count = torch.full((), x[:rows].numel() // channels, dtype=dtype, device=x.device)
+    pooled = mean_over_ranks(torch.cat([statistics.sum(1), statistics.new_full((1, channels), groups)]))
+    mean, unbiased = pooled[:2] / pooled[2]
+    return y, mean, unbiased * (count - 1) / count, count
 
 
 class _NormalizeOverRanks(torch.autograd.Function):

@@ -1,11 +1,11 @@
-"""Encoders by name, images (N, 3, S, S) -> embedding (N, E): timm's networks and the Keras examples' two."""
+"""Encoders by name, images (N, 3, S, S) -> embedding (N, E): timm's networks and the few of this package."""
 
 import copy
 import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diptych.base.errors import RecipeError
 from diptych.networks.keras import KERAS_NETWORKS
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {**KERAS_NETWORKS}  # of this package
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 # Options by which timm reads or fetches what they name: not for recipes and encoder folders, which others may have made.
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -33,7 +34,7 @@ def encoder(
 ) -> nn.Module:
     """A network without classifier: images (N, 3, S, S) -> embedding (N, E). E is its `num_features`.
 
-    name: any timm name ("resnet18", "convnext_tiny", ...), "keras_resnet34" or "keras_resnet20v2".
+    name: any timm name ("resnet18", "convnext_tiny", ...) or one of `NETWORKS`.
     stem: "small" makes the first convolution 3x3 at stride 1 and takes out the max-pool, "small-stride2" the
     same at stride 2, "small-padded" the same at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34
     pixels from 32), "standard" changes nothing. "auto" is "small" for images of up to 64 pixels where the
@@ -48,8 +49,8 @@ def encoder(
         raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
     if pretrained and stem == "auto":
         stem = "standard"  # the pretrained one
-    if name in KERAS_NETWORKS:
-        network = _keras_network(name, stem, pretrained, options)
+    if name in NETWORKS:
+        network = _own_network(name, stem, pretrained, options)
     else:
         network = _timm_network(name, stem, size, pretrained, options)
     _ARGUMENTS[network] = {"name": name, "stem": stem, "size": size, **without_weights(options)}
@@ -78,7 +79,7 @@ def without_weights(options: dict[str, Any]) -> dict[str, Any]:
 
 def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(name):
-        near = _near(name, [*timm.list_models(), *KERAS_NETWORKS])
+        near = _near(name, [*timm.list_models(), *NETWORKS])
         raise RecipeError(f"no encoder is named {name!r}{near}")
     if pretrained and stem.startswith("small"):
         fix = "use stem standard, or pretrained false"
@@ -95,11 +96,11 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
     return network
 
 
-def _keras_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
+def _own_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
     refused = [*options, *["pretrained"] * pretrained, *[f"stem {stem!r}"] * stem.startswith("small")]
     if refused:
         raise RecipeError(f"{name} is a network without choices, it does not take {', '.join(refused)}")
-    return KERAS_NETWORKS[name]()
+    return NETWORKS[name]()
 
 
 def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:

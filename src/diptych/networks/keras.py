@@ -1,4 +1,4 @@
-"""The networks of the two Keras examples, layer for layer: Barlow Twins' ResNet-34, SimSiam's ResNet-20 v2.
+"""The networks of the two Keras examples, layer for layer: Barlow Twins' ResNet-34, SimSiam's ResNet-20 v2, projectors.
 
 Modules are made in the order of Keras' `model.layers`, so walking `modules()` meets the same weights in the
 same order. What PyTorch does otherwise and is kept here: biases in every convolution, 'same' padding (at
@@ -7,48 +7,73 @@ variance, and the starting weights.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from diptych.base.errors import RecipeError
 from diptych.networks.convolution import Conv2d
+from diptych.networks.projectors import mlp
 
 
-def _keras_batch_norm(self: Any, x: Tensor) -> Tensor:
-    if not self.training:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-    # Under momentum 1 these two become the batch's own mean and (unbiased) variance: no second pass over x.
-    mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-    y = F.batch_norm(x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
-    count = x.numel() // x.shape[1]
-    with torch.no_grad():
+class KerasBatchNorm(_BatchNorm):
+    """Keras' `BatchNormalization`: epsilon 1e-3, momentum 0.99 (0.01 in PyTorch's count), the population variance remembered.
+
+    frozen: it normalises by its moving averages and never changes them, in training as in evaluation.
+    """
+
+    def __init__(
+        self, width: int, *, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True, frozen: bool = False
+    ):
+        super().__init__(width, eps=eps, momentum=momentum, affine=affine)
+        self.frozen = frozen
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        # Under momentum 1 these two become the batch's own mean and (unbiased) variance: no second pass over the input.
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = F.batch_norm(input, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+        count = input.numel() // input.shape[1]
+        self.remember(mean, variance * ((count - 1) / count), count)
+        return y
+
+    @torch.no_grad()
+    def remember(self: Any, mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
+        """Move the running statistics towards the mean and the population variance (C,) of `count` values a channel."""
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
         self.num_batches_tracked += 1
-    return y
 
 
-class KerasBatchNorm1d(nn.BatchNorm1d):
-    """Keras' `BatchNormalization` of (N, C): epsilon 1e-3, momentum 0.99 (0.01 in PyTorch's count)."""
-
-    def __init__(self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True):
-        super().__init__(width, eps=eps, momentum=momentum, affine=affine)
-        self.population_variance = True  # in running_var: told to whoever counts over several processes
-
-    forward = _keras_batch_norm
+class KerasBatchNorm1d(KerasBatchNorm, nn.BatchNorm1d):
+    """`KerasBatchNorm` of (N, C)."""
 
 
-class KerasBatchNorm2d(nn.BatchNorm2d):
-    """Keras' `BatchNormalization` of (N, C, H, W); as `KerasBatchNorm1d`."""
+class KerasBatchNorm2d(KerasBatchNorm, nn.BatchNorm2d):
+    """`KerasBatchNorm` of (N, C, H, W)."""
 
-    def __init__(self, width: int, eps: float = 1e-3, momentum: float = 0.01, affine: bool = True):
-        super().__init__(width, eps=eps, momentum=momentum, affine=affine)
-        self.population_variance = True
 
-    forward = _keras_batch_norm
+def freeze_statistics(network: nn.Module) -> None:
+    """Freeze every batch normalisation of `network`, in place. Raises RecipeError at one that is not Keras'."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, KerasBatchNorm):
+            layer.frozen = True
+            layer.train()
+        elif isinstance(layer, _BatchNorm):
+            raise RecipeError(
+                f"{name or 'the network'} is a {type(layer).__name__}, whose statistics cannot be frozen: use the encoder "
+                f"{' or '.join(KERAS_NETWORKS)}, or frozen_statistics false"
+            )
 
 
 def he_normal_(weight: Tensor) -> Tensor:
@@ -178,6 +203,29 @@ class KerasResNet20v2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.blocks(self.stem(2 * images - 1)).mean((2, 3))
+
+
+def keras_projector(
+    widths: Sequence[int], *, bias: bool = False, last_norm: bool = False, frozen: bool = False
+) -> nn.Sequential:
+    """`mlp(widths, bias)` with Keras' batch normalisation and starting weights; last_norm: a BN after the last Linear too.
+
+    frozen: batch normalisation with frozen statistics. Raises RecipeError without an output width.
+    """
+    norm = partial(KerasBatchNorm1d, frozen=frozen)
+    network = mlp(widths, bias=bias, last_norm="affine" if last_norm else None, batch_norm=norm)
+    start_as_keras(network)
+    return network
+
+
+def keras_predictor(width: int, hidden: int, frozen: bool = False) -> nn.Sequential:
+    """The predictor of Keras' SimSiam example, (N, width) -> (N, hidden) -> (N, width): ReLU stands before BN."""
+    if hidden < 1:
+        raise RecipeError(f"predictor is {hidden}; it must be 1 or more")
+    first, norm = nn.Linear(width, hidden, bias=False), KerasBatchNorm1d(hidden, frozen=frozen)
+    network = nn.Sequential(first, nn.ReLU(), norm, nn.Linear(hidden, width))
+    start_as_keras(network)
+    return network
 
 
 KERAS_NETWORKS = {"keras_resnet34": KerasResNet34, "keras_resnet20v2": KerasResNet20v2}

@@ -101,11 +101,11 @@ def values(lines: list[dict], name: str) -> list[tuple[float, float]]:
     return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
-def view_pairs(run: Record) -> list[list[str]]:
-    """Rows of three pictures (image, view 1, view 2), as many as the page has room for."""
-    if "views" not in run.pictures:
-        return []
-    columns = [thumbnails(run.pictures["views"][key][:24], 112) for key in ("originals", "first", "second")]
+def view_rows(run: Record) -> list[list[str]]:
+    """Rows of pictures (image, view 1, view 2, ...), as many as the page has room for."""
+    images_of = run.pictures.get("views", {})
+    size = 112 if len(images_of) <= 9 else 64  # many views are drawn smaller on the page, too
+    columns = [thumbnails(images[:24], size) for images in images_of.values()]
     rows, room = [], VIEWS_BYTES
     for images in zip(*columns, strict=True):
         row = [data_uri(image) for image in images]

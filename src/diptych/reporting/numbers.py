@@ -4,6 +4,7 @@ import statistics
 
 from diptych.reporting.charts import number
 from diptych.reporting.figures import values
+from diptych.reporting.keras import KERAS_PROTOCOLS
 from diptych.reporting.record import Record, clip, real
 from diptych.runs.run import flatten
 
@@ -26,15 +27,7 @@ PROTOCOLS = {
         "linear-sgd",
         "One linear layer is trained by SGD on crops and flips through the frozen encoder.",
     ),
-    "linear-keras": (
-        "linear-keras",
-        "One linear layer on the frozen projector's output, as Keras' Barlow Twins example.",
-    ),
-    "linear-keras-embedding": ("linear-keras-embedding", "The same layer on the encoder's embeddings."),
-    "linear-keras-simsiam": (
-        "linear-keras-simsiam",
-        "One linear layer is trained on flips through the frozen encoder, as Keras' SimSiam example.",
-    ),
+    **KERAS_PROTOCOLS,
     "finetune": ("finetune", "Encoder and linear layer are trained together on labels."),
 }
 SIZES = {"train_images": "training images", "test_images": "test images", "classes": "classes"}

@@ -1,4 +1,4 @@
-"""Pictures made of arrays: thumbnails, the contact sheet of view pairs, maps in two dimensions.
+"""Pictures made of arrays: thumbnails, the contact sheet of views, maps in two dimensions.
 
 Pure functions of numpy arrays. Images are (n, H, W, 3) uint8, the order that image files want.
 """
@@ -6,6 +6,7 @@ Pure functions of numpy arrays. Images are (n, H, W, 3) uint8, the order that im
 import base64
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +16,7 @@ from diptych.base.errors import DataError
 PAPER, SOFT, FAINT = (252, 251, 248), (95, 91, 84), (222, 218, 210)
 INKS = ((36, 112, 196), (214, 96, 24), (40, 140, 90), (150, 80, 170), (120, 120, 40), (70, 70, 70))  # of lines, in turn
 SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels of one image on a contact sheet
+LONGEST_LINE = 8  # views beside each other on a contact sheet
 
 
 def thumbnails(images: np.ndarray, size: int) -> np.ndarray:
@@ -35,39 +37,44 @@ def data_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def contact_sheet(
-    originals: np.ndarray,
-    firsts: np.ndarray,
-    seconds: np.ndarray,
-    labels: tuple[str, str, str] = ("image", "view 1", "view 2"),
-) -> Image.Image:
-    """One picture of n rows "image, view 1, view 2", each (n, H, W, 3) uint8; many rows stand in blocks.
+def contact_sheet(originals: np.ndarray, views: Sequence[np.ndarray]) -> Image.Image:
+    """One picture of n rows, each an image beside its views: `originals` and each of `views` (n, H, W, 3) uint8.
 
-    Small images are enlarged by whole pixels, or nobody could judge them. Raises `DataError` when the three
-    do not have the same number of images, or none.
+    Views of any size fill tiles of one size. Small images are enlarged by whole pixels, or nobody could judge them.
+    More than LONGEST_LINE views stand in several lines, many rows in blocks. Raises `DataError` without views or
+    images, and where an array has another number of images than `originals`.
     """
-    columns = [_checked(images) for images in (originals, firsts, seconds)]
-    counts = {len(images) for images in columns}
-    if len(counts) != 1 or 0 in counts:
-        raise DataError(f"a contact sheet needs as many images as views, got {[len(images) for images in columns]}")
-    n = counts.pop()
-    side = max(columns[1].shape[1:3])
+    originals, *views = (_checked(images) for images in (originals, *views))
+    counts = [len(images) for images in (originals, *views)]
+    if not views or set(counts) != {counts[0]} or not counts[0]:
+        raise DataError(f"a contact sheet needs as many images as views, got {counts}")
+    side = max(max(view.shape[1:3]) for view in views)
     tile = min(side * math.ceil(SMALLEST_TILE / side), LARGEST_TILE)
-    blocks = 1 if n <= 6 else 2 if n <= 16 else 3
+    lines = math.ceil(len(views) / LONGEST_LINE)
+    line = math.ceil(len(views) / lines)
+    n = counts[0]
+    blocks = max(
+        1, round((1 if n <= 6 else 2 if n <= 16 else 3) * 3 / (1 + line))
+    )  # 3 tiles, an image and two views, a block
     rows = math.ceil(n / blocks)
-    # Pixels; the two views stand closer to each other than to their image.
+    # Pixels; the views stand closer to each other than to their image.
     margin, hinge, apart, heading = 24, 3, 14, 26
-    offsets = (0, tile + apart, 2 * tile + apart + hinge)
-    block = 3 * tile + apart + hinge + 2 * margin
-    sheet = Image.new("RGB", (blocks * block, 2 * margin + heading + rows * (tile + apart) - apart), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
+    block = tile + apart + line * (tile + hinge) - hinge + 2 * margin
+    row = lines * (tile + hinge) - hinge + apart
+    sheet = Image.new("RGB", (math.ceil(n / rows) * block, 2 * margin + heading + rows * row - apart), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    titles = [f"view {index + 1}" for index in range(line)] if lines == 1 else [f"views 1 to {len(views)}"]
     for index in range(n):
-        left, row = margin + index // rows * block, index % rows
-        for label, offset, images in zip(labels, offsets, columns, strict=True):
-            if row == 0:
-                draw.text((left + offset, margin - 2), label, fill=SOFT, font=font)
-            sheet.paste(_tile(images[index], tile), (left + offset, margin + heading + row * (tile + apart)))
+        left, top = margin + index // rows * block, margin + heading + index % rows * row
+        places = [
+            (left + tile + apart + k % line * (tile + hinge), top + k // line * (tile + hinge))
+            for k in range(len(views))
+        ]
+        if index % rows == 0:
+            for title, (x, y) in zip(["image", *titles], [(left, top), *places], strict=False):
+                draw.text((x, y - heading - 2), title, fill=SOFT, font=font)
+        for images, place in zip([originals, *views], [(left, top), *places], strict=True):
+            sheet.paste(_tile(images[index], tile), place)
     return sheet
 
 

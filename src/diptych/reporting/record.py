@@ -1,9 +1,11 @@
 """What a run folder says, read kindly: what is missing is empty, what is damaged is left out and noted."""
 
+import itertools
 import json
 import math
 import zipfile
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +19,7 @@ LONGEST = 300  # characters of one text (a class, a reason, a path); a page is n
 LARGEST_ARRAYS = 512 * 2**20  # bytes of one picture file's arrays, unpacked
 RECIPE_LINES = 400
 PICTURES = {
-    "views": ("originals", "first", "second"),
+    "views": ("originals", "view_0"),  # and view_1, view_2, ...
     "correlation": ("matrix",),
     "map": ("xy", "labels", "thumbnails"),
     "neighbours": ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"),
@@ -124,8 +126,8 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
                 raise ValueError(f"its arrays are larger than {LARGEST_ARRAYS // 2**20} MiB")
         with np.load(path, allow_pickle=False) as archive:
-            wanted = (*keys, *(key for key in OPTIONAL if key in archive))
-            arrays = {key: archive[key] for key in wanted}
+            more = further_views(archive) if name == "views" else OPTIONAL
+            arrays = {key: archive[key] for key in (*keys, *(key for key in more if key in archive))}
         check_shapes(name, arrays)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         run.notes.append(
@@ -136,9 +138,14 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
         run.pictures[name] = arrays
 
 
+def further_views(names: Collection[str]) -> list[str]:
+    """The arrays of views after `view_0`, without a gap."""
+    return list(itertools.takewhile(names.__contains__, (f"view_{index}" for index in itertools.count(1))))
+
+
 def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
     """Raise ValueError for arrays that do not belong together."""
-    images = {"originals": 4, "first": 4, "second": 4, "thumbnails": 4, "query": 4, "neighbours": 5}
+    images = {"thumbnails": 4, "query": 4, "neighbours": 5} | (dict.fromkeys(arrays, 4) if name == "views" else {})
     for key, array in arrays.items():
         if key in images and not (
             array.ndim == images[key] and array.shape[-1] == 3 and array.dtype == np.uint8 and 0 not in array.shape[-3:]
@@ -151,7 +158,7 @@ def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
         if key in ("matrix", "xy", "similarity") and not (array.dtype.kind == "f" and np.isfinite(array).all()):
             raise ValueError(f"{key} holds values that are not finite numbers")
     if name == "views":
-        fits = len({len(arrays[key]) for key in PICTURES["views"]}) == 1
+        fits = len({len(array) for array in arrays.values()}) == 1
     elif name == "correlation":
         fits = arrays["matrix"].ndim == 2 and arrays["matrix"].shape[0] == arrays["matrix"].shape[1]
     elif name == "map":

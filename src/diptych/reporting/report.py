@@ -50,8 +50,8 @@ def save_figures(run: Record) -> None:
         if chart["name"] in figures.TITLES:  # other names are the run's own, and no names for files
             save_png(folder / f"{chart['name']}.png", pictures.line_picture(chart, (WIDTH, HEIGHT)))
     if "views" in run.pictures:
-        originals, firsts, seconds = (run.pictures["views"][key][:24] for key in ("originals", "first", "second"))
-        save_png(folder / "views.png", pictures.contact_sheet(originals, firsts, seconds))
+        originals, *views = (images[:24] for images in run.pictures["views"].values())
+        save_png(folder / "views.png", pictures.contact_sheet(originals, views))
 
 
 def save_png(path: Path, picture: Image.Image) -> None:
@@ -90,7 +90,7 @@ def render(run: Record) -> str:
         watched=watched,
         speed=speed,
         hover={c["name"]: [line["hover"] for line in c["lines"]] for c in [*training, *watched, speed] if c},
-        views=figures.view_pairs(run),
+        views=figures.view_rows(run),
         correlation=figures.correlation(run),
         map=figures.map_figure(run),
         map_size=(MAP_WIDTH, MAP_HEIGHT),

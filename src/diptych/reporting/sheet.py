@@ -13,8 +13,8 @@ from diptych.views.view import bytes_of
 
 
 def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> Image.Image:
-    """The contact sheet of `diptych views`: each image beside its two views."""
+    """The contact sheet of `diptych views`: each image beside its views."""
     chosen = torch.randperm(len(images), generator=random_at(seed, "sheet"))[:count]
     _, originals = next(images.read(chosen, count, replace=(seed, 0)))
-    made = [view.display(view(originals, random_at(seed, "views", 0, i))) for i, view in enumerate(views[:2])]
-    return pictures.contact_sheet(bytes_of(originals / 255), bytes_of(made[0]), bytes_of(made[1]))
+    shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
+    return pictures.contact_sheet(bytes_of(originals / 255), [bytes_of(pixels) for pixels in shown])

@@ -31,9 +31,8 @@ EXAMPLES, DIAGNOSED = 12, 1024  # images whose views are kept for the report; th
 LARGEST_PICTURE = 256  # rows of the correlation matrix that are kept for the report
 
 
-def check(
-    images: Images, *, epochs: int, batch_size: int, precision: str, micro_batch: int | None, torch_compile: bool
-) -> None:
+def check(images: Images, method: Method, *, epochs: int, batch_size: int, precision: str, micro_batch: int | None,
+          torch_compile: bool) -> None:  # fmt: skip
     """RecipeError for what cannot be trained, DataError where the processes see different images."""
     same_images(images)
     if precision not in PRECISIONS:
@@ -54,6 +53,11 @@ def check(
         raise RecipeError(
             f"micro_batch {micro_batch} must be at least 2 and divide the {share} images of a process' batch"
         )
+    if (group := method.statistics_rows) is not None and (micro_batch or share) % group:
+        pieces = f"micro_batch {micro_batch}" if micro_batch else f"the {share} images of a process' batch"
+        raise RecipeError(
+            f"{group} images share their batch statistics in {type(method).__name__}: it must divide {pieces}"
+        )
 
 
 def same_images(images: Images) -> None:
@@ -62,7 +66,7 @@ def same_images(images: Images) -> None:
     for other, (count, mark) in enumerate(rows.tolist()):
         if (count, mark) != tuple(rows[0].tolist()):
             raise DataError(f"process {other} reads {count} images (fingerprint {mark:015x}), process 0 reads {int(rows[0, 0])} "
-                            f"({int(rows[0, 1]):015x}): give every process the same, whole source")  # fmt: skip
+                            f"({int(rows[0, 1]):015x}): give every process the same, whole source, or say images.resident")  # fmt: skip
 
 
 def describe_arguments(
@@ -98,12 +102,14 @@ def begin(keeper: Keeper, feed: Feed, step: int, *, best: bool) -> None:
     if step > 0:
         return
     save_encoder(run.folder / "untrained", keeper.method.encoder, preprocessing(feed))
-    originals = feed.examples(EXAMPLES)
-    shown = [
-        bytes_of(view.display(view(originals, random_at(feed.seed, "views", 0, index))))
-        for index, view in enumerate(feed.views)
-    ]
-    run.picture("views", originals=originals.permute(0, 2, 3, 1).numpy(), first=shown[0], second=shown[-1])
+    run.picture("views", **view_arrays(feed.examples(EXAMPLES), feed.views, feed.seed))
+
+
+def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
+    """`originals` (n, 3, S, S) uint8 and their views of step 0, `view_0`, `view_1`, ..., as (n, H, W, 3) uint8."""
+    shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
+    arrays = {f"view_{index}": bytes_of(pixels) for index, pixels in enumerate(shown)}
+    return {"originals": originals.permute(0, 2, 3, 1).numpy()} | arrays
 
 
 def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
@@ -130,7 +136,7 @@ def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
 def pictures_of(shown: tuple[Tensor, Tensor]) -> Mapping[str, dict[str, np.ndarray]]:
     """For the report: the correlation matrix of two projections, and the projections, in their first columns."""
     z1, z2 = (z[:, :LARGEST_PICTURE] for z in shown)
-    matrix = cross_correlation(z1, z2)
+    matrix = cross_correlation(z1, z2, eps=1e-5)
     return {
         "correlation": {"matrix": matrix.cpu().numpy()},
         "projections": {"z1": z1.cpu().numpy(), "z2": z2.cpu().numpy()},

@@ -11,7 +11,7 @@ from diptych.base.signals import Preempted, StopRequest
 from diptych.base.terminal import Progress
 from diptych.data.images import Images
 from diptych.methods import Method
-from diptych.networks.batch_norm import with_global_statistics
+from diptych.networks.batch_norm import shared_statistics
 from diptych.networks.convolution import quick_convolutions
 from diptych.runs import boards
 from diptych.runs.run import Run
@@ -72,7 +72,7 @@ def pretrain(
     """
     where = start(choose_device(device))
     images.prepare()  # bad images are left out before anything is counted
-    check(images, epochs=epochs, batch_size=batch_size, precision=precision, micro_batch=micro_batch,
+    check(images, method, epochs=epochs, batch_size=batch_size, precision=precision, micro_batch=micro_batch,
           torch_compile=torch_compile)  # fmt: skip
     dtype = torch.float64 if precision == "float64" else torch.float32
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
@@ -80,8 +80,8 @@ def pretrain(
                     micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
     record = record or describe_arguments(method, images, views, optimizer, settings)
     feed = Feed(images, views, epochs=epochs, batch_size=batch_size, seed=seed, device=where, dtype=dtype)
-    with_global_statistics(method)
-    try_method(method, views, images.size)
+    with shared_statistics(method, method.statistics_rows):
+        try_method(method, views, images.size)
     run = open_run(out, record, resume, overwrite)
     try:
         keeper = Keeper(run, method, optimizer, images, minutes=checkpoint_minutes)
@@ -93,7 +93,8 @@ def pretrain(
         begin(keeper, feed, state.step, best=stopping is not None)
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = Progress("pretrain", feed.total, show and rank() == 0)
-        with own_random, quick_convolutions(method), StopRequest() as request, bar:
+        statistics = shared_statistics(method, method.statistics_rows)
+        with own_random, statistics, quick_convolutions(method), StopRequest() as request, bar:
             learner = Learner(method, optimizer, schedule or warmup_cosine(), seed=seed, precision=precision,
                               clip_norm=clip_norm, micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,

@@ -1,6 +1,7 @@
 """A method on trial: what breaks its contract is found before step 0, not after the last one."""
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,8 @@ def try_method(method: Method, views: Sequence[View], size: int) -> None:
     if len(views) not in method.views:
         wanted = " to ".join(str(n) for n in dict.fromkeys((method.views[0], method.views[-1])))
         raise RecipeError(f"{name} takes {wanted} views of each image; the recipe's views are {len(views)}")
-    rows = max(ROWS, method.statistics_rows or 0)
+    group = method.statistics_rows or 1
+    rows = group * math.ceil(ROWS / group)
     like = next(method.parameters())
     pixels = torch.full((rows, 3, size, size), 127, dtype=torch.uint8, device=like.device)
     rng = torch.Generator().manual_seed(0)

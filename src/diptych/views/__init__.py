@@ -3,12 +3,12 @@
 from diptych.views.blur import GaussianBlur
 from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize
 from diptych.views.geometry import HorizontalFlip, RandomCrop, RandomResizedCrop, Resize, VerticalFlip
-from diptych.views.keras import KerasBlur, KerasClip, KerasColorJitter, KerasCrop, KerasSolarize
+from diptych.views.keras import KERAS_OPERATIONS
 from diptych.views.operation import Operation
 from diptych.views.presets import CIFAR10, IMAGENET, barlow_twins, simsiam
 from diptych.views.view import View, draw_slice
 
-OPERATIONS = {
+_GENERAL = {
     "random_resized_crop": RandomResizedCrop,
     "random_crop": RandomCrop,
     "resize": Resize,
@@ -19,12 +19,8 @@ OPERATIONS = {
     "gaussian_blur": GaussianBlur,
     "solarize": Solarize,
     "normalize": Normalize,
-    "keras_crop": KerasCrop,
-    "keras_color_jitter": KerasColorJitter,
-    "keras_blur": KerasBlur,
-    "keras_solarize": KerasSolarize,
-    "keras_clip": KerasClip,
 }
+OPERATIONS = _GENERAL | KERAS_OPERATIONS
 
 __all__ = ["CIFAR10", "IMAGENET", "OPERATIONS", "Operation", "View", "barlow_twins", "draw_slice", "simsiam"]
-__all__ += [operation.__name__ for operation in OPERATIONS.values()]
+__all__ += [operation.__name__ for operation in _GENERAL.values()]

@@ -247,3 +247,12 @@ class KerasClip(Operation):
 
     def __str__(self) -> str:
         return "clip to 0 to 1"
+
+
+KERAS_OPERATIONS = {
+    "keras_crop": KerasCrop,
+    "keras_color_jitter": KerasColorJitter,
+    "keras_blur": KerasBlur,
+    "keras_solarize": KerasSolarize,
+    "keras_clip": KerasClip,
+}

@@ -1,0 +1,160 @@
+"""A signature as a schema: which parameters a recipe gives, whether a value fits one, and which object it stands for.
+
+A recipe gives the parameters whose type hints YAML can hold: true or false, numbers, words, lists and maps of them, and
+frozen dataclasses of them, each written as a map of its fields.
+"""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from diptych.base.errors import RecipeError
+from diptych.commands.shelf import fail
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
+LISTS = (list, tuple, Sequence)
+
+
+def arguments(make: Callable, given: Collection[str], options: Any, where: str) -> dict:
+    """`options` as plain data, with the defaults of `make`'s signature; `given`: its arguments that a command gives.
+
+    Raises RecipeError for an unknown key, a missing one or a value of a wrong type. A function that takes `**options`
+    takes unknown keys too, and checks them itself.
+    """
+    if not isinstance(options, Mapping):
+        raise RecipeError(f"{where} is a map of arguments, not {options!r}")
+    parameters, hints = inspect.signature(make).parameters, hints_of(make)
+    known = {name: hints[name] for name in parameters if name in hints and name not in given and is_data(hints[name])}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in options:
+            if key not in known:
+                fail(f"{where} has no {key!r}", str(key), list(known), f"it takes {', '.join(known)}")
+    values = {key: checked(value, known[key], f"{where}.{key}") if key in known else value
+              for key, value in options.items()}  # fmt: skip
+    defaults = {
+        name: parameters[name].default for name in known if parameters[name].default is not inspect.Signature.empty
+    }
+    for name in known:
+        if name not in values and name not in defaults:
+            raise RecipeError(f"{where} needs {name}")
+    return as_data(defaults | values)
+
+
+def call_arguments(make: Callable, options: Mapping[str, Any]) -> dict:
+    """Checked `options` as `make` takes them: a map becomes the dataclass that its parameter's hint names."""
+    hints = hints_of(make)
+    return {key: as_object(value, hints.get(key)) for key, value in options.items()}
+
+
+def as_object(value: Any, hint: Any) -> Any:
+    """The dataclass that a map stands for; any other value as it is."""
+    record = dataclass_of(hint)
+    return record(**call_arguments(record, value)) if record and isinstance(value, Mapping) else value
+
+
+def as_data(value: Any) -> Any:
+    """Tuples as lists and dataclasses as maps, so that what is written to recipe.yaml equals what is read from it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: as_data(inner) for key, inner in value.items()}
+    return [as_data(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def hints_of(make: Callable) -> dict[str, Any]:
+    """The type hints of a call's parameters, by name."""
+    initialised = inspect.isclass(make) and not dataclasses.is_dataclass(make)
+    return typing.get_type_hints(make.__init__ if initialised else make)
+
+
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """A value that fits its hint, a dataclass's map with its defaults; RecipeError for another."""
+    record = dataclass_of(hint)
+    if record and isinstance(value, Mapping):
+        value = arguments(record, (), value, where)
+        try:
+            as_object(value, record)  # what the dataclass itself refuses is refused before an image is read
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
+        return value
+    if not fits(value, hint):
+        raise RecipeError(f"{where} is {value!r}, which is not {spell(hint)}")
+    return value
+
+
+def is_data(hint: Any) -> bool:
+    """Whether YAML can hold values of a type; of `X | Y`, whether it can of one of them."""
+    kind, inner = kind_of(hint), typing.get_args(hint)
+    if members := members_of(hint):
+        return any(is_data(member) for member in members if member is not types.NoneType)
+    if hint in WORDS or kind is typing.Literal:
+        return True
+    if kind in LISTS or is_map(kind):
+        return all(item in (Any, Ellipsis) or is_data(item) for item in inner)
+    return is_record(hint) and all(is_data(field) for field in typing.get_type_hints(hint).values())
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can stand for a parameter of this type (a list for a tuple, a whole number for a float)."""
+    kind, inner = kind_of(hint), typing.get_args(hint)
+    if members := members_of(hint):
+        return any(fits(value, member) for member in members)
+    if hint is Any:
+        return True
+    if kind is typing.Literal:
+        return value in inner
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    if hint in WORDS:
+        return isinstance(value, hint)
+    if kind in LISTS:
+        return isinstance(value, list | tuple) and items_fit(value, inner)
+    return is_map(kind) and isinstance(value, Mapping)
+
+
+def items_fit(items: Sequence, inner: tuple) -> bool:
+    """Whether items fit the arguments of a hint: none, one for all (`list[int]`, `tuple[int, ...]`), one an item."""
+    inner = tuple(hint for hint in inner if hint is not Ellipsis)
+    if len(inner) > 1:
+        return len(items) == len(inner) and all(map(fits, items, inner))
+    return all(fits(item, hint) for hint in inner for item in items)
+
+
+def spell(hint: Any) -> str:
+    """A type in a user's words; of `X | Y`, those that YAML can hold."""
+    if members := members_of(hint):
+        return " or ".join(spell(member) for member in members if is_data(member))
+    kind = kind_of(hint)
+    if kind is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    if is_record(hint):
+        return f"a map of {', '.join(field.name for field in dataclasses.fields(hint))}"
+    return WORDS.get(hint) or ("a list" if kind in LISTS else "a map")
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """The frozen dataclass in `Record` or `Record | None`; None for other hints."""
+    return next((member for member in members_of(hint) or (hint,) if is_record(member)), None)
+
+
+def members_of(hint: Any) -> tuple:
+    """The types of `X | Y`; () for other hints."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+
+
+def kind_of(hint: Any) -> Any:
+    """`list` of `list[int]`; a plain type is its own kind."""
+    return typing.get_origin(hint) or hint
+
+
+def is_map(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Mapping)
+
+
+def is_record(hint: Any) -> bool:
+    """Whether a type is a frozen dataclass, which holds values and nothing that changes."""
+    parameters = getattr(hint, "__dataclass_params__", None)
+    return inspect.isclass(hint) and parameters is not None and parameters.frozen

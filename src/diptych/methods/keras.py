@@ -1,0 +1,56 @@
+"""Barlow Twins and SimSiam as the two Keras examples train them (A. Eranti, 2021; S. Paul, 2021 and 2023).
+
+Their mathematics is the papers'. What differs lies in the layers, `diptych.networks.keras`: biases, batch normalisation, starting
+weights, and a predictor with ReLU before BN.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from diptych.methods.barlow_twins import BarlowTwins
+from diptych.methods.method import embedding_width
+from diptych.methods.simsiam import SimSiam
+from diptych.networks.keras import freeze_statistics, keras_predictor, keras_projector
+
+
+def keras_barlow_twins(
+    encoder: nn.Module,
+    projector: Sequence[int] = (5000, 5000, 5000),
+    off_diagonal_weight: float = 0.005,
+    eps: float = 0.0,
+    width: int | None = None,
+) -> BarlowTwins:
+    """Barlow Twins with the example's projector, its weight, and variances without an epsilon.
+
+    projector: output widths of its Linear layers, with biases, and with BN and ReLU between.
+    off_diagonal_weight, eps, width: as `BarlowTwins`.
+    """
+    layers = keras_projector((embedding_width(encoder, width), *projector), bias=True)
+    return BarlowTwins(encoder, layers, off_diagonal_weight=off_diagonal_weight, eps=eps)
+
+
+def keras_simsiam(
+    encoder: nn.Module,
+    projector: Sequence[int] = (2048, 2048),
+    predictor: int = 512,
+    frozen_statistics: bool = False,
+    width: int | None = None,
+) -> SimSiam:
+    """SimSiam with the example's projector, whose last BN has scale and shift, and its predictor.
+
+    projector: output widths of its Linear layers; predictor: width of its hidden layer.
+    frozen_statistics: BN takes its moving averages for mean and variance, which then never change, and nothing is normalised
+    by its batch; the encoder's layers too, in place. The example trains so, as its train_step does not say `training=True`.
+    width: as `SimSiam`.
+
+    Raises RecipeError for frozen statistics of an encoder with batch normalisation that is not Keras'.
+    """
+    if frozen_statistics:
+        freeze_statistics(encoder)
+    widths = (embedding_width(encoder, width), *projector)
+    layers = keras_projector(widths, last_norm=True, frozen=frozen_statistics)
+    return SimSiam(encoder, layers, keras_predictor(widths[-1], predictor, frozen=frozen_statistics))
+
+
+KERAS_METHODS = {"keras_barlow_twins": keras_barlow_twins, "keras_simsiam": keras_simsiam}

@@ -1,0 +1,13 @@
+"""The protocols of the two Keras examples in the report's words."""
+
+KERAS_PROTOCOLS = {
+    "linear-keras": (
+        "linear-keras",
+        "One linear layer on the frozen projector's output, as Keras' Barlow Twins example.",
+    ),
+    "linear-keras-embedding": ("linear-keras-embedding", "The same layer on the encoder's embeddings."),
+    "linear-keras-simsiam": (
+        "linear-keras-simsiam",
+        "One linear layer is trained on flips through the frozen encoder, as Keras' SimSiam example.",
+    ),
+}

@@ -1,0 +1,59 @@
+"""What the contract promises to methods that nobody here wrote: names of their own, three views, a queue and a target network."""
+
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from own_methods import OWN, own_run
+from tiny import SIGKILL, told, weights_of
+
+from diptych.reporting.report import report
+from diptych.runs import checkpoints
+
+every_method = pytest.mark.parametrize("name", OWN)
+
+
+def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@every_method
+def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
+    child = get_context("spawn").Process(target=own_run, args=(name, str(tmp_path / "run"), 5))
+    child.start()
+    child.join()
+    assert child.exitcode == -SIGKILL
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step_0000005"
+    resumed, quiet = own_run(name, tmp_path / "run"), own_run(name, tmp_path / "quiet")
+    ours, theirs = weights_of(resumed), weights_of(quiet)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    assert told(resumed) == told(quiet)
+    page = report(quiet).read_text("utf-8")
+    assert "loss" in page and len(page) > 10_000
+
+
+@every_method
+def test_in_pieces_it_is_the_batch(name, tmp_path):
+    """Pieces of 4 of 12 images, float64: the same weights, queue and target. What `compare` sees has all rows."""
+    batch, pieces = (own_run(name, tmp_path / str(size), precision="float64", micro_batch=size) for size in (None, 4))
+    close(weights_of(pieces), weights_of(batch), 1e-9)
+    for ours, theirs in zip(pieces.lines("step"), batch.lines("step"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
+
+
+@every_method
+def test_in_two_processes_it_is_one(name, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    program = Path(__file__).with_name("own_methods.py")
+    ran = subprocess.run(
+        [*command, str(program), name, str(tmp_path / "two")], capture_output=True, text=True, timeout=200
+    )
+    assert ran.returncode == 0, ran.stderr
+    one = own_run(name, tmp_path / "one", precision="float64")
+    close(weights_of(type(one)(tmp_path / "two")), weights_of(one), 1e-10)
