@@ -66,7 +66,8 @@ def same_images(images: Images) -> None:
     for other, (count, mark) in enumerate(rows.tolist()):
         if (count, mark) != tuple(rows[0].tolist()):
             raise DataError(f"process {other} reads {count} images (fingerprint {mark:015x}), process 0 reads {int(rows[0, 0])} "
-                            f"({int(rows[0, 1]):015x}): give every process the same, whole source, or say images.resident")  # fmt: skip
+                            f"({int(rows[0, 1]):015x}): give every process the same, whole source, "
+                            "or say images.resident")  # fmt: skip
 
 
 def describe_arguments(
