@@ -121,7 +121,7 @@ KERAS_PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "linear-keras-simsiam": linear_keras_simsiam,
 }
 
-# As `REQUIREMENTS` of the protocols.
+# What they need of the encoder, beyond its embeddings.
 KERAS_REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
     "linear-keras": lambda trained: projector_source(trained.folder),
     "linear-keras-simsiam": lambda trained: embedding_width(trained.encoder, None),
