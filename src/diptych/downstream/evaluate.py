@@ -80,7 +80,7 @@ def evaluate(
                 before = subject.test
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
-    evaluation = Evaluation(scores, diagnose(after.test, *training_signs(run), untrained=before))
+    evaluation = Evaluation(scores, diagnose(after.test, last_projections(run), untrained=before))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
@@ -126,13 +126,12 @@ def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: 
     return scores
 
 
-def training_signs(run: Run | None) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
-    """The projections of two views and the last loss that a run left: they may show a collapse that embeddings hide."""
+def last_projections(run: Run | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The projections of two views that a run saved at its end. They can show a collapse that embeddings hide."""
     if run is None or not (path := run.folder / "pictures" / "projections.npz").is_file():
-        return None, None
+        return None
     with np.load(path, allow_pickle=False) as arrays:
-        epochs = run.lines("epoch")
-        return (arrays["z1"], arrays["z2"]), epochs[-1]["loss"] if epochs else None
+        return arrays["z1"], arrays["z2"]
 
 
 def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, test: Images, seed: int) -> None:
@@ -141,20 +140,20 @@ def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, tes
     xy, made_by = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
     classes = test.classes or []
     run.picture("map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
-                thumbnails=thumbnails(test, order), classes=np.array(classes), made_by=np.array(made_by))  # fmt: skip
+                thumbnails=load_thumbnails(test, order), classes=np.array(classes), made_by=np.array(made_by))  # fmt: skip
     few = order[:QUERIES]
     similarity, index = (part.cpu() for part in nearest(queries[few.to(queries.device)], bank, SHOWN_NEIGHBOURS))
-    shown = thumbnails(train, index.flatten())
+    shown = load_thumbnails(train, index.flatten())
     known = {name: i for i, name in enumerate(classes)}
     labels = [known.get(name, -1) for name in class_names(train, "training")]
-    run.picture("neighbours", query=thumbnails(test, few), similarity=similarity.numpy(),
+    run.picture("neighbours", query=load_thumbnails(test, few), similarity=similarity.numpy(),
                 neighbours=shown.reshape(*index.shape, *shown.shape[1:]),
                 query_labels=np.array([(test.labels or [])[int(i)] for i in few]),
                 neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
                 query_keys=np.array([test.keys[int(i)] for i in few]), classes=np.array(classes))  # fmt: skip
 
 
-def thumbnails(images: Images, rows: Tensor) -> np.ndarray:
+def load_thumbnails(images: Images, rows: Tensor) -> np.ndarray:
     """Some images as (n, t, t, 3) uint8, t at most THUMBNAIL."""
     some = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
     return pictures.thumbnails(some, THUMBNAIL)
