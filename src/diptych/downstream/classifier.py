@@ -21,7 +21,7 @@ from diptych.views import HorizontalFlip, Normalize, RandomResizedCrop, View
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> (inputs, classes) of each step
 Tell = Callable[[int, str], object]  # told the steps done, and what is going on
 Start = Callable[..., Tensor]  # (weight, generator=rng): fills a layer's weights in place
-BATCH = 512
+IMAGES_PER_BATCH = 512
 
 
 def small_normal_(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -137,14 +137,14 @@ def readable(images: Images) -> Images:
     images.prepare()
     if images.resident:
         return images
-    used = torch.cat([rows for rows, _ in images.read(range(len(images)), BATCH)])
+    used = torch.cat([rows for rows, _ in images.read(range(len(images)), IMAGES_PER_BATCH)])
     return images if len(used) == len(images) else images.subset(used)
 
 
 def stream(images: Images) -> Iterator[Tensor]:
     """All images that can be read, as (n, 3, S, S) uint8 batches."""
     images.prepare()
-    yield from (pixels for _, pixels in images.read(range(len(images)), BATCH))
+    yield from (pixels for _, pixels in images.read(range(len(images)), IMAGES_PER_BATCH))
 
 
 def logits(classifier: nn.Module, images: Images, expected: Preprocessing) -> Tensor:

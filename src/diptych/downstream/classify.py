@@ -27,9 +27,9 @@ from diptych.embeddings.scores import accuracy_interval, check_classes
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 
-COLUMNS = ("path", "label", "probability", "reason")
+TABLE_COLUMNS = ("path", "label", "probability", "reason")
 ENDINGS = (".csv", ".parquet")
-FACTORS = torch.logspace(-2, 2, 401, dtype=torch.float64)  # tried on the logits; 1 leaves them as they are
+LOGIT_FACTORS = torch.logspace(-2, 2, 401, dtype=torch.float64)  # tried on the logits; 1 leaves them as they are
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def best_factor(scores_NK: Tensor, y_N: Tensor) -> float:
     As if, of N + 2 images, one more were right and one wrong (Platt 1999): a few that are all right prove no certainty.
     """
     doubt = 2 / (len(y_N) + 2)
-    losses = [F.cross_entropy(factor * scores_NK.double(), y_N, label_smoothing=doubt) for factor in FACTORS]
-    return FACTORS[torch.stack(losses).argmin()].item()
+    losses = [F.cross_entropy(factor * scores_NK.double(), y_N, label_smoothing=doubt) for factor in LOGIT_FACTORS]
+    return LOGIT_FACTORS[torch.stack(losses).argmin()].item()
 
 
 def require_table(file: Path) -> Path:
@@ -174,7 +174,7 @@ def as_csv(rows: list[tuple]) -> bytes:
     """RFC 4180, UTF-8, with a header. A spreadsheet runs a cell that begins with = + - or @: such text gets a ' in front."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(COLUMNS)
+    writer.writerow(TABLE_COLUMNS)
     for path, answer, probability, reason in rows:
         number = "" if probability is None else f"{probability:.6f}"
         writer.writerow([harmless(path), harmless(answer), number, harmless(reason)])
@@ -191,7 +191,7 @@ def as_parquet(rows: list[tuple]) -> bytes:
     kinds = (library.string(), library.string(), library.float64(), library.string())
     columns = [library.array(values, kind) for values, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
     sink = library.BufferOutputStream()
-    library.parquet.write_table(library.table(columns, names=list(COLUMNS)), sink)
+    library.parquet.write_table(library.table(columns, names=list(TABLE_COLUMNS)), sink)
     return sink.getvalue().to_pybytes()
 
 

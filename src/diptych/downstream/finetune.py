@@ -91,7 +91,7 @@ def finetune(
     starts = {"trained": Tuning(epochs, batch_size, encoder_lr, head_lr),
               "from scratch": Tuning(epochs, batch_size, scratch_lr, scratch_lr)}  # fmt: skip
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
-    check_labels(train, test, amount, seed)
+    require_labels(train, test, amount, seed)
     from_scratch(trained, seed)
     test = readable(test)
     scores: dict[str, list[Score]] = {subject: [] for subject in starts}
@@ -113,7 +113,7 @@ def finetune(
     return evaluation
 
 
-def check_labels(train: Images, test: Images, amount: float | int, seed: int) -> None:
+def require_labels(train: Images, test: Images, amount: float | int, seed: int) -> None:
     """Raises DataError where labels are missing, do not fit together, or are too few, before any image is read."""
     known = class_names(train, "training")
     check_classes(known, class_names(test, "test"))

@@ -19,7 +19,7 @@ from diptych.base.random_at import random_at
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2  # share of each class of the training set on which the penalty is chosen
 DOUBLE = 2**22  # numbers, images x width: up to here float64 costs little (10,000 x 256 are 2.6 million)
-BLOCK = 2**24  # numbers: logits held at a time
+LOGITS_PER_BLOCK = 2**24  # numbers: logits held at a time
 TOLERANCE = 1e-5  # L-BFGS stops when no entry of the preconditioned gradient is larger
 CONVERGED = 1e-4  # scikit-learn's bound on the gradient of the same objective
 MOST_ITERATIONS = 1000
@@ -134,14 +134,14 @@ def softmax_regression(
 def value_and_gradient(
     x_NE: Tensor, y_N: Tensor, w_EK: Tensor, b_K: Tensor, penalty: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective and its slopes in w and b, in blocks of rows: never more than `BLOCK` logits at a
+    """The objective and its slopes in w and b, in blocks of rows: never more than `LOGITS_PER_BLOCK` logits at a
     time."""
     n, classes = len(x_NE), len(b_K)
     loss = (
         penalty / 2 * w_EK.square().sum(dtype=torch.float64)
     )  # the line search compares losses closer than float32 tells
     slope_EK, slope_K = penalty * w_EK, torch.zeros_like(b_K)
-    rows = max(1, BLOCK // classes)
+    rows = max(1, LOGITS_PER_BLOCK // classes)
     for x, y in zip(x_NE.split(rows), y_N.split(rows), strict=True):
         log_p = torch.addmm(b_K, x, w_EK).log_softmax(1)
         loss = loss - log_p.gather(1, y[:, None]).sum(dtype=torch.float64) / n

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Pixels made on a side, up to which a product is faster: for the gradient of the kernel, and for all three.
-SMALL = {torch.bfloat16: 7, torch.float32: 2, torch.float64: 2}
-TINY = 2
+SMALL_MAP = {torch.bfloat16: 7, torch.float32: 2, torch.float64: 2}
+TINY_MAP = 2
 
 
 class Conv2d(nn.Conv2d):
@@ -31,14 +31,14 @@ class Conv2d(nn.Conv2d):
         if torch.compiler.is_compiling():
             return False
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        return 0 < self._made(x) <= (SMALL.get(number_type(x), 0) if trains else TINY)
+        return 0 < self._output_pixels(x) <= (SMALL_MAP.get(number_type(x), 0) if trains else TINY_MAP)
 
-    def _made(self, x: Tensor) -> int:
+    def _output_pixels(self, x: Tensor) -> int:
         """Pixels that are made along the longer side."""
         return (max(x.shape[2:]) + 2 * int(self.padding[0]) - self.kernel_size[0]) // self.stride[0] + 1
 
     def _as_product(self, x: Tensor) -> Tensor:
-        tiny = self._made(x) <= TINY
+        tiny = self._output_pixels(x) <= TINY_MAP
         return Product.apply(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), tiny)
 
 
@@ -82,7 +82,7 @@ class Product(torch.autograd.Function):
         ctx.how, ctx.tiny = (stride, around), tiny
         if not tiny:
             return F.conv2d(x, weight, bias, stride, around)
-        under = under_kernel(x, weight.shape[2], stride, around)
+        under = unfold_patches(x, weight.shape[2], stride, around)
         n, height, width = under.shape[:3]
         shape = (n, len(weight), height, width)
         # A tensor of its own: a view could not be changed in place by the layer that follows.
@@ -102,13 +102,17 @@ class Product(torch.autograd.Function):
         rows = slope.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, O)
         found: list[Tensor | None] = [None] * 3
         if of_x and ctx.tiny:
-            found[0] = spread(rows @ taps_first(weight).flatten(1), x, slope.shape[2:], weight.shape[2], stride, around)
+            found[0] = fold_patches(
+                rows @ taps_first(weight).flatten(1), x, slope.shape[2:], weight.shape[2], stride, around
+            )
         elif of_x:
             pairs = ([number] * 2 for number in (stride, around, 1))
             which = (True, False, False)
             found[0] = torch.ops.aten.convolution_backward(slope, x, weight, None, *pairs, False, [0, 0], 1, which)[0]
         if of_weight:
-            under = under_kernel(x, weight.shape[2], stride, around)  # again: kept, it would be K * K times the images
+            under = unfold_patches(
+                x, weight.shape[2], stride, around
+            )  # again: kept, it would be K * K times the images
             kernel = rows.t() @ under.flatten(3).flatten(0, 2)  # (O, K K C)
             found[1] = kernel.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
         if of_bias:
@@ -121,14 +125,14 @@ def taps_first(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1)
 
 
-def under_kernel(x: Tensor, kernel: int, stride: int, around: int) -> Tensor:
+def unfold_patches(x: Tensor, kernel: int, stride: int, around: int) -> Tensor:
     """What lies under the kernel at each place: (N, C, H, W) -> (N, h, w, K, K, C), a view of the padded images."""
     rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, around, around, around, around))
     return rows.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
 
 
-def spread(slope: Tensor, x: Tensor, made: torch.Size, kernel: int, stride: int, around: int) -> Tensor:
-    """The gradient of x from that of `under_kernel(x)`, (N h w, K K C): each tap's is added where it came from."""
+def fold_patches(slope: Tensor, x: Tensor, made: torch.Size, kernel: int, stride: int, around: int) -> Tensor:
+    """The gradient of x from that of `unfold_patches(x)`, (N h w, K K C): each tap's is added where it came from."""
     n, channels, height, width = x.shape
     taps = slope.view(n, *made, kernel, kernel, channels)
     dtype = torch.promote_types(slope.dtype, torch.float32)  # up to K * K of them are added

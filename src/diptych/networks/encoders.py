@@ -22,7 +22,7 @@ STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
 # The arguments of `encoder` for each network that it has built and that is still in use.
 _ARGUMENTS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
-SMALL = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
+SMALL_STEM_PIXELS = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
 
 
 def encoder(
@@ -86,7 +86,7 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
         raise RecipeError(f"stem {stem!r} discards a pretrained layer of {name}: {fix}")
 
     network = _from_timm(name, size, pretrained, options)
-    if stem == "auto" and size is not None and size <= SMALL and _has_stem(network):
+    if stem == "auto" and size is not None and size <= SMALL_STEM_PIXELS and _has_stem(network):
         stem = "small"
     if stem.startswith("small"):
         _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)

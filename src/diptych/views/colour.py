@@ -9,16 +9,16 @@ import torch
 from diptych.views.operation import (
     Draw,
     Operation,
+    cache_slices,
     check_probability,
     chosen,
     coins,
     is_number,
-    pieces,
     require,
     uniform,
 )
 
-FACTORS = ("brightness", "contrast", "saturation", "hue")  # torchvision's numbering, which is its fixed order
+ADJUSTMENTS = ("brightness", "contrast", "saturation", "hue")  # torchvision's numbering, which is its fixed order
 LUMA = (0.2989, 0.587, 0.114)  # of ITU-R 601-2, rounded as torchvision does
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4); the first is the fixed order
@@ -94,7 +94,7 @@ class ColorJitter(Operation):
 
     def __post_init__(self) -> None:
         check_probability("color_jitter", self.p)
-        for key in FACTORS:
+        for key in ADJUSTMENTS:
             value, most = getattr(self, key), 0.5 if key == "hue" else float("inf")
             allowed = "0 to 0.5 of a turn" if key == "hue" else "0 or more"
             ok = is_number(value) and 0 <= value <= most
@@ -103,9 +103,9 @@ class ColorJitter(Operation):
         require(known, f"color_jitter: order is {self.order!r}; choose 'random' or 'fixed'")
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """`chosen` (n,), FACTORS by name (n,), `order` (n, 4): the number of the first, of the second ..."""
+        """`chosen` (n,), ADJUSTMENTS by name (n,), `order` (n, 4): the number of the first, of the second ..."""
         draw = {"chosen": coins(n, self.p, rng)}
-        for key in FACTORS[:HUE]:
+        for key in ADJUSTMENTS[:HUE]:
             strength = getattr(self, key)
             draw[key] = uniform(n, max(0.0, 1.0 - strength), 1.0 + strength, rng)
         draw["hue"] = uniform(n, -self.hue, self.hue, rng)
@@ -122,12 +122,12 @@ class ColorJitter(Operation):
         rows = rows[place_of_hue.argsort(stable=True)]
         turned = torch.bincount(place_of_hue, minlength=4).cumsum(0).tolist()  # [k]: those with hue by place k
         order = draw["order"][rows]
-        factor = torch.stack([draw[key][rows] for key in FACTORS], 1).gather(1, order)
+        factor = torch.stack([draw[key][rows] for key in ADJUSTMENTS], 1).gather(1, order)
         to_mean, to_gray = ((order == each).to(factor.dtype) for each in (CONTRAST, SATURATION))
         blend_43N11 = torch.stack((factor, to_mean, to_gray)).permute(2, 0, 1).contiguous()[..., None, None]
         to_device = (rows, draw["hue"][rows], blend_43N11, torch.tensor(LUMA))
         index, hue, blend_43N11, luma_3 = (each.to(images.device, non_blocking=True) for each in to_device)
-        for part in pieces(images, len(rows)):
+        for part in cache_slices(images, len(rows)):
             some = images.index_select(0, index[part]).flatten(2)
             by_place = [min(max(count - part.start, 0), len(some)) for count in turned]
             self._jitter_(some, hue[part], blend_43N11[:, :, part], luma_3, by_place)
@@ -153,7 +153,7 @@ class ColorJitter(Operation):
             blend_(images_N3P[part], luma_3, *blend_43N11[k, :, part])
 
     def __str__(self) -> str:
-        strengths = ", ".join(f"{key} {getattr(self, key):g}" for key in FACTORS)
+        strengths = ", ".join(f"{key} {getattr(self, key):g}" for key in ADJUSTMENTS)
         order = "an order drawn per image" if self.order == "random" else "this order"
         return f"{self.p:.0%}: {strengths}, in {order}"
 

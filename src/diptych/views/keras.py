@@ -15,12 +15,12 @@ from diptych.views.blur import GaussianBlur
 from diptych.views.operation import (
     Draw,
     Operation,
+    by_cache_slices,
     check_pixels,
     check_probability,
     check_range,
     chosen,
     coins,
-    in_pieces,
     is_number,
     require,
     uniform,
@@ -89,7 +89,7 @@ def lighten_(
     return lighter_N3P.clamp_(0, 1) if clip else lighter_N3P
 
 
-@in_pieces
+@by_cache_slices
 def saturate_and_turn_(images_N3P: torch.Tensor, saturation_N: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
     """HSV's saturation times a factor, at most 1; then its hue turned by `hue` of a circle. V stays. In place.
 

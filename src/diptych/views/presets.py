@@ -13,7 +13,7 @@ Variant = Literal["auto", "original", "small"]
 
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Normalization = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-SMALL = 64  # pixels up to which the variant "auto" is "small"
+SMALL_VARIANT_PIXELS = 64  # pixels up to which the variant "auto" is "small"
 
 
 def barlow_twins(size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None) -> list[View]:
@@ -69,4 +69,4 @@ def simsiam(size: int = 224, variant: Variant = "auto", normalization: Normaliza
 def is_small(size: int, variant: Variant) -> bool:
     if variant not in ("auto", "original", "small"):
         raise RecipeError(f"views: variant is {variant!r}; choose 'auto', 'original' or 'small'")
-    return variant == "small" or (variant == "auto" and size <= SMALL)
+    return variant == "small" or (variant == "auto" and size <= SMALL_VARIANT_PIXELS)

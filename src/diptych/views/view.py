@@ -11,7 +11,7 @@ from diptych.views.colour import Normalize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop
 from diptych.views.operation import Draw
 
-BLOCK = 1_600_000  # pixel values that a CPU works on at a time, 520 images of 32 x 32: memory stays small
+VALUES_PER_BLOCK = 1_600_000  # pixel values that a CPU works on at a time, 520 images of 32 x 32: memory stays small
 
 
 class Step(Protocol):
@@ -59,7 +59,7 @@ class View:
         if any(len(rows) != n for draw in draws for rows in draw.values()):
             raise ValueError(f"draws for another number of images than {n}; take theirs with draw_slice")
         with torch.autocast(images.device.type, enabled=False):
-            block = max(1, BLOCK // max(1, images[:1].numel()))
+            block = max(1, VALUES_PER_BLOCK // max(1, images[:1].numel()))
             if images.device.type != "cpu" or n <= block:
                 return self._apply(images, draws)
             blocks = [slice(start, start + block) for start in range(0, n, block)]
