@@ -268,7 +268,7 @@ def test_rounding_of_a_flat_spectrum_is_survived():
 def test_one_image_a_class_is_told():
     z, y = torch.eye(4), torch.arange(4)
     score = linear_probe(z, y, z, y)
-    assert score.accuracy == 1 and score.details["held_out"] == [] and "one image a class" in score.details["note"]
+    assert score.accuracy == 1 and score.details["held_out"] == [] and "one image per class" in score.details["note"]
 
 
 def test_penalties_are_positive():

@@ -99,7 +99,7 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
 def _own_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
     refused = [*options, *["pretrained"] * pretrained, *[f"stem {stem!r}"] * stem.startswith("small")]
     if refused:
-        raise RecipeError(f"{name} has no options; leave out {', '.join(refused)}")
+        raise RecipeError(f"{name} has no options and does not take {', '.join(refused)}")
     return NETWORKS[name]()
 
 
