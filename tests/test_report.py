@@ -55,7 +55,7 @@ def test_everything_is_there_in_order(page, finished):
         *DIAGNOSIS["reasons"],
         *DIAGNOSIS["advice"],
         "Healthy OK",
-        "2-D map: distances are not to be read. Made by t-SNE.",
+        "2-D map: do not interpret its distances. Made by t-SNE.",
     ):
         assert text in page.text
     for text in (

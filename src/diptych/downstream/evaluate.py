@@ -157,4 +157,4 @@ def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, tes
 def thumbnails(images: Images, rows: Tensor) -> np.ndarray:
     """Some images as (n, t, t, 3) uint8, t at most THUMBNAIL."""
     some = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
-    return pictures.thumbnails(some, THUMBNAIL)
+    return pictures.shrink_to_fit(some, THUMBNAIL)
