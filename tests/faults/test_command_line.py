@@ -153,7 +153,7 @@ def test_our_own_bugs_are_not_dressed_up(monkeypatch):
     monkeypatch.setattr(cli, "app", bug)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         diptych("recipes")
-    assert ending.in_words(OSError(2, "No such file")) is None
+    assert ending.as_diptych_error(OSError(2, "No such file")) is None
 
 
 # ---- odd places

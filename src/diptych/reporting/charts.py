@@ -77,7 +77,7 @@ def line_chart(
 
 
 def drawn_line(points: list[tuple[float, float]], places: list[tuple[float, float]], percent: bool) -> dict:
-    """A line's path, its dots (all of up to 24, else the last), the values to show under the pointer, the last value."""
+    """A line's path, dots (all of up to 24, else the last), values to show under the pointer, and last value."""
     texts = [number(value, percent) for _, value in points]
     return {
         "path": "M" + "L".join(f"{x:g} {y:g}" for x, y in places),
@@ -151,7 +151,7 @@ def number(value: float, percent: bool = False) -> str:
 
 
 def heat_map(matrix: np.ndarray) -> np.ndarray:
-    """(d, d) values as (d, d, 4) uint8: the hue is the sign. Opacity is the square root of the size: small values show."""
+    """(d, d) values as (d, d, 4) uint8. The hue is the sign, the opacity the square root of the size: small values show."""
     strength = np.sqrt(np.clip(np.abs(matrix), 0, 1))
     colour = np.where(matrix[..., None] >= 0, np.array(POSITIVE), np.array(NEGATIVE))
     # 52 levels: the eye distinguishes no more, and the file is smaller.

@@ -1,4 +1,4 @@
-"""The report's figures: curves, views, correlation, map, neighbours. Functions return dicts for the template, or None."""
+"""The report's figures: curves, views, correlation, map, neighbours, as dicts for the template (or None)."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ VIEWS_BYTES, MAP_BYTES, NEIGHBOURS_BYTES = 1_000_000, 1_900_000, 1_000_000
 MOST_PARTS, MOST_POINTS, MOST_CLASSES, LARGEST_MATRIX = 8, 800, 40, 256
 
 SENTENCES = {
-    "loss": "The number that training lowers. It should fall, then flatten. Check a run whose loss jumps or never falls.",
+    "loss": "The number that training lowers. It should fall, then flatten. A jump, or no fall at all, is suspicious.",
     "on_diagonal": "How far the same dimension differs between the two views; 0 is perfect.",
     "off_diagonal": "How much different dimensions repeat each other; 0 means that no two of them agree.",
     "gradient_norm": "The size of a step's gradient. It should stay in one range, without spikes.",

@@ -33,7 +33,7 @@ SIZE_TEXTS = {"train_images": "training images", "test_images": "test images", "
 
 
 def accuracy_section(run: Record) -> dict | None:
-    """The table of accuracies: a row per subject (chance, raw pixels, ...), a column per protocol. None before an evaluation."""
+    """Accuracies: a row per subject (chance, raw pixels, ...), a column per protocol. None before an evaluation."""
     results = {(line["protocol"], line["subject"]): line for line in run.results}
     chance = next((line for line in run.results if line["subject"] == "chance"), None)
     measured = [protocol for protocol, subject in results if subject != "chance"]

@@ -121,7 +121,7 @@ def read_evaluations(run: Record) -> None:
 
 
 def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
-    """Read the arrays of pictures/NAME.npz. A file that lacks one, or whose arrays are invalid, is left out and noted."""
+    """Read the arrays of pictures/NAME.npz. A file that lacks one or has invalid ones is left out and noted."""
     path = run.folder / "pictures" / f"{name}.npz"
     if not path.exists():
         return
@@ -178,7 +178,7 @@ def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_valid_lines(run: Record, name: str) -> list[dict]:
-    """The objects of a JSON-lines file. Other lines are left out and noted, except the last, which a kill may cut short."""
+    """The objects of a JSON-lines file. Other lines are noted, except the last one: a kill may have cut it short."""
     texts = [text for text in read_text(run, name).split("\n") if text.strip()]
     lines, broken = [], 0
     for position, text in enumerate(texts):

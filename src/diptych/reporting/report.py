@@ -147,7 +147,7 @@ def status(run: Record) -> dict:
 
 
 def verdict(run: Record) -> dict:
-    """The verdict with its reasons, advice and readings; `word` is OK, WARNING, COLLAPSED, or None before an evaluation."""
+    """The verdict with its reasons, advice and readings; `word` is OK, WARNING, COLLAPSED, or None without one."""
     diagnosis = run.diagnosis or {}
     word = diagnosis.get("verdict")
     if not isinstance(word, str) or word not in VERDICTS:
