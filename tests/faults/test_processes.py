@@ -163,7 +163,7 @@ def test_28_more_processes_than_gpus(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     for device in ("auto", "cuda"):
-        with pytest.raises(RecipeError, match="--gpus 9 was asked for, but torch sees 1 GPUs; use at most 1, or add"):
+        with pytest.raises(RecipeError, match="--gpus 9 needs 9 GPUs, but torch sees 1; use at most 1, or add"):
             launch.launch(9, device)
     with pytest.raises(RecipeError, match="pretrain.device=cuda:1 is one device and --gpus 2 asks for 2"):
         launch.launch(2, "cuda:1")

@@ -90,8 +90,8 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     """Counts of images and classes, the images that cannot be read, and those that reading changes.
 
     With `hashes`, the images' sha256 is written to that file or compared with it. Images are read as in training, on
-    all cores, and are not kept in memory.
-    Raises DataError for a source that cannot be opened, OutputError where `hashes` cannot be written.
+    all cores, and are not kept in memory. Raises DataError for a source that cannot be opened,
+    OutputError where `hashes` cannot be written.
     """
     from collections import Counter
 
@@ -108,9 +108,8 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     squares, total = Squares(images, 32, MAX_PIXELS, "white", "crop"), len(images)
     bad, readable, changes, digests = [], Counter(), {}, {}
     with Progress("scan", total) as progress:
-        for row, (reason, remarks, digest) in enumerate(
-            in_order(lambda row: examine_image(squares, row, hashes), range(total))
-        ):
+        examined = in_order(lambda row: examine_image(squares, row, hashes), range(total))
+        for row, (reason, remarks, digest) in enumerate(examined):
             key = images.key(row)
             if reason:
                 bad.append(f"    {key}: {reason}")

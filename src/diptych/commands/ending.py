@@ -18,7 +18,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit: with one line and a code for an error a user can fix, with a traceback and 1 for a bug."""
+    """Run a command and exit: with one line and a code for an error a user can fix, a traceback and 1 for a bug."""
     warnings.showwarning = lambda message, *rest, **more: print(f"diptych: {one_line(message)}", file=sys.stderr)
     try:
         with leaving():

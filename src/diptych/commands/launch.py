@@ -71,7 +71,7 @@ def launched() -> bool:
 
 
 def check_launch(count: int, device: str) -> None:
-    """RecipeError where `count` processes cannot be started."""
+    """Raise RecipeError where `count` processes cannot be started."""
     if "RANK" in os.environ:
         raise RecipeError("--gpus starts the processes itself: leave it out under torchrun, or start without torchrun")
     if device == "cpu":
@@ -82,7 +82,7 @@ def check_launch(count: int, device: str) -> None:
 
     if count > (gpus := torch.cuda.device_count()):
         instead = f"use at most {gpus}, or " if gpus else ""
-        raise RecipeError(f"--gpus {count} was asked for, but torch sees {gpus} GPUs; {instead}"
+        raise RecipeError(f"--gpus {count} needs {count} GPUs, but torch sees {gpus}; {instead}"
                           "add pretrain.device=cpu for processes on the CPU")  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def wait(children: Sequence[subprocess.Popen], signals: list[int]) -> tuple[set[
 
 
 def conclude(codes: Sequence[int], outputs: Sequence[IO[bytes]]) -> int:
-    """The exit code of all: an error that a user can fix, else a crash, else "run again". Prints its process's output."""
+    """The exit code of all: an error a user can fix, else a crash, else "run again". Prints its process's output."""
     crashed = next((rank for rank, code in enumerate(codes) if code < 0), None)
     errors = [code for code in codes if code not in (0, 1, PREEMPTED) and code > 0]
     chosen = errors[0] if errors else 1 if crashed is not None or 1 in codes else max(codes)

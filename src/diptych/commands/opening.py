@@ -88,7 +88,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def image_options(trained: "Trained") -> dict:
-    """The options of `images` for an encoder: its size; for a run's encoder also background, fit and on_bad of training."""
+    """The options of `images` for an encoder: its size; for a run's encoder also its background, fit and on_bad."""
     options = recipe_of(trained).get("images") or {}
     # These describe the training set and its machine. A run started from Python has recorded its size and count.
     left_out = ("size", "labels", "count", "resident")
