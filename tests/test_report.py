@@ -220,7 +220,7 @@ def test_numbers_that_are_not_finite_are_left_out(run):
     assert "loss" not in drawn and drawn > {"lr", "parts.on_diagonal", "gradient_norm", "rank"}
 
 
-@pytest.mark.parametrize("trained, words", [(0.47, "cannot be told from"), (0.40, "6.8 points less than")])
+@pytest.mark.parametrize("trained, words", [(0.47, "cannot be distinguished from"), (0.40, "6.8 points less than")])
 def test_training_that_did_not_pay_is_said_so(run, trained, words):
     lines = evaluation_lines()
     lines[-2] |= {"accuracy": trained, "interval": [trained - 0.008, trained + 0.008]}

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def defaults_of(file: str, function: str) -> dict[str, Any]:
-    """The default of each argument in the signature of `function`, in a file of the package ("downstream/finetune.py").
+    """The arguments' defaults in the signature of `function`, in a file of the package ("downstream/finetune.py").
 
     A default is a literal, or the name of a literal of the same file. Raises KeyError where it is neither.
     """

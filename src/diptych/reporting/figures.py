@@ -48,7 +48,7 @@ def training_charts(run: Record) -> list[dict]:
 
 
 def learning_rates(steps: list[dict]) -> dict[str, list[tuple[float, float]]]:
-    """One line for each group of weights; groups whose rates are equal throughout share one."""
+    """One line per group of weights; groups with equal rates at all steps share a line."""
     lines = [(line["step"], [real(rate) for rate in line["lr"]]) for line in steps if isinstance(line.get("lr"), list)]
     groups: dict[tuple, list[int]] = {}
     for group in range(min((len(rates) for _, rates in lines), default=0)):
@@ -108,11 +108,11 @@ def view_rows(run: Record) -> list[list[str]]:
     images_of = run.pictures.get("views", {})
     size = 112 if len(images_of) <= 9 else 64  # many views are drawn smaller on the page, too
     columns = [shrink_to_fit(images[:24], size) for images in images_of.values()]
-    rows, room = [], VIEWS_BYTES
+    rows, bytes_left = [], VIEWS_BYTES
     for images in zip(*columns, strict=True):
         row = [data_uri(image) for image in images]
-        room -= sum(map(len, row))
-        if room < 0:
+        bytes_left -= sum(map(len, row))
+        if bytes_left < 0:
             break
         rows.append(row)
     return rows
@@ -142,8 +142,8 @@ def map_figure(run: Record) -> dict | None:
     offered = len(arrays["xy"])
     chosen = np.unique(np.linspace(0, offered - 1, min(offered, MOST_POINTS)).astype(int))
     labels = [int(label) for label in arrays["labels"][chosen]]
-    places, room = scatter(arrays["xy"][chosen].astype(np.float64))
-    uris = pictures_within(shrink_to_fit(arrays["thumbnails"][chosen], 40), room, MAP_BYTES)
+    places, with_room = scatter(arrays["xy"][chosen].astype(np.float64))
+    uris = pictures_within(shrink_to_fit(arrays["thumbnails"][chosen], 40), with_room, MAP_BYTES)
     names = stored_class_names(run)
     points = [
         {
@@ -154,7 +154,7 @@ def map_figure(run: Record) -> dict | None:
             "uri": uri,
             "shown": free and uri is not None,
         }
-        for (x, y), label, uri, free in zip(places, labels, uris, room, strict=True)
+        for (x, y), label, uri, free in zip(places, labels, uris, with_room, strict=True)
     ]
     present = sorted({label for label in labels if label >= 0})
     legend = [{**mark(label), "name": class_name(names, label)} for label in present[:MOST_CLASSES]]
@@ -186,13 +186,13 @@ def neighbours(run: Record) -> dict | None:
     if "neighbours" not in run.pictures:
         return None
     arrays, names = run.pictures["neighbours"], stored_class_names(run)
-    rows, room, right, known = [], NEIGHBOURS_BYTES, 0, 0
+    rows, bytes_left, right, known = [], NEIGHBOURS_BYTES, 0, 0
     for index in range(min(len(arrays["query"]), 20)):
         query = int(arrays["query_labels"][index])
         tiles = np.concatenate([arrays["query"][index : index + 1], arrays["neighbours"][index, :12]])
         uris = [data_uri(image) for image in shrink_to_fit(tiles, 64)]
-        room -= sum(map(len, uris))
-        if room < 0:
+        bytes_left -= sum(map(len, uris))
+        if bytes_left < 0:
             break
         nearest = []
         for uri, label, similarity in zip(

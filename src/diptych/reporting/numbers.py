@@ -104,7 +104,7 @@ def summary(accuracy: dict | None) -> str:
     if trained["gain"] is None:
         return f"{text}."
     if trained["apart"] is False:
-        return f"{text}, which cannot be told from the same encoder untrained: training has brought no clear gain yet."
+        return f"{text}, which cannot be distinguished from the same encoder untrained: training has shown no gain yet."
     more = "more" if trained["gain"] > 0 else "less"
     return f"{text}, {abs(trained['gain']):.1f} points {more} than the same encoder untrained."
 
