@@ -40,7 +40,7 @@ def corner(sheet: np.ndarray, colour: tuple[int, int, int], tile: int) -> tuple[
 
 
 @pytest.mark.parametrize("count, lines", [(1, [1]), (3, [3]), (8, [8]), (9, [5, 4]), (20, [7, 7, 6])])
-@pytest.mark.parametrize("n", [1, 12])
+@pytest.mark.parametrize("n", [1, 4])
 def test_contact_sheet_shows_any_number_of_views(n, count, lines):
     """The first two views have 32 pixels, the others 16: all have tiles of one size, in lines of at most 8."""
     colours = [[(8 * k + 3, 11 * i + 2, 77) for i in range(n)] for k in range(count + 1)]
