@@ -50,7 +50,7 @@ def asked(name: str, arguments: argparse.Namespace, *overrides: str) -> dict:
     if "keras-published" in name and "simsiam" in name:
         small = small[1:]  # its network is small, and no other can freeze its statistics
     compiled = ["pretrain.torch_compile=true"] * arguments.compile
-    return recipe.read(name, ["pretrain.precision=bfloat16", *overrides, *compiled, *small * arguments.quick])
+    return recipe.read_recipe(name, ["pretrain.precision=bfloat16", *overrides, *compiled, *small * arguments.quick])
 
 
 def seconds_of_steps(made: dict, size: int, work: dict, arguments: argparse.Namespace) -> list[float]:

@@ -156,4 +156,4 @@ def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, tes
 def load_thumbnails(images: Images, rows: Tensor) -> np.ndarray:
     """The images at `rows` as (n, t, t, 3) uint8, t at most THUMBNAIL."""
     squares = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
-    return pictures.thumbnails(squares, THUMBNAIL)
+    return pictures.shrink_to_fit(squares, THUMBNAIL)
