@@ -212,13 +212,13 @@ def download(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file [NAME.pth].")] = None,
 ) -> None:
     """Fetch published weights by name (the network is reached here, and for encoder.pretrained=true)."""
-    from diptych.base.terminal import Progress
+    from diptych.base.terminal import ProgressBar
     from diptych.runs.download import PUBLISHED, listed
     from diptych.runs.download import download as fetch
 
     if name is None:
         return print_result(listed())
-    with Progress("download (bytes)") as progress:
+    with ProgressBar("download (bytes)") as progress:
         got = fetch(name, out, progress)
     print_result(f"{got.file}  {got.bytes:,} bytes, sha256 {got.sha256}, licence: {PUBLISHED[name].licence}\n"
          f"next: diptych import-weights {got.file} --out {name}")  # fmt: skip

@@ -102,7 +102,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     """
     from collections import Counter
 
-    from diptych.base.terminal import Progress
+    from diptych.base.terminal import ProgressBar
     from diptych.base.threads import in_order
     from diptych.data.decode import MAX_PIXELS
     from diptych.data.images import open_source
@@ -114,7 +114,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     numbers, classes = all_labels(found)
     squares, total = Squares(found, 32, MAX_PIXELS, "white", "crop"), len(found)
     bad, readable, changes, digests = [], Counter(), {}, {}
-    with Progress("scan", total) as progress:
+    with ProgressBar("scan", total) as progress:
         for row, (reason, remarks, digest) in enumerate(in_order(lambda row: look(squares, row, hashes), range(total))):
             key = found.key(row)
             if reason:

@@ -37,7 +37,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         stop(str(told), told.exit_code)
     finally:
         if (processes := sys.modules.get("diptych.base.processes")) is not None:
-            processes.stop()
+            processes.leave_processes()
     if code == INTERRUPTED:
         stop("interrupted; nothing is half-written", code)
     sys.exit(code)

@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.base.device import choose_device
 from diptych.base.files import require_writable
 from diptych.base.random_at import random_at
-from diptych.base.terminal import Progress
+from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
@@ -69,7 +69,7 @@ def evaluate(
     truth = class_names(test, "test")
     scores = [replace(chance(truth), protocol=name, subject="chance") for name in protocols]
     after, before = None, None
-    with Progress("evaluate", show=show) as progress:
+    with ProgressBar("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), truth, trained.preprocessing, where, k, temperature, seed,
                     progress)  # fmt: skip
         for subject in subjects(trained, task, baselines=baselines, precision=precision, progress=progress):
@@ -98,7 +98,9 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
     return train, test
 
 
-def subjects(trained: Trained, task: Task, *, baselines: bool, precision: str, progress: Progress) -> Iterator[Subject]:
+def subjects(
+    trained: Trained, task: Task, *, baselines: bool, precision: str, progress: ProgressBar
+) -> Iterator[Subject]:
     """What the trained encoder is compared with, where asked for, and then the trained encoder itself."""
     sets, expected = (task.train, task.test), task.expected
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
@@ -115,7 +117,7 @@ def subjects(trained: Trained, task: Task, *, baselines: bool, precision: str, p
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
 
 
-def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: Progress) -> list[Score]:
+def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: ProgressBar) -> list[Score]:
     """The scores of one subject, by every protocol that has something to say about it."""
     scores = []
     for name in protocols:

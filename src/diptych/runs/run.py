@@ -23,7 +23,7 @@ import numpy as np
 
 from diptych.base import strict_yaml
 from diptych.base.errors import CheckpointError, DataError, OutputError
-from diptych.base.files import disk_error, read_lines, write_file
+from diptych.base.files import disk_error, read_json_lines, write_file
 from diptych.runs.environment import environment
 
 # What may change between a run and its continuation: none of it changes what is computed.
@@ -99,7 +99,7 @@ class Run:
 
     def lines(self, event: str | None = None) -> list[dict]:
         """The lines of log.jsonl (of one kind); a last line cut short by a kill is left out."""
-        return [line for line in read_lines(self.folder / "log.jsonl") if event in (None, line.get("event"))]
+        return [line for line in read_json_lines(self.folder / "log.jsonl") if event in (None, line.get("event"))]
 
     def rewind(self, step: int) -> None:
         """Forget the lines after `step`: the steps they tell of are about to be made again, identically."""

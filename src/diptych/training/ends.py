@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.device import PRECISIONS
+from diptych.base.device import TRAINING_PRECISIONS
 from diptych.base.errors import DataError, DivergedError, RecipeError
 from diptych.base.files import require_space
 from diptych.base.processes import barrier, copy_from_first, gather, rank, world_size
@@ -35,8 +35,8 @@ def check(images: Images, method: Method, *, epochs: int, batch_size: int, preci
           torch_compile: bool) -> None:  # fmt: skip
     """RecipeError for what cannot be trained, DataError where the processes see different images."""
     same_images(images)
-    if precision not in PRECISIONS:
-        raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    if precision not in TRAINING_PRECISIONS:
+        raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(TRAINING_PRECISIONS)}")
     if epochs < 1:
         raise RecipeError(f"epochs is {epochs}; it must be at least 1")
     if batch_size < 2 or batch_size % world_size():
