@@ -131,7 +131,7 @@ def test_words(name):
 
 KERAS = re.compile("keras", re.IGNORECASE)
 KERAS_REGISTERED = re.compile(
-    r"from diptych\.\w+\.keras import KERAS_[A-Z]+|(\*\*|\| )KERAS_[A-Z]+"
+    r"from diptych\.\w+\.keras import KERAS_[A-Z]+(, KERAS_[A-Z]+)*|(\*\*|\| )KERAS_[A-Z]+"
 )  # an import, a merge
 KERAS_REGISTRIES = {"methods", "networks.encoders", "downstream.protocols", "reporting.numbers", "views"}
 

@@ -207,7 +207,7 @@ def test_gradient_caching_is_the_large_batch(name, rows):
     with shared_statistics(large, 4), shared_statistics(pieces, 4):
         expected = large(pair, draw, progress)
         expected.loss.backward()
-        compared = in_pieces(pieces, pair, draw, progress, rows, nullcontext, lambda piece: None)
+        compared = in_pieces(pieces, pair, draw, progress, rows=rows, arithmetic=nullcontext, seed=lambda piece: None)
     torch.testing.assert_close(compared.loss, expected.loss, rtol=1e-10, atol=0)
     assert all(same(compared.kept[key], expected.kept[key]) for key in expected.kept)
     for (key, ours), theirs in zip(pieces.named_parameters(), large.parameters(), strict=True):

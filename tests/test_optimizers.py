@@ -10,6 +10,7 @@ from shared import shared, wave
 from torch import nn
 
 from diptych.base.errors import RecipeError
+from diptych.methods import SimSiam
 from diptych.training.optimizers import OPTIMIZERS, adamw, describe, lamb, lars, set_rates, sgd
 
 
@@ -329,3 +330,23 @@ def test_state_survives_a_round_trip(name):
 def test_rules_that_would_be_misread_are_refused(make, rule, message):
     with pytest.raises(RecipeError, match=message):
         make(Net(), 0.1, groups=[rule])
+
+
+class Insists(SimSiam):
+    """Wants a constant rate for its predictor, whatever optimizer trains it."""
+
+    rules = ({"match": "predictor", "schedule": "constant", "lr": 0.3},)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_the_rules_of_a_method_follow_those_of_the_recipe(make):
+    method = Insists(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), projector=(4, 4), predictor=2, width=4)
+
+    def of_the_predictor(optimizer: torch.optim.Optimizer) -> list[tuple[float, str]]:
+        groups = [group for group in optimizer.param_groups if group["parameters"][0].startswith("predictor.")]
+        assert groups, "the predictor has groups of its own"
+        return [(group["lr"], group["schedule"]) for group in groups]
+
+    assert set(of_the_predictor(make(method, lr=0.1))) == {(0.3, "constant")}
+    own = [{"match": "predictor", "lr": 0.2}]
+    assert set(of_the_predictor(make(method, lr=0.1, groups=own))) == {(0.2, "constant")}

@@ -1,5 +1,7 @@
 """`--encoder package.module:function`: a network of the user's own on the command line."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 from test_cli import diptych
 from tiny import TinyEncoder, tiny_images, tiny_run
 
+from diptych.base import strict_yaml
 from diptych.runs.encoder import load
 
 NETWORKS = '''
@@ -136,3 +139,16 @@ def test_the_help_says_that_code_is_run(capsys):
         _, out, _ = diptych(capsys, verb, "--help")
         words = " ".join(out.replace("│", " ").split())
         assert "--encoder" in words and "This runs their code." in words, verb
+
+
+def test_a_run_of_an_older_version_is_evaluated(here, capsys):
+    """Its recipe has an argument that `evaluate` no longer takes, and lacks those that came later."""
+    shutil.copytree("run", "older")
+    recipe = strict_yaml.read(here / "older" / "recipe.yaml") | {
+        "evaluate": {"encoder": None, "protocols": ["knn"], "k": 7}
+    }
+    (here / "older" / "recipe.yaml").write_text(strict_yaml.write(recipe))
+    code, out, err = diptych(capsys, "evaluate", "older", *SETS, *OWN)
+    assert code == 0 and "linear" not in out, err
+    lines = [json.loads(text) for text in (here / "older" / "evaluations.jsonl").read_text().splitlines()]
+    assert lines[-2]["subject"] == "trained" and lines[-2]["details"]["k"] == 7

@@ -134,7 +134,7 @@ def test_30_the_third_gpu_of_one(monkeypatch):
     ids=["GPU", "CPU", "numpy"],
 )  # fmt: skip
 def test_30_no_memory_left_is_one_line_with_what_to_do(error, told, photos, tmp_path, monkeypatch):
-    def full(*arguments):
+    def full(*arguments, **options):
         raise error
 
     monkeypatch.setattr("diptych.training.pretrain.loop", full)

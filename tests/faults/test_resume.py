@@ -26,7 +26,7 @@ from diptych.base.signals import Preempted
 from diptych.commands import cli
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
-from diptych.training import ends
+from diptych.training.keeper import Keeper
 from diptych.training.optimizers import lars
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -283,7 +283,8 @@ def test_36_any_state_is_taken_or_refused(key, value, halfway, tmp_path_factory)
     sealed(folder, "state.json", json.dumps(numbers).encode())
     method = tiny_method()
     try:
-        state = ends.restore(folder, method, lars(method, lr=0.5, weight_decay=1e-4), tiny_images())
+        optimizer = lars(method, lr=0.5, weight_decay=1e-4)
+        state = Keeper(Run(halfway), method, optimizer, tiny_images()).restore(folder)
     except CheckpointError as error:
         assert "\n" not in str(error)
     else:

@@ -185,10 +185,8 @@ def classify(
 
     require_table(out)
     trained = open_encoder(run, encoder)
-    known, new = (
-        open_images(place, image_options(trained) | {"labels": kind})
-        for place, kind in ((train, labels), (source, "none"))
-    )
+    options = image_options(trained)
+    known, new = open_images(train, options | {"labels": labels}), open_images(source, options | {"labels": "none"})
     print_result(f"{out}  {make(trained, new, known, out=out, device=device, seed=seed)}")
 
 

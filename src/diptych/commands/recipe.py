@@ -41,7 +41,7 @@ GIVEN: dict[str, set[str]] = {
     "method": {"width"},
     "pretrain": {"out", "resume", "overwrite", "record", "show"},
     "watch": {"seed"},
-    "evaluate": {"run", "device", "show"},
+    "evaluate": {"trained", "device", "show"},
 }
 SECTIONS = tuple(CALLS)
 NEEDED = ("encoder", "method", "views", "optimizer", "pretrain")

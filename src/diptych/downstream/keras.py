@@ -14,7 +14,9 @@ from diptych.downstream.classifier import fit, linear_head, normalize, targets
 from diptych.downstream.frozen import Subject, Task, frozen
 from diptych.embeddings.scores import Score, score
 from diptych.methods import METHODS, Method
+from diptych.methods.method import embedding_width
 from diptych.runs import checkpoints
+from diptych.runs.encoder import Trained
 from diptych.runs.run import Run, is_run
 from diptych.training.optimizers import lamb
 from diptych.training.schedules import constant, cosine
@@ -117,4 +119,10 @@ KERAS_PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "linear-keras": linear_keras,
     "linear-keras-embedding": linear_keras_embedding,
     "linear-keras-simsiam": linear_keras_simsiam,
+}
+
+# What they need of the encoder, beyond its embeddings.
+KERAS_REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
+    "linear-keras": lambda trained: projector_source(trained.folder),
+    "linear-keras-simsiam": lambda trained: embedding_width(trained.encoder, None),
 }

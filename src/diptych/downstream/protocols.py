@@ -11,7 +11,7 @@ from diptych.base.errors import RecipeError
 from diptych.downstream.classifier import crop_and_flip, steps_of
 from diptych.downstream.finetune import finetune_copy
 from diptych.downstream.frozen import Subject, Task, frozen
-from diptych.downstream.keras import KERAS_PROTOCOLS, projector_source
+from diptych.downstream.keras import KERAS_PROTOCOLS, KERAS_REQUIREMENTS
 from diptych.embeddings.scores import Score, knn_accuracy, linear_probe
 from diptych.methods.method import embedding_width
 from diptych.runs.encoder import Trained
@@ -76,8 +76,7 @@ PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
 
 # What a protocol needs of the encoder, beyond its embeddings: each raises the error that its protocol would end with.
 REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
-    "linear-keras": lambda trained: projector_source(trained.folder),
-    "linear-keras-simsiam": lambda trained: embedding_width(trained.encoder, None),
+    **KERAS_REQUIREMENTS,
     "linear-sgd": lambda trained: embedding_width(trained.encoder, None),
     "finetune": lambda trained: embedding_width(trained.encoder, None),
 }

@@ -116,7 +116,7 @@ def commands(run: Record) -> dict[str, str]:
         "resume": f"{train} --resume",
         "evaluate": f"diptych evaluate {folder} --train SOURCE --test SOURCE",
         "embed": f"diptych embed {folder} SOURCE --out vectors",
-        "load": f"encoder = diptych.load({clip(run.folder)!r})",
+        "load": f"trained = diptych.load({clip(run.folder)!r})",
         "report": f"diptych report {folder}",
     }
 

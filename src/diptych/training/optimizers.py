@@ -3,18 +3,17 @@
 `groups` is a sequence of rules, such as `{"match": "predictor", "schedule": "constant"}`. "match" is "1d"
 (biases and normalisation: at most one dimension) or a dotted name ("predictor" matches predictor.0.weight).
 Each setting of a parameter comes from the first matching rule that names it, and from the optimizer's
-arguments where none does.
+arguments where none does. The rules that a method insists on (`Method.rules`) follow those of `groups`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
-
-Rule = Mapping[str, Any]
+from diptych.methods.method import Method, Rule
 
 
 def sgd(
@@ -25,7 +24,7 @@ def sgd(
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, and L2 decay added to the gradient, as in SimSiam."""
-    return torch.optim.SGD(_groups(module, groups, lr, weight_decay), lr=lr, momentum=momentum)
+    return torch.optim.SGD(_groups(module, _rules(module, groups), lr, weight_decay), lr=lr, momentum=momentum)
 
 
 def adamw(
@@ -36,7 +35,7 @@ def adamw(
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(_groups(module, groups, lr, weight_decay), lr=lr, betas=tuple(betas))
+    return torch.optim.AdamW(_groups(module, _rules(module, groups), lr, weight_decay), lr=lr, betas=tuple(betas))
 
 
 def lars(
@@ -62,7 +61,7 @@ def lars(
         plain["lr"] = bias_lr
     eps = 1e-8 if clip else 0.0  # solo-learn's code has one, the paper's has none
     return Lars(
-        _groups(module, (*groups, plain), lr, weight_decay, adapts=True),
+        _groups(module, (*_rules(module, groups), plain), lr, weight_decay, adapts=True),
         lr=lr,
         momentum=momentum,
         trust_coeff=trust,
@@ -82,7 +81,8 @@ def lamb(
     """LAMB (You et al. 2020) with TensorFlow Addons' defaults: every parameter adapted, no clipping."""
     from diptych.training.lamb import Lamb  # imported late: timm takes two seconds
 
-    return Lamb(_groups(module, groups, lr, weight_decay, adapts=True), lr=lr, betas=tuple(betas), eps=eps)
+    rules = _rules(module, groups)
+    return Lamb(_groups(module, rules, lr, weight_decay, adapts=True), lr=lr, betas=tuple(betas), eps=eps)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -117,6 +117,11 @@ def describe(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
         }
         for index, group in enumerate(optimizer.param_groups)
     ]
+
+
+def _rules(module: nn.Module, groups: Sequence[Rule]) -> tuple[Rule, ...]:
+    """`groups`, then the rules of a method itself."""
+    return (*groups, *(module.rules if isinstance(module, Method) else ()))
 
 
 def _groups(
