@@ -26,6 +26,7 @@ from diptych.embeddings.scores import NEIGHBOURS, TEMPERATURE, Score, chance, ch
 from diptych.networks.inference import raw_pixels, require_precision
 from diptych.reporting import pictures
 from diptych.runs.encoder import Trained, as_trained
+from diptych.runs.pictures import picture_path, save_picture
 from diptych.runs.run import Run, is_run
 
 DEFAULT = ("knn", "linear")  # quick, and made of embeddings alone
@@ -130,7 +131,7 @@ def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: 
 
 def training_signs(run: Run | None) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
     """The projections of two views and the last loss that a run left: they may show a collapse that embeddings hide."""
-    if run is None or not (path := run.folder / "pictures" / "projections.npz").is_file():
+    if run is None or not (path := picture_path(run.folder, "projections")).is_file():
         return None, None
     with np.load(path, allow_pickle=False) as arrays:
         epochs = run.lines("epoch")
@@ -142,18 +143,31 @@ def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, tes
     order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
     xy, made_by = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
     classes = test.classes or []
-    run.picture("map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
-                thumbnails=thumbnails(test, order), classes=np.array(classes), made_by=np.array(made_by))  # fmt: skip
+    save_picture(
+        run.folder,
+        "map",
+        xy=xy,
+        labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
+        thumbnails=thumbnails(test, order),
+        classes=np.array(classes),
+        made_by=np.array(made_by),
+    )
     few = order[:QUERIES]
     similarity, index = (part.cpu() for part in nearest(queries[few.to(queries.device)], bank, SHOWN_NEIGHBOURS))
     shown = thumbnails(train, index.flatten())
     known = {name: i for i, name in enumerate(classes)}
     labels = [known.get(name, -1) for name in class_names(train, "training")]
-    run.picture("neighbours", query=thumbnails(test, few), similarity=similarity.numpy(),
-                neighbours=shown.reshape(*index.shape, *shown.shape[1:]),
-                query_labels=np.array([(test.labels or [])[int(i)] for i in few]),
-                neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
-                query_keys=np.array([test.keys[int(i)] for i in few]), classes=np.array(classes))  # fmt: skip
+    save_picture(
+        run.folder,
+        "neighbours",
+        query=thumbnails(test, few),
+        similarity=similarity.numpy(),
+        neighbours=shown.reshape(*index.shape, *shown.shape[1:]),
+        query_labels=np.array([(test.labels or [])[int(i)] for i in few]),
+        neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
+        query_keys=np.array([test.keys[int(i)] for i in few]),
+        classes=np.array(classes),
+    )
 
 
 def thumbnails(images: Images, rows: Tensor) -> np.ndarray:

@@ -1,11 +1,9 @@
 """What a run folder says, read kindly: what is missing is empty, what is damaged is left out and noted."""
 
-import itertools
 import json
 import math
 import zipfile
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,19 +11,12 @@ import numpy as np
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.base.strict_yaml import parse
+from diptych.runs.pictures import PICTURES, optional_keys, picture_path
 from diptych.runs.run import is_run
 
 LONGEST = 300  # characters of one text (a class, a reason, a path); a page is not the place for more
 LARGEST_ARRAYS = 512 * 2**20  # bytes of one picture file's arrays, unpacked
 RECIPE_LINES = 400
-PICTURES = {
-    "views": ("originals", "view_0"),  # and view_1, view_2, ...
-    "correlation": ("matrix",),
-    "map": ("xy", "labels", "thumbnails"),
-    "neighbours": ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"),
-}
-
-OPTIONAL = ("classes", "made_by")
 
 
 @dataclass
@@ -70,8 +61,9 @@ def read_run(folder: str | Path) -> Record:
     crashes = sorted((folder / "crash").glob("step_*.json"))
     if crashes and not run.end:
         run.crash = read_object(run, f"crash/{crashes[-1].name}")
-    for name, keys in PICTURES.items():
-        read_picture(run, name, keys)
+    for name, picture in PICTURES.items():
+        if picture.drawn:
+            read_picture(run, name, picture.required)
     return run
 
 
@@ -118,7 +110,7 @@ def read_evaluations(run: Record) -> None:
 
 def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
     """The arrays of pictures/NAME.npz when they are all there, numbers or texts, and of shapes that fit."""
-    path = run.folder / "pictures" / f"{name}.npz"
+    path = picture_path(run.folder, name)
     if not path.exists():
         return
     try:
@@ -126,8 +118,7 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
                 raise ValueError(f"its arrays are larger than {LARGEST_ARRAYS // 2**20} MiB")
         with np.load(path, allow_pickle=False) as archive:
-            more = further_views(archive) if name == "views" else OPTIONAL
-            arrays = {key: archive[key] for key in (*keys, *(key for key in more if key in archive))}
+            arrays = {key: archive[key] for key in (*keys, *optional_keys(name, archive))}
         check_shapes(name, arrays)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         run.notes.append(
@@ -136,11 +127,6 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
         return
     if len(arrays[keys[0]]):
         run.pictures[name] = arrays
-
-
-def further_views(names: Collection[str]) -> list[str]:
-    """The arrays of views after `view_0`, without a gap."""
-    return list(itertools.takewhile(names.__contains__, (f"view_{index}" for index in itertools.count(1))))
 
 
 def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:

@@ -9,7 +9,6 @@ bad_files.jsonl     images that could not be read, and why; absent when all coul
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -18,8 +17,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from diptych.base import strict_yaml
 from diptych.base.errors import CheckpointError, DataError, OutputError
@@ -114,13 +111,6 @@ class Run:
                 file.write(text)
         except OSError as error:
             raise disk_error(self.folder / name, len(text), error) from None
-
-    def picture(self, name: str, **arrays: np.ndarray) -> None:
-        """Keep arrays for the report in pictures/NAME.npz."""
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        made = io.BytesIO()
-        np.savez_compressed(made, allow_pickle=False, **arrays)
-        write_file(self.folder / "pictures" / f"{name}.npz", made.getvalue())
 
     @property
     def recipe(self) -> dict:

@@ -19,6 +19,7 @@ from diptych.methods.losses import cross_correlation
 from diptych.networks.encoders import built_with
 from diptych.runs import checkpoints
 from diptych.runs.encoder import Preprocessing, save_encoder
+from diptych.runs.pictures import save_picture
 from diptych.runs.run import Run
 from diptych.training.diary import Diary
 from diptych.training.feed import Feed
@@ -103,7 +104,7 @@ def begin(keeper: Keeper, feed: Feed, step: int, *, best: bool) -> None:
     if step > 0:
         return
     save_encoder(run.folder / "untrained", keeper.method.encoder, preprocessing(feed))
-    run.picture("views", **view_arrays(feed.examples(EXAMPLES), feed.views, feed.seed))
+    save_picture(run.folder, "views", **view_arrays(feed.examples(EXAMPLES), feed.views, feed.seed))
 
 
 def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
@@ -125,7 +126,7 @@ def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
         keeper.list_bad()  # of a stream, they turned up on the way
         save_encoder(run.folder / "encoder", method.encoder, preprocessing(feed))
         for name, picture in arrays.items():
-            run.picture(name, **picture)
+            save_picture(run.folder, name, **picture)
         diagnosis = diagnose(embedding, shown, run.lines("epoch")[-1]["loss"])
         run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
     diary.log("end", epochs=diary.epoch, best_epoch=state.best_epoch, elapsed_seconds=round(state.elapsed_seconds, 3),
