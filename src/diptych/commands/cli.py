@@ -211,11 +211,11 @@ def download(
 ) -> None:
     """Fetch published weights by name (the network is reached here, and for encoder.pretrained=true)."""
     from diptych.base.terminal import ProgressBar
-    from diptych.runs.download import PUBLISHED, listed
+    from diptych.runs.download import PUBLISHED, list_published
     from diptych.runs.download import download as fetch
 
     if name is None:
-        return print_result(listed())
+        return print_result(list_published())
     with ProgressBar("download (bytes)") as progress:
         got = fetch(name, out, progress)
     print_result(f"{got.file}  {got.bytes:,} bytes, sha256 {got.sha256}, licence: {PUBLISHED[name].licence}\n"
