@@ -1,1 +1,1 @@
-"""What any program needs: errors, files, devices, terminals, processes. Nothing here is specific to images or training."""
+"""What any program needs: errors, files, devices, terminals, processes. Nothing specific to images or training."""

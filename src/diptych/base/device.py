@@ -101,7 +101,7 @@ def _control_group_bytes(proc: Path, groups: Path) -> list[int]:
 
 
 def _limit_leaves(folder: Path, limit: str, used: str, cache: str) -> list[int]:
-    """[bytes left below the limit of one group], [] where it has none. Cached files count as free: they can be dropped."""
+    """[bytes left below the limit of one group], [] if it has none. Cached files count as free: they can be dropped."""
     try:
         most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
         statistics = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())

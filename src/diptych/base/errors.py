@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each message is one line that names the cause and the fix; the command line exits with its code."""
+"""Errors a user can cause. A message is one line that names cause and fix; the command line exits with its code."""
 
 
 class DiptychError(Exception):

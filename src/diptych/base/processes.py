@@ -132,7 +132,7 @@ def copy_from_first(module: nn.Module) -> None:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over the ranks, as DistributedDataParallel does; for a backward pass in pieces."""
+    """Replace each gradient by its mean over the ranks, like DistributedDataParallel; for a backward pass in pieces."""
     for parameter in parameters if world_size() > 1 else ():
         if parameter.grad is not None:
             parameter.grad = mean_over_ranks(parameter.grad)

@@ -8,7 +8,7 @@ import torch
 def seed_at(*address: int | str) -> int:
     """A 64-bit seed for an address: integers and strings, such as `(seed, "order", epoch)`.
 
-    Raises TypeError for any other part: the 3 of numpy and the 3 of torch have other texts, and would be other addresses.
+    Raises TypeError for any other part: the 3 of numpy and of torch have other texts, and would be other addresses.
     """
     for part in address:
         if type(part) not in (int, str):

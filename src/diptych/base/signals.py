@@ -36,9 +36,9 @@ def leaving() -> Iterator[None]:
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` sets `stop.signal_name` at SIGTERM, SIGUSR1 or Ctrl-C; then restores the old handlers.
+    """`with StopRequest() as stop:` sets `stop.signal_name` at SIGTERM, SIGUSR1 or Ctrl-C.
 
-    Python allows no handlers outside the main thread: there `signal_name` stays empty.
+    The old handlers are restored at the end. Outside the main thread Python allows no handlers: `signal_name` stays empty.
     """
 
     def __init__(self) -> None:

@@ -109,7 +109,7 @@ def decode(data: bytes, max_pixels: float = MAX_PIXELS, background: str = "white
 def open_image(
     data: bytes, max_pixels: float = MAX_PIXELS, background: str = "white", enough: int | None = None
 ) -> Image.Image:
-    """As `decode`, but a Pillow image; a JPEG may have 1/2, 1/4 or 1/8 of its size, with a short side of `enough` or more."""
+    """As `decode`, but a Pillow image; a JPEG may be reduced to 1/2, 1/4 or 1/8, its short side `enough` or more."""
     image = _open(data, max_pixels)
     try:
         if enough is not None:

@@ -25,7 +25,8 @@ def open_source(path_or_name: str | os.PathLike, labels: str = "auto", follow_sy
     """The images at a path, or of a name in NAMED; nothing is decoded and nothing is written.
 
     labels: "auto" (a label column, or first-level folders if every image is in one of two or more), "folder"
-    (first-level folders, required), "none". follow_symlinks: follow links that lead out of a folder. Raises DataError (missing, empty, damaged) and RecipeError (labels).
+    (first-level folders, required), "none". follow_symlinks: follow links that lead out of a folder.
+    Raises DataError (missing, empty, damaged) and RecipeError (labels).
     """
     check_label_option(labels)
     if path_or_name in NAMED:

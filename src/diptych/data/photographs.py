@@ -1,7 +1,7 @@
 """The demo's images: photographs that ship inside scikit-image and scikit-learn, cut into small squares.
 
-The label is the photograph. Every photograph is cut into five bands: training squares come from the first, third and fifth, test
-squares from the second and fourth, with a gap between them, so that no test pixel is a training pixel.
+The label is the photograph. Every photograph is cut into five bands: training squares come from the first, third and
+fifth, test squares from the second and fourth, with a gap between them, so that no test pixel is a training pixel.
 """
 
 import importlib.util

@@ -62,7 +62,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
 
 
 def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, contiguous and without shared storage, as safetensors requires (channels_last weights are not)."""
+    """Copies on the CPU, contiguous and without shared storage, for safetensors (channels_last weights are not)."""
     return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -169,7 +169,7 @@ def merge(old: dict, new: dict) -> dict:
 def load_exactly(
     module: torch.nn.Module, tensors: dict[str, Tensor], source: Path | str, missing: Iterable[str] = ()
 ) -> None:
-    """Load named tensors into a module. Raises CheckpointError naming the keys that differ, except those in `missing`."""
+    """Load named tensors into a module. Raises CheckpointError with the keys that differ, except `missing`."""
     own = module.state_dict()
     absent = sorted(set(own) - set(tensors) - set(missing))
     extra = sorted(set(tensors) - set(own))

@@ -103,8 +103,8 @@ def save_encoder(
 def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
     """The encoder of a run or of an encoder folder, in evaluation mode, on the CPU.
 
-    encoder: a network of the same architecture, needed only if the trained one was the user's own module. The weights are
-    loaded into a copy of it.
+    encoder: a network of the same architecture, needed only if the trained one was the user's own module. A copy of it
+    gets the weights.
     Raises CheckpointError when the folder holds no encoder, or its weights are damaged or do not fit.
     """
     folder = folder.folder if isinstance(folder, Run) else Path(folder)
@@ -142,8 +142,8 @@ def read_config(folder: Path) -> dict:
         if not (isinstance(config["sha256"], str) and isinstance(config["diptych"]["encoder"], dict | None)):
             raise ValueError("an entry of another kind")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/config.json is missing or damaged ({type(error).__name__}: {error}); restore it, or "
-                              "create the folder again") from None  # fmt: skip
+        raise CheckpointError(f"{folder}/config.json is missing or damaged ({type(error).__name__}: {error}); restore "
+                              "it, or create the folder again") from None  # fmt: skip
     return config
 
 

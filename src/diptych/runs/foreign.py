@@ -74,7 +74,7 @@ class Imported:
                  f"mean {self.preprocessing.mean}, std {self.preprocessing.std}"]  # fmt: skip
         if self.stem != "standard":
             padding = 2 if self.stem == "small-padded" else 1
-            lines.append(f"  assumed, as shapes do not show it: the first convolution has stride 1 and padding {padding}, "
+            lines.append(f"  assumed, not visible in shapes: the first convolution has stride 1 and padding {padding}, "
                          "there is no max-pool, and the images were normalized as above")  # fmt: skip
         groups |= {"missing in the file": origin["missing"], "unexpected": origin["unexpected"]}
         lines += [f"  {group} ({len(keys)}): {', '.join(keys) or 'none'}" for group, keys in groups.items()]
