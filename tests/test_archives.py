@@ -85,8 +85,8 @@ def test_hostile_zip_members_are_skipped_and_listed(tmp_path):
     source = open_source(path)
     reasons = {skip["key"]: skip["reason"] for skip in source.skipped}
     assert keys(source) == ["good/1.png"] and values(source) == [3]
-    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, "a name that leaves the archive")
-    assert reasons["good/1.png"] == "a name that an earlier member has"
+    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, "a name that leads out of the archive")
+    assert reasons["good/1.png"] == "the name of an earlier member"
     assert reasons["link.png"] == "a link" and "200 times" in reasons["bomb.png"] and "method 14" in reasons["lzma.png"]
     assert os.listdir(tmp_path) == ["bad.zip"]
 
@@ -116,8 +116,8 @@ def test_hostile_tar_members_are_skipped_and_listed(tmp_path):
     source = open_source(path)
     reasons = {skip["key"]: skip["reason"] for skip in source.skipped}
     assert keys(source) == ["good/1.png"] and values(source) == [3]
-    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, "a name that leaves the archive")
-    assert reasons["good/1.png"] == "a name that an earlier member has"
+    assert {name: reasons[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, "a name that leads out of the archive")
+    assert reasons["good/1.png"] == "the name of an earlier member"
     assert reasons["sym.png"] == reasons["hard.png"] == "a link"
     assert reasons["device.png"] == reasons["pipe.png"] == "a device, a sparse file or the like"
 

@@ -189,8 +189,8 @@ def test_one_place_says_whether_a_result_may_be_written(tmp_path):
         (lambda: files.require_free_file(taken), "exists already"),
         (lambda: files.require_free_file(tmp_path), "exists already"),
         (lambda: files.require_free_file(tmp_path, replace=True), "is a folder"),
-        (lambda: files.require_free_file(tmp_path / "no" / "x.csv"), "does not exist; make it"),
-        (lambda: files.require_free_file(tmp_path / "no" / "x.csv", replace=True), "does not exist; make it"),
+        (lambda: files.require_free_file(tmp_path / "no" / "x.csv"), "does not exist; create it"),
+        (lambda: files.require_free_file(tmp_path / "no" / "x.csv", replace=True), "does not exist; create it"),
     ):
         with pytest.raises(OutputError, match=message):
             refused()

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(folder, file, damage):
 def test_when_all_are_damaged_it_does_not_start_over_silently(folder):
     for path in checkpoints.steps(folder):
         flip(path / "model.safetensors")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no checkpoint in .* is intact"):
         checkpoints.newest(folder)
 
 

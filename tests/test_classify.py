@@ -92,7 +92,7 @@ def test_impossible_tasks_are_refused_before_the_work(place, tmp_path):
     new, known = (images(place / name, size=16) for name in ("new", "labelled"))
     for out, message in (
         (tmp_path / "x.txt", "ends in neither"),
-        (tmp_path / "no" / "x.csv", "does not exist; make it"),
+        (tmp_path / "no" / "x.csv", "does not exist; create it"),
     ):
         with pytest.raises(OutputError, match=message):
             classify("nowhere", new, known, out=out)

@@ -27,11 +27,11 @@ from diptych.base.processes import (
     barrier,
     gather,
     gather_rows,
+    leave_processes,
     mean_over_ranks,
     rank,
     row_counts,
     start,
-    stop,
     world_size,
     wrap,
 )
@@ -282,7 +282,7 @@ def one_of_two():
     check_the_barrier()
     check_a_loss_of_gathered_rows(alone_contrast)
     check_unknown_normalisation_is_refused()
-    stop()
+    leave_processes()
     assert world_size() == 1 and rank() == 0
 
 
@@ -355,7 +355,7 @@ def test_on_one_process_everything_is_the_identity(nowhere):
     assert agree(True) is True and agree(False) is False and barrier() is None and row_counts(3) == [3]
     assert "gloo" in processes.available_backends()
     assert share_statistics(method) is method and type(method.encoder[1]) is nn.BatchNorm2d
-    stop()
+    leave_processes()
 
 
 def test_places():

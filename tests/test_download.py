@@ -11,7 +11,7 @@ import pytest
 
 from diptych.base.errors import CheckpointError, OutputError, RecipeError
 from diptych.runs import download as file
-from diptych.runs.download import PUBLISHED, Published, download, listed
+from diptych.runs.download import PUBLISHED, Published, download, list_published
 
 WEIGHTS = bytes(range(256)) * 20
 
@@ -73,7 +73,7 @@ def test_half_a_file_is_no_file(serve, tmp_path, path, message):
 
 
 def test_a_server_that_does_not_stop_is_left(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(file, "LARGEST", 1000)
+    monkeypatch.setattr(file, "MAX_DOWNLOAD_BYTES", 1000)
     serve("/unsaid")
     with pytest.raises(CheckpointError, match="more than 1,000"):
         download("test")
@@ -92,7 +92,7 @@ def test_no_network_is_one_line(no_proxy, monkeypatch, tmp_path):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    with pytest.raises(CheckpointError, match="cannot fetch https.*Name or service.*bring the file") as caught:
+    with pytest.raises(CheckpointError, match="cannot fetch https.*Name or service.*copy the file") as caught:
         download("barlow-twins-resnet50")
     assert "\n" not in str(caught.value) and caught.value.exit_code == 4
     assert not list(tmp_path.iterdir())
@@ -111,4 +111,4 @@ def test_names_and_licences():
     with pytest.raises(RecipeError, match="'vgg'; there are: barlow-twins-resnet50"):
         download("vgg")
     for name, one in PUBLISHED.items():
-        assert one.address.startswith("https://") and one.licence and name in listed()
+        assert one.address.startswith("https://") and one.licence and name in list_published()

@@ -15,7 +15,14 @@ from diptych.base.errors import CheckpointError, OutputError
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import prepare
 from diptych.runs.encoder import Preprocessing, load, preprocessing_of, save_encoder
-from diptych.runs.foreign import CIFAR, IMAGENET, import_weights, read, recognise, take_apart
+from diptych.runs.foreign import (
+    CIFAR_MEAN_STD,
+    IMAGENET_MEAN_STD,
+    import_weights,
+    read_torch_file,
+    recognise,
+    split_parts,
+)
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -96,7 +103,7 @@ def test_every_tensor_finds_its_place(layout, tmp_path):
     made, name, small, stem, groups = LAYOUTS[layout]
     net = named(name, small)
     torch.save(made(net), tmp_path / "file")
-    found = take_apart(read(tmp_path / "file"), tmp_path / "file")
+    found = split_parts(read_torch_file(tmp_path / "file"), tmp_path / "file")
     assert found.name == layout
     assert {key: float(value.flatten()[0]) for key, value in found.weights.items()} == {
         key: float(value.flatten()[0]) for key, value in net.items()
@@ -107,7 +114,7 @@ def test_every_tensor_finds_its_place(layout, tmp_path):
 
 @pytest.mark.parametrize("name", RESNETS)
 def test_the_network_is_recognised(name, tmp_path):
-    assert recognise(take_apart(named(name), tmp_path), tmp_path) == (name, "standard")
+    assert recognise(split_parts(named(name), tmp_path), tmp_path) == (name, "standard")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -128,7 +135,7 @@ def test_outputs_are_those_of_torchvision(name, tmp_path):
         assert torch.equal(ours.encoder(images), theirs(images))
     assert made.origin["left_out"] == {"classifier": ["fc.weight", "fc.bias"]}
     assert made.origin["missing"] == made.origin["unexpected"] == []
-    assert ours.preprocessing == Preprocessing(224, *IMAGENET, 256)
+    assert ours.preprocessing == Preprocessing(224, *IMAGENET_MEAN_STD, 256)
 
     config = json.loads((tmp_path / "encoder" / "config.json").read_text())
     data = (tmp_path / f"{name}.pth").read_bytes()
@@ -149,10 +156,10 @@ def test_a_small_stem_has_small_images(tmp_path):
     torch.save(solo(theirs.state_dict()), tmp_path / "last.ckpt")
     made = import_weights(tmp_path / "last.ckpt", tmp_path / "encoder")
     ours, theirs = load(tmp_path / "encoder"), theirs.eval()
-    assert ours.preprocessing == Preprocessing(32, *CIFAR)
+    assert ours.preprocessing == Preprocessing(32, *CIFAR_MEAN_STD)
     pixels = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        wanted = theirs(reference.normalize(pixels / 255, *CIFAR))
+        wanted = theirs(reference.normalize(pixels / 255, *CIFAR_MEAN_STD))
     torch.testing.assert_close(ours(pixels), wanted, atol=1e-5, rtol=1e-5)
     assert "padding 2" in str(made) and "classifier.weight" in str(made) and "projector.0.weight" in str(made)
     told = import_weights(tmp_path / "last.ckpt", tmp_path / "told", 48, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -162,12 +169,12 @@ def test_a_small_stem_has_small_images(tmp_path):
 def test_resize_then_crop_is_torchvisions():
     pixels = torch.randint(256, (2, 3, 300, 420), dtype=torch.uint8)
     wanted = reference.resize(pixels.float() / 255, [256], antialias=True)
-    wanted = reference.normalize(reference.center_crop(wanted, [224, 224]), *IMAGENET)
-    torch.testing.assert_close(prepare(pixels, *IMAGENET, 224, 256), wanted, atol=1e-5, rtol=1e-5)
+    wanted = reference.normalize(reference.center_crop(wanted, [224, 224]), *IMAGENET_MEAN_STD)
+    torch.testing.assert_close(prepare(pixels, *IMAGENET_MEAN_STD, 224, 256), wanted, atol=1e-5, rtol=1e-5)
     square = pixels[:, :, :256, :256]  # as `images(..., size=256)` gives them: a crop and nothing else
     middle = square[:, :, 16:240, 16:240]
     torch.testing.assert_close(prepare(square, (0, 0, 0), (1, 1, 1), 224, 256), middle / 255)
-    assert prepare(pixels[:, :, :224, :224], *IMAGENET, 224, 256).shape == (2, 3, 224, 224)
+    assert prepare(pixels[:, :, :224, :224], *IMAGENET_MEAN_STD, 224, 256).shape == (2, 3, 224, 224)
 
 
 def test_folders_of_before_resize_still_load(tmp_path):
@@ -206,13 +213,13 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
 
 def test_a_file_that_wants_a_class_is_told_which(tmp_path):
     torch.save({"args": argparse.Namespace(lr=1), "model": {}}, tmp_path / "checkpoint.pth")
-    with pytest.raises(CheckpointError, match=r"'argparse\.Namespace' made.*save its tensors alone"):
-        read(tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match=r"building its 'argparse\.Namespace'.*save the tensors alone"):
+        read_torch_file(tmp_path / "checkpoint.pth")
 
 
 def test_the_older_file_layout_is_read(tmp_path):
     torch.save(named("resnet18"), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert recognise(take_apart(read(tmp_path / "old.pth"), tmp_path), tmp_path) == ("resnet18", "standard")
+    assert recognise(split_parts(read_torch_file(tmp_path / "old.pth"), tmp_path), tmp_path) == ("resnet18", "standard")
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -220,18 +227,18 @@ def test_damaged_files_are_named(tmp_path):
     data = (tmp_path / "whole").read_bytes()
     for cut in (0, 1, 10, len(data) // 2, len(data) - 30):
         (tmp_path / "cut").write_bytes(data[:cut])
-        with pytest.raises(CheckpointError, match="cut is damaged, or no file of torch.save"):
-            read(tmp_path / "cut")
+        with pytest.raises(CheckpointError, match="cut is damaged, or was not written by torch.save"):
+            read_torch_file(tmp_path / "cut")
     for text in (b"hello", b"<html>404</html>", b"\x80\x02.", b"\x00" * 100):
         (tmp_path / "cut").write_bytes(text)
         with pytest.raises(CheckpointError, match="cut "):
-            read(tmp_path / "cut")
+            read_torch_file(tmp_path / "cut")
     for path, word in ((tmp_path / "nowhere", "missing"), (tmp_path, "a folder")):
         with pytest.raises(CheckpointError, match=word):
-            read(path)
+            read_torch_file(path)
     torch.save(torch.zeros(3), tmp_path / "tensor")
     with pytest.raises(CheckpointError, match="holds a Tensor"):
-        read(tmp_path / "tensor")
+        read_torch_file(tmp_path / "tensor")
 
 
 def test_what_is_no_known_resnet_is_refused(tmp_path):
@@ -248,8 +255,8 @@ def test_what_is_no_known_resnet_is_refused(tmp_path):
         (five, r"conv1.weight is \(64, 3, 5, 5\)"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            recognise(take_apart(tensors, file), file)
-    assert take_apart(net | {"queue": torch.zeros(1)}, file).unexpected == ["queue"]
+            recognise(split_parts(tensors, file), file)
+    assert split_parts(net | {"queue": torch.zeros(1)}, file).unexpected == ["queue"]
 
 
 def test_no_tensor_of_the_encoder_is_guessed_or_ignored(tmp_path):

@@ -136,7 +136,7 @@ def test_background_and_max_pixels_reach_the_decoder(tmp_path):
     [
         ({"on_bad": "ignore"}, "on_bad='ignore' is not one of skip, error"),
         ({"fit": "pad"}, "fit='pad' is not one of crop, squash"),
-        ({"background": "wite"}, "background='wite' is no colour"),
+        ({"background": "wite"}, "background='wite' is not a colour"),
         ({"size": 0}, "size=0"),
     ],
 )

@@ -16,7 +16,7 @@ from test_distributed import run_two_processes, same
 from torch import nn
 
 from diptych.base.errors import RecipeError
-from diptych.base.processes import mean_over_ranks, start, stop, world_size, wrap
+from diptych.base.processes import leave_processes, mean_over_ranks, start, world_size, wrap
 from diptych.base.random_at import random_at
 from diptych.methods import METHODS, Method
 from diptych.networks.batch_norm import shared_statistics
@@ -249,7 +249,7 @@ def one_of_two() -> None:
         for key, value in together.items():
             assert same(value.double(), alone[name][key].double(), 1e-8), (name, key, value, alone[name][key])
             assert torch.equal(mean_over_ranks(value.double()), value.double()), (name, key)
-    stop()
+    leave_processes()
 
 
 def test_two_processes_are_one():

@@ -13,7 +13,7 @@ import pytest
 from shared import shared
 
 from diptych import evaluate, images
-from diptych.base.files import read_lines
+from diptych.base.files import read_json_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 60 * 60)]
 
@@ -45,7 +45,7 @@ def judged(run: Path) -> tuple[dict[str, float], str]:
 
 
 def epoch_losses(run: Path) -> list[float]:
-    found = [line["loss"] for line in read_lines(run / "log.jsonl") if line["event"] == "epoch"]
+    found = [line["loss"] for line in read_json_lines(run / "log.jsonl") if line["event"] == "epoch"]
     print(run.name, [round(loss, 4) for loss in found])
     return found
 

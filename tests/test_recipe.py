@@ -113,7 +113,7 @@ def test_a_small_recipe_is_completed(tmp_path):
         ("twins}", "twins, projector: wide}", "method.projector is 'wide', which is not a list"),
         ("name: resnet18", "name: [resnet18]", "encoder.name is ['resnet18'], which is not a word"),
         ("encoder: {name: resnet18}\n", "", "the section 'encoder' is missing"),
-        ("epochs: 1", "epochs: 1, epochs: 2", "mine.yaml, line 7: the key 'epochs' stands twice"),
+        ("epochs: 1", "epochs: 1, epochs: 2", "mine.yaml, line 7: the key 'epochs' appears twice"),
         (
             "images:",
             "images: !!python/object:os.system",
@@ -209,7 +209,7 @@ def test_hostile_yaml_is_refused(tmp_path):
     assert "aliases (*name) are not allowed" in wrong("images: &a {size: 1}\nencoder: *a\n", tmp_path)
     assert "a recipe has at most" in wrong("# " + "x" * 1_000_001, tmp_path)
     assert "a recipe is a map" in wrong("- 1\n", tmp_path)
-    assert "a key must be a word" in wrong("? [a]\n: 1\n", tmp_path)
+    assert "a key must be a string" in wrong("? [a]\n: 1\n", tmp_path)
 
 
 @pytest.mark.parametrize(

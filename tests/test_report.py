@@ -254,7 +254,7 @@ def test_folders_and_files_that_cannot_be(run, tmp_path):
         report(tmp_path / "absent")
     with pytest.raises(OutputError, match="is a folder"):
         report(run, tmp_path / "empty")
-    with pytest.raises(OutputError, match="does not exist; make it"):
+    with pytest.raises(OutputError, match="does not exist; create it"):
         report(run, tmp_path / "absent" / "report.html")
     assert report(run, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
 

@@ -78,7 +78,7 @@ def test_parquet_without_images_names_its_columns(tmp_path):
 def test_damaged_parquet_and_missing_pyarrow(tmp_path, monkeypatch):
     data = make_parquet(tmp_path / "a.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(data[:-40])
-    with pytest.raises(DataError, match="not whole Parquet"):
+    with pytest.raises(DataError, match="not complete Parquet"):
         open_source(tmp_path / "cut.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r'pip install "diptych\[parquet\]"'):
@@ -149,7 +149,7 @@ def test_objects_in_array_files_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.array([Hostile()], dtype=object))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:50])
     for name in ("a.npy", "a.npz", "cut.npz"):
-        with pytest.raises(DataError, match="not a whole array file"):
+        with pytest.raises(DataError, match="not a complete array file"):
             open_source(tmp_path / name)
     assert not canary.exists()
 

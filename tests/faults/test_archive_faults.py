@@ -54,8 +54,8 @@ def hostile_tar(path: Path) -> dict[str, str]:
 def test_23_hostile_members_are_left_out_and_listed(name, make, tmp_path):
     inside = tmp_path / "deep" / "inside"
     inside.mkdir(parents=True)
-    refused = make(inside / name) | dict.fromkeys(HOSTILE, "a name that leaves the archive")
-    refused["good.png"] = "a name that an earlier member has"
+    refused = make(inside / name) | dict.fromkeys(HOSTILE, "a name that leads out of the archive")
+    refused["good.png"] = "the name of an earlier member"
     with pytest.warns(UserWarning, match=f"{len(refused)} entries of the source left out"):
         found = images(inside / name)
     assert found.keys == ["good.png"] and values_of(found.pixels()) == [3]
@@ -163,7 +163,7 @@ def test_24_a_truncated_file(tmp_path):
     for keep in (0, len(data) // 2, len(data) - 4):
         (tmp_path / "a.parquet").write_bytes(data[:keep])
         code, _, err = diptych("doctor", tmp_path / "a.parquet")
-        assert code == 3 and "a.parquet is not whole Parquet" in refusal(err)
+        assert code == 3 and "a.parquet is not complete Parquet" in refusal(err)
 
 
 def test_23_a_tar_gz_leaves_no_file_behind(tmp_path, monkeypatch):

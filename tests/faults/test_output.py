@@ -89,7 +89,7 @@ def test_35_a_full_disk(small_disk, quiet, tmp_path):
 def test_35_a_disk_that_may_only_be_read(small_disk, tmp_path):
     (small_disk / "run").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    for out, told in ((small_disk / "run", "cannot write to"), (small_disk / "new", "cannot make the folder")):
+    for out, told in ((small_disk / "run", "cannot write to"), (small_disk / "new", "cannot create the folder")):
         with pytest.raises(OutputError, match=f"{told} .*read-only file system.; choose another --out"):
             tiny_run(out)
 

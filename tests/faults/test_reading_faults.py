@@ -127,7 +127,7 @@ def test_16_a_reading_thread_that_fails_names_the_image(resident):
 @pytest.mark.parametrize("resident", [True, False])
 def test_16_a_read_that_hangs_is_told_with_the_images_in_flight(resident, monkeypatch):
     """A dead network disk: no thread can be stopped, so the wait is told, again and again, and goes on."""
-    monkeypatch.setattr(threads, "PATIENCE", 0.05)
+    monkeypatch.setattr(threads, "SLOW_SECONDS", 0.05)
     gate = threading.Event()
     found = images(Odd(gate), size=4, resident=resident)
     threading.Timer(0.4, gate.set).start()

@@ -29,7 +29,7 @@ BOMB += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abc
         ("batch_size", "batch_sise", "pretrain has no 'batch_sise'; did you mean batch_size"),
         ("epochs: 1", "epochs: many", "pretrain.epochs is 'many', which is not a whole number"),
         ("size: 32}\nen", "size: [32]}\nen", "images.size is [32], which is not"),
-        ("epochs: 1", "epochs: 1, epochs: 2", "line 6: the key 'epochs' stands twice"),
+        ("epochs: 1", "epochs: 1, epochs: 2", "line 6: the key 'epochs' appears twice"),
         ("images: {size: 32}", "images:\n\tsize: 32", "line 2: found character '\\t' that cannot"),
         ("images:", "images: !!python/object/apply:os.mkdir [CANARY]\nx:", "line 1: tags (tag:yaml.org,2002:python/object/apply"),
         (GOOD, BOMB, "line 2: aliases (*name) are not allowed"),

@@ -203,7 +203,7 @@ def test_36_when_none_is_whole_it_is_exit_code_4_in_one_line(halfway, tmp_path):
     assert in_own_process(struck.ended, str(out), str(said)) == 4
     told = said.read_text().splitlines()
     assert len(told) == 3 and sum("looking for an older" in line for line in told) == 2
-    assert told[-1].endswith("is whole; restore one, or start over with --overwrite")
+    assert told[-1].endswith("is intact; restore one, or start over with --overwrite")
 
 
 def sealed(checkpoint: Path, file: str, data: bytes, **manifest) -> Path:

@@ -213,7 +213,7 @@ def test_a_parquet_footer_that_lies_about_its_length_is_one_error(tmp_path, leng
     file = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"image": [{"bytes": picture(1), "path": ""}]}), file)
     file.write_bytes(file.read_bytes()[:-8] + length.to_bytes(4, "little") + b"PAR1")
-    with pytest.raises(DataError, match="x.parquet is not whole Parquet") as caught:
+    with pytest.raises(DataError, match="x.parquet is not complete Parquet") as caught:
         open_source(file)
     assert is_one_line(caught.value)
 

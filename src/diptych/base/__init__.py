@@ -1,1 +1,1 @@
-"""What any program needs: errors, files, devices, terminals, processes. It knows no noun of the other rooms."""
+"""What any program needs: errors, files, devices, terminals, processes. Nothing specific to images or training."""

@@ -1,4 +1,4 @@
-"""The device and the number formats a run computes with, and the memory that is free there."""
+"""The device and the number formats of a run, and the memory that is free on the device."""
 
 import os
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ import torch
 
 from diptych.base.errors import RecipeError
 
-PRECISIONS = ("float32", "bfloat16", "float64")
-UNKNOWN_BYTES = 8 * 2**30  # taken to be free where the system says nothing about its memory
+TRAINING_PRECISIONS = ("float32", "bfloat16", "float64")
+UNKNOWN_BYTES = 8 * 2**30  # assumed free where the system does not report its memory
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is this process' GPU where there is one.
+    """The device called `name`; "auto" is the GPU of this process if there is one, else the CPU.
 
-    Asking for an absent GPU is a RecipeError, never a silent CPU run.
+    Raises RecipeError where the GPU is absent: a run never falls back to the CPU silently.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,15 +37,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def waits_for(device: torch.device) -> bool:
-    """Whether reading a number that lies on `device` is waiting for all that it has still to do."""
+    """Whether reading a number from `device` waits for all the work queued there."""
     return device.type != "cpu"
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that this process may still allocate on `device`.
 
-    On a GPU: what its driver reports as free. Elsewhere: the free memory of the machine, or what the limit of a control
-    group (a container, a batch job) leaves if that is less, divided by the processes of one job on this machine.
+    On a GPU: what its driver reports as free. Elsewhere: the free memory of the machine, or the memory left below the
+    limit of a control group (a container, a batch job) if that is less, divided by the processes of this job on the
+    machine.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -54,9 +55,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def local_processes(env: Mapping[str, str]) -> int:
-    """How many processes of this job run on this machine, as torchrun, `--gpus` or SLURM's srun say; else 1."""
-    spelled = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE", "")  # srun: "4(x2),3", node by node
-    counts = [part.partition("(")[0] for part in spelled.split(",")]
+    """The number of processes of this job on this machine, from what torchrun, `--gpus` or SLURM's srun set; else 1."""
+    text = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE", "")  # srun: "4(x2),3", node by node
+    counts = [part.partition("(")[0] for part in text.split(",")]
     return max((int(count) for count in counts if count.isdecimal()), default=1) or 1
 
 
@@ -68,7 +69,7 @@ def _machine_bytes(proc: Path) -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # no Linux
-    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS knows only how much there is in all
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS reports only the total
         try:
             return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
         except (ValueError, OSError, AttributeError):
@@ -77,7 +78,7 @@ def _machine_bytes(proc: Path) -> int:
 
 
 def _control_group_bytes(proc: Path, groups: Path) -> list[int]:
-    """What each memory limit on this process leaves: of its control group and of those around it (version 2 or 1)."""
+    """Bytes left below each memory limit: of this process's control group and of its parents (version 2 or 1)."""
     try:
         memberships = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -100,7 +101,7 @@ def _control_group_bytes(proc: Path, groups: Path) -> list[int]:
 
 
 def _limit_leaves(folder: Path, limit: str, used: str, cache: str) -> list[int]:
-    """[bytes left below one group's limit], or [] where it has none. Cached files count as free: they can be dropped."""
+    """[bytes left below the limit of one group], [] if it has none. Cached files count as free: they can be dropped."""
     try:
         most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
         statistics = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())

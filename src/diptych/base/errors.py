@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each is one line that names the thing and the fix; the command line turns it into its exit code."""
+"""Errors a user can cause. A message is one line that names cause and fix; the command line exits with its code."""
 
 
 class DiptychError(Exception):
@@ -26,12 +26,12 @@ class CheckpointError(DiptychError):
 
 
 class DivergedError(DiptychError):
-    """Training left the finite numbers (exit code 5)."""
+    """Training has diverged: its loss or weights are not finite (exit code 5)."""
 
     exit_code = 5
 
 
 class OutputError(DiptychError):
-    """The output folder or the disk refuses (exit code 6)."""
+    """The output folder or the disk cannot be written to (exit code 6)."""
 
     exit_code = 6

@@ -1,4 +1,4 @@
-"""How this process treats memory that it has freed."""
+"""What the allocator does with memory that this process has freed."""
 
 import ctypes
 
@@ -6,11 +6,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next tensor, instead of giving it back to the system; False without glibc.
+    """Have glibc keep freed memory for the next tensor instead of returning it to the system; False without glibc.
 
-    A training step frees and asks for the same large tensors again and again. Given back, every page of them is cleared
-    and mapped anew by the system: on two cores that was a third of a step (docs/decisions/0017). Holds for the whole
-    process, which from then on stays as large as it once was. Harmless to call twice, and where another malloc is loaded.
+    A training step frees and allocates the same large tensors again and again. Once it is returned, the system has to
+    clear and map every page again: on two cores that took a third of a step (docs/decisions/0017). The setting holds for
+    the process, whose size never shrinks from then on. Calling it twice, or under another malloc, is harmless.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

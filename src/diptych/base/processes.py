@@ -1,8 +1,7 @@
-"""Several processes that compute what one process would. On one process everything here is the identity.
+"""Several processes that compute what one process would. With one process every function here is the identity.
 
-Each process holds some rows of the global batch. `mean_over_ranks` makes its loss the loss of the whole
-batch, and DistributedDataParallel averages the gradients: together they give the exact gradient of that one
-loss.
+Each process holds some rows of the global batch. `mean_over_ranks` turns the loss of these rows into the loss of the
+global batch, and DistributedDataParallel averages the gradients: together they give the exact gradient of that loss.
 """
 
 import inspect
@@ -22,25 +21,25 @@ from diptych.base.errors import DiptychError
 
 
 def rank() -> int:
-    """Which process this is: 0 for the first or only one."""
+    """The number of this process: 0 for the first or only one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean of `x`, a float tensor of one shape on all ranks, in value and gradient."""
+    """The mean of `x` over the ranks, in value and gradient; a float tensor of the same shape on all of them."""
     return x if world_size() == 1 else _MeanOverRanks.apply(x)
 
 
 class _MeanOverRanks(torch.autograd.Function):
     """The gradient of a mean over ranks is a mean over ranks.
 
-    A bare all_reduce forgets what this rank does to the others' losses: the gradient is then too short, by
-    the number of processes.
+    A bare all_reduce ignores the effect of this rank on the losses of the others: its gradient is too small, by a factor
+    of the number of processes.
     """
 
     @staticmethod
@@ -62,18 +61,18 @@ def _all_reduce(x: Tensor) -> Tensor:
 def gather_rows(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """The rows of all ranks, in rank order, on every rank, with gradient: (n, ...) -> (N, ...).
 
-    Ranks may hold unequal numbers of rows, N is their sum; counts: `row_counts(n)`, where it is known already. Let every
-    rank compute the same loss from all rows: with DistributedDataParallel's mean (or `average_gradients`) its gradient is
-    exactly that of one process with all rows.
+    Ranks may hold unequal numbers of rows; N is their sum. counts: `row_counts(n)`, if it is known already. When every
+    rank computes the same loss from all rows, DistributedDataParallel's mean (or `average_gradients`) yields exactly the
+    gradient of one process with all rows.
     """
     return x if world_size() == 1 else _GatherRows.apply(x, row_counts(len(x)) if counts is None else counts)
 
 
 class _GatherRows(torch.autograd.Function):
-    """The gradients of all ranks are added up.
+    """The backward pass sums the gradients of all ranks.
 
-    Each of R ranks has the gradient of the same loss, so this rank's rows get R times theirs. The mean over ranks of the
-    parameters' gradients, which sees each row on one rank only, takes that factor away.
+    Each of R ranks has the gradient of the same loss, so the rows of this rank get R times their gradient. The mean over
+    ranks of the parameters' gradients, in which each row contributes on one rank only, removes that factor.
     """
 
     @staticmethod
@@ -82,11 +81,11 @@ class _GatherRows(torch.autograd.Function):
         ctx.rows = slice(start, start + len(x))
         equal = min(counts) == most
         padded = x.contiguous() if equal else torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
-        everything = padded.new_empty(len(counts) * most, *x.shape[1:])
-        dist.all_gather_into_tensor(everything, padded)
+        gathered = padded.new_empty(len(counts) * most, *x.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
         if equal:
-            return everything
-        return torch.cat([block[:count] for block, count in zip(everything.split(most), counts, strict=True)])
+            return gathered
+        return torch.cat([block[:count] for block, count in zip(gathered.split(most), counts, strict=True)])
 
     @staticmethod
     @once_differentiable
@@ -101,7 +100,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def row_counts(rows: int) -> list[int]:
-    """How many rows each rank has, by rank: one collective between CPUs, so that no one waits for a GPU."""
+    """The number of rows of each rank, in rank order; one collective between CPUs, so that nothing waits for a GPU."""
     if world_size() == 1:
         return [rows]
     counts = torch.zeros(world_size(), dtype=torch.int64)
@@ -122,18 +121,18 @@ def agree(flag: bool) -> bool:
 
 
 def barrier() -> None:
-    """Wait here until all processes have come."""
+    """Wait until all processes have arrived here."""
     means(0.0)
 
 
 def copy_from_first(module: nn.Module) -> None:
-    """Parameters and buffers of the first process' module to all others."""
+    """Copy the parameters and buffers of the first process's module to all others."""
     for tensor in module.state_dict().values() if world_size() > 1 else ():
         dist.broadcast(tensor, 0)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Each gradient to its mean over the ranks: what DistributedDataParallel does, for a backward pass in pieces."""
+    """Replace each gradient by its mean over the ranks, like DistributedDataParallel; for a backward pass in pieces."""
     for parameter in parameters if world_size() > 1 else ():
         if parameter.grad is not None:
             parameter.grad = mean_over_ranks(parameter.grad)
@@ -143,43 +142,43 @@ def wrap(method: nn.Module) -> nn.Module:
     """The module to call in training: its gradients are averaged over the processes. Save `method` itself."""
     if world_size() == 1:
         return method
-    # Global statistics keep the buffers equal: none is broadcast. torch has renamed the argument for that.
-    known = inspect.signature(DistributedDataParallel).parameters
-    quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # Global statistics keep the buffers equal, so none is broadcast. torch has renamed the argument that says so.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     device = next(method.parameters()).device
-    options: dict[str, Any] = {quiet: False, "device_ids": [device] if device.type == "cuda" else None}
+    options: dict[str, Any] = {broadcast: False, "device_ids": [device] if device.type == "cuda" else None}
     return DistributedDataParallel(method, **options)
 
 
 def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -> torch.device:
-    """Join the processes that torchrun or srun has started; returns this process' device. `stop` ends it.
+    """Join the processes that torchrun or srun has started; return the device of this one. `leave_processes` undoes it.
 
-    gloo between CPUs, nccl between GPUs. A process that waits longer than `timeout_seconds` for another, now
-    or later, gives up. Raises DiptychError when the environment is half set or the others cannot be reached.
+    CPUs communicate by gloo, GPUs by nccl. A process that waits longer than `timeout_seconds` for another, now or later,
+    gives up. Raises DiptychError when the environment is half set or the others cannot be reached.
     """
     device = torch.device(device)
     place = _place(os.environ)
     if place is None:
         return device
-    here, world, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    number, world, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device.type == "cuda":
         if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
-            local = 0  # each process is shown its own GPU only, as by srun --gpus-per-task=1
+            local = 0  # each process sees its own GPU only, as with srun --gpus-per-task=1
         if local >= torch.cuda.device_count():
-            shown = f"LOCAL_RANK is {local} but this machine shows {torch.cuda.device_count()} GPUs"
-            raise DiptychError(f"{shown}: start one process for each")
+            gpus = torch.cuda.device_count()
+            raise DiptychError(f"LOCAL_RANK is {local}, but torch sees {gpus} GPUs: start one process per GPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if dist.is_initialized():
         return device
-    os.environ.update(place)  # torch reads the meeting point from there
+    os.environ.update(place)  # torch reads the address of the first process there
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    patience = timedelta(seconds=timeout_seconds)
+    timeout = timedelta(seconds=timeout_seconds)
     try:
-        dist.init_process_group(backend, rank=here, world_size=world, timeout=patience)
+        dist.init_process_group(backend, rank=number, world_size=world, timeout=timeout)
     except RuntimeError as error:
         raise DiptychError(
-            f"process {here} of {world} did not meet the others at {place['MASTER_ADDR']}:"
+            f"process {number} of {world} did not meet the others at {place['MASTER_ADDR']}:"
             f"{place['MASTER_PORT']}: {str(error).splitlines()[0]}"
         ) from error
     return device
@@ -190,14 +189,14 @@ def available_backends() -> list[str]:
     return [name for name in ("gloo", "nccl") if dist.is_available() and dist.is_backend_available(name)]
 
 
-def stop() -> None:
-    """Leave the group of processes, if there is one."""
+def leave_processes() -> None:
+    """Leave the group of processes that `start` joined, if any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _place(env: Mapping[str, str]) -> dict[str, str] | None:
-    """What torchrun or SLURM says about which of several processes this is; None for a single process."""
+    """The variables of torchrun or SLURM that number this process among several; None for a single process."""
     if "RANK" not in env and "WORLD_SIZE" not in env:
         if "SLURM_STEP_NUM_TASKS" not in env:
             return None
@@ -214,17 +213,16 @@ def _place(env: Mapping[str, str]) -> dict[str, str] | None:
         raise DiptychError(f"{wrong[0]}={env[wrong[0]]!r} is not a whole number: start with torchrun, or unset it")
     if int(env["RANK"]) >= int(env["WORLD_SIZE"]):
         raise DiptychError(
-            f"RANK is {env['RANK']}, but of {env['WORLD_SIZE']} processes the last is "
+            f"RANK is {env['RANK']}, but the last of {env['WORLD_SIZE']} processes is "
             f"{int(env['WORLD_SIZE']) - 1}: start with torchrun"
         )
     return {name: env[name] for name in needed}
 
 
 def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
-    """srun's variables in torchrun's words.
+    """The variables of srun under the names of torchrun's.
 
-    Only srun sets SLURM_STEP_NUM_TASKS. SLURM_NTASKS is there in a batch script too, which is a single
-    process.
+    Only srun sets SLURM_STEP_NUM_TASKS. SLURM_NTASKS is also set in a batch script, which is a single process.
     """
     nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
     first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]  # gpu[03-06,9],login -> gpu03

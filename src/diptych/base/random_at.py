@@ -1,4 +1,4 @@
-"""Randomness is an address, not a state: `random_at(seed, "views", step, view)` never changes."""
+"""Random numbers from an address, not a state: `random_at(seed, "views", step, view)` always draws the same."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,14 +10,13 @@ Draw = Mapping[str, Tensor]  # random numbers drawn for some images: named tenso
 
 
 def seed_at(*address: int | str) -> int:
-    """A 64-bit seed for this address: whole numbers and words, such as `(seed, "order", epoch)`.
+    """A 64-bit seed for an address: integers and strings, such as `(seed, "order", epoch)`.
 
-    Raises TypeError for any other part: numpy's 3 and torch's 3 are spelt differently, and would be other
-    addresses.
+    Raises TypeError for any other part: the 3 of numpy and of torch have other texts, and would be other addresses.
     """
     for part in address:
         if type(part) not in (int, str):
-            raise TypeError(f"an address is made of int and str; {part!r} is {type(part).__name__}")
+            raise TypeError(f"an address consists of int and str; {part!r} is {type(part).__name__}")
     return int.from_bytes(hashlib.blake2b(repr(address).encode(), digest_size=8).digest(), "little")
 
 
@@ -25,6 +24,6 @@ def random_at(*address: int | str) -> torch.Generator:
     """A CPU generator for this address. No global state is read or changed.
 
     torch's CPU generator keeps 32 bits of its seed, so two addresses agree by chance once in 4 billion pairs:
-    harmless for augmentations and orders, which then meet other images.
+    harmless for augmentations and orders, which then apply to other images.
     """
     return torch.Generator().manual_seed(seed_at(*address))

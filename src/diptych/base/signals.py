@@ -1,4 +1,4 @@
-"""A request to stop is a flag that the loop reads between two steps; the second Ctrl-C does not wait."""
+"""A request to stop is a flag that the loop reads between two steps; a second Ctrl-C ends the process at once."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
-INTERRUPTED = 130  # the shell's code for Ctrl-C: stopped at once, the last checkpoint is what there is
+INTERRUPTED = 130  # the shell's code for Ctrl-C: stopped at once, only the last checkpoint remains
 
 
 class Preempted(SystemExit):
@@ -21,13 +21,13 @@ class Preempted(SystemExit):
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """Outside the loop there is nothing to save: SIGTERM and SIGUSR1 end the command there and then, to be run again."""
+    """Outside the loop there is nothing to save: SIGTERM and SIGUSR1 end the command at once."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Preempted(f"{signal.Signals(number).name}: stopped; run the same command again (pretrain: with --resume)")
 
-    asked = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
-    old = {number: signal.signal(number, leave) for number in asked}
+    handled = (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    old = {number: signal.signal(number, leave) for number in handled}
     try:
         yield
     finally:
@@ -36,27 +36,27 @@ def leaving() -> Iterator[None]:
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` turns SIGTERM, SIGUSR1 and Ctrl-C into `stop.asked`, and puts the old handlers back.
+    """`with StopRequest() as stop:` sets `stop.signal_name` at SIGTERM, SIGUSR1 or Ctrl-C.
 
-    Outside the main thread Python allows no handlers: there `asked` simply stays empty.
+    The old handlers are restored at the end. Outside the main thread Python allows no handlers: `signal_name` stays empty.
     """
 
     def __init__(self) -> None:
-        self.asked = ""
+        self.signal_name = ""
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self._old[number] = signal.signal(number, self._hear)
+                self._old[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)  # pyrefly: ignore
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.asked:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name:
             os.write(2, b"\nstopped at once; the last checkpoint is kept\n")
             os._exit(INTERRUPTED)  # not sys.exit: a thread or a finally clause could hold it up
-        self.asked = signal.Signals(number).name
+        self.signal_name = signal.Signals(number).name

@@ -1,7 +1,7 @@
-"""YAML without its surprises: 1e-3 is a number, `no` is a word, a key stands once, and nothing can be executed.
+"""YAML without its surprises: 1e-3 is a number, `no` is a string, no key repeats, and nothing can be executed.
 
 PyYAML reads YAML 1.1, where `1e-3` is a string, `no` is False, `1:30` is 90 and the last of two equal keys silently wins.
-It comes with timm, so it is there wherever torch and timm are (docs/decisions).
+It is installed wherever timm is, which depends on it (docs/decisions).
 """
 
 import re
@@ -12,7 +12,7 @@ import yaml
 
 from diptych.base.errors import RecipeError
 
-LARGEST = 1_000_000  # bytes; a recipe is a page
+MAX_RECIPE_BYTES = 1_000_000  # a recipe is about a page
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -32,10 +32,10 @@ class StrictLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                    None, None, f"the key '{key.value}' appears twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -65,8 +65,8 @@ StrictLoader.add_constructor("tag:yaml.org,2002:float", _number)
 
 def parse(text: str | bytes, name: str) -> Any:
     """The value of a YAML text. Raises RecipeError in one line with `name` and the line number."""
-    if len(text) > LARGEST:
-        raise RecipeError(f"{name} has {len(text):,} bytes; a recipe has at most {LARGEST:,}")
+    if len(text) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{name} has {len(text):,} bytes; a recipe has at most {MAX_RECIPE_BYTES:,}")
     try:
         return yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:

@@ -1,6 +1,6 @@
-"""What is going on, told to people: a bar with the time left on a terminal, a plain line now and then elsewhere.
+"""Progress for people: a bar with the time left on a terminal, a plain line now and then elsewhere.
 
-Everything here goes to standard error; standard output belongs to results.
+Everything is written to standard error; standard output is for results.
 """
 
 import os
@@ -12,17 +12,17 @@ from typing import Any
 QUIET_SECONDS = 10.0  # between two lines where there is no terminal
 
 
-class Progress:
-    """`with Progress("pretrain", total) as progress: progress(done, "loss 3.2")`; a silent twin when `show` is False."""
+class ProgressBar:
+    """`with ProgressBar("pretrain", total) as bar: bar(done, "loss 3.2")`; silent when `show` is False."""
 
     def __init__(self, title: str, total: int | None = None, show: bool = True):
         self.title, self.total, self.show = title, total, show
-        self._begin = self._told = time.monotonic()
-        self._first: int | None = None  # where this process began: a resumed run's rate counts only its own steps
+        self._begin = self._printed_at = time.monotonic()
+        self._first: int | None = None  # where this process began: the rate of a resumed run counts only its own steps
         self._bar: Any = None  # rich's, imported where there is a terminal to draw on
         self._task: Any = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         if self.show and sys.stderr.isatty():
             from rich import progress  # 60 ms
 
@@ -44,15 +44,15 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, done: int, text: str | int = "") -> None:
-        """Tell that `done` of the total is done. An integer in place of the text is a total that became known."""
+        """Show that `done` of the total is done. An integer in place of the text sets the total."""
         if isinstance(text, int):
             self.total, text = text, ""
         if self._first is None:
             self._first = done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=self.total, text=text)
-        elif self.show and (time.monotonic() - self._told > QUIET_SECONDS or (done == self.total and done > 0)):
-            self._told = time.monotonic()
+        elif self.show and (time.monotonic() - self._printed_at > QUIET_SECONDS or (done == self.total and done > 0)):
+            self._printed_at = time.monotonic()
             print(
                 f"{self.title} {done}/{self.total or '?'} {self.left(done)} {text}".rstrip(),
                 file=sys.stderr,
@@ -60,11 +60,11 @@ class Progress:
             )
 
     def left(self, done: int) -> str:
-        """The time left, from this process' own rate."""
-        made = done - (self._first or 0)
-        if not self.total or made <= 0 or done >= self.total:
+        """The time left at the rate of this process, as text; "" while it is unknown."""
+        since_begin = done - (self._first or 0)
+        if not self.total or since_begin <= 0 or done >= self.total:
             return ""
-        seconds = (time.monotonic() - self._begin) * (self.total - done) / made
+        seconds = (time.monotonic() - self._begin) * (self.total - done) / since_begin
         return f"({clock(seconds)} left)"
 
     def say(self, text: str) -> None:
@@ -76,9 +76,9 @@ class Progress:
 
 
 def open_streams() -> None:
-    """Where a process was started with closed streams (`>&-`), open ones that lead nowhere.
+    """Open the null device in place of streams that were closed when the process started (`>&-`).
 
-    Else the next file opened would get the number of standard error, and with it what torch writes there.
+    Else the next file opened would get the descriptor of standard error, and what torch writes there.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

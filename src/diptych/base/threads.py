@@ -1,4 +1,4 @@
-"""Work on threads, results in order. Threads are enough: Pillow and the file system release the GIL."""
+"""Work in threads, results in order. Threads suffice: Pillow and the file system release the GIL."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-PATIENCE = 60.0  # seconds without the next result before that is told
+SLOW_SECONDS = 60.0  # without the next result before `slow` is called
 
 
 def in_order(
@@ -18,13 +18,13 @@ def in_order(
     workers: int | None = None,
     slow: Callable[[float], object] = lambda seconds: None,
 ) -> Iterator[Result]:
-    """work(item) of every item, in order, made by `workers` threads (None: one per CPU).
+    """Yield work(item) for every item, in order, computed by `workers` threads (None: one per CPU).
 
-    At most workers + 2 results exist at once, the one being used included. What `work` raises is raised here.
-    slow: called with the seconds waited so far, each time that the next result has not come for PATIENCE more.
+    At most workers + 2 results exist at once, including the one in use. What `work` raises is raised here.
+    slow: called with the seconds waited so far, every SLOW_SECONDS without the next result.
     """
     workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:  # a reader that stops early waits for those at work
+    with ThreadPoolExecutor(workers) as pool:  # leaving it early waits for the tasks that have begun
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -36,6 +36,6 @@ def in_order(
 
 def _result(future: "Future[Result]", slow: Callable[[float], object]) -> Result:
     begin = time.monotonic()
-    while not wait([future], PATIENCE).done:  # no thread can be stopped: one can only say what is waited for
+    while not wait([future], SLOW_SECONDS).done:  # a thread cannot be stopped: `slow` can only report it
         slow(time.monotonic() - begin)
     return future.result()

@@ -207,13 +207,13 @@ def download(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file [NAME.pth].")] = None,
 ) -> None:
     """Download published weights by name. Only this and encoder.pretrained=true use the network."""
-    from diptych.base.terminal import Progress
-    from diptych.runs.download import PUBLISHED, listed
+    from diptych.base.terminal import ProgressBar
+    from diptych.runs.download import PUBLISHED, list_published
     from diptych.runs.download import download as download_weights
 
     if name is None:
-        return print_result(listed())
-    with Progress("download (bytes)") as progress:
+        return print_result(list_published())
+    with ProgressBar("download (bytes)") as progress:
         file = download_weights(name, out, progress)
     print_result(f"{file.file}  {file.bytes:,} bytes, sha256 {file.sha256}, licence: {PUBLISHED[name].licence}\n"
          f"next: diptych import-weights {file.file} --out {name}")  # fmt: skip

@@ -9,7 +9,7 @@ import socket
 from importlib import metadata
 from pathlib import Path
 
-# Beside those that a run records (`runs.environment.PACKAGES`): these change no number.
+# Beside those that a run records (`runs.environment.RECORDED_PACKAGES`): these change no number.
 OTHER_PACKAGES = ("pyyaml", "jinja2", "rich", "typer")
 EXTRAS = {"demo": ("skimage", "sklearn"), "parquet": ("pyarrow",), "tensorboard": ("tensorboard",)}
 
@@ -22,13 +22,13 @@ def examine(source: str | None = None, hashes: Path | None = None) -> str:
     import torch
 
     from diptych.base.errors import RecipeError
-    from diptych.runs.environment import PACKAGES
+    from diptych.runs.environment import RECORDED_PACKAGES
 
     if hashes and not source:
         raise RecipeError(f"--hash {hashes} writes or compares the sha256 of images: name their SOURCE")
 
     lines = [("python", f"{platform.python_version()} on {platform.platform()}")]
-    lines += [(name, installed_version(name)) for name in (*PACKAGES, *OTHER_PACKAGES)]
+    lines += [(name, installed_version(name)) for name in (*RECORDED_PACKAGES, *OTHER_PACKAGES)]
     lines += [("extra " + name, installed_or_missing(modules)) for name, modules in EXTRAS.items()]
     lines += [("cores, threads", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
               ("memory", memory()), ("free space here", f"{shutil.disk_usage('.').free / 1e9:.1f} GB in {Path.cwd()}"),
@@ -95,7 +95,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     """
     from collections import Counter
 
-    from diptych.base.terminal import Progress
+    from diptych.base.terminal import ProgressBar
     from diptych.base.threads import in_order
     from diptych.data.decode import MAX_PIXELS
     from diptych.data.images import open_source
@@ -107,7 +107,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     numbers, classes = all_labels(images)
     squares, total = Squares(images, 32, MAX_PIXELS, "white", "crop"), len(images)
     bad, readable, changes, digests = [], Counter(), {}, {}
-    with Progress("scan", total) as progress:
+    with ProgressBar("scan", total) as progress:
         examined = in_order(lambda row: examine_image(squares, row, hashes), range(total))
         for row, (reason, remarks, digest) in enumerate(examined):
             key = images.key(row)

@@ -37,7 +37,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         exit_with(str(known), known.exit_code)
     finally:
         if (processes := sys.modules.get("diptych.base.processes")) is not None:
-            processes.stop()
+            processes.leave_processes()
     if code == INTERRUPTED:
         exit_with("interrupted; nothing is half-written", code)
     sys.exit(code)

@@ -21,13 +21,13 @@ FAILURES = (ImportError, SyntaxError, NameError, AttributeError, TypeError, Valu
 
 def open_images(source: str, options: dict, size: int | None = None):
     """The images of SOURCE at the size of `options`, or else at `size`, that of the views."""
-    from diptych.base.terminal import Progress
+    from diptych.base.terminal import ProgressBar
     from diptych.commands.schema import call_arguments
     from diptych.data.images import images
 
     arguments = options | {"size": options.get("size") or size}
     arguments = {key: value for key, value in arguments.items() if value is not None}
-    with Progress("read images") as progress:
+    with ProgressBar("read images") as progress:
         photos = images(source, **call_arguments(images, arguments), progress=progress)
         count = len(photos)
         photos.prepare()

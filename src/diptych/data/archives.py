@@ -1,4 +1,4 @@
-"""Zip and tar archives of images, read in place: indexed once, then each image is one positioned read.
+"""Zip and tar archives of images, read in place: indexed once, then every image is one positioned read.
 
 Nothing is ever extracted. A member with a hostile name or kind is skipped and listed; a damaged archive is a
 DataError.
@@ -23,9 +23,8 @@ import numpy as np
 from diptych.base.errors import DataError
 from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, Files, Keys, is_image_name, key_of
+from diptych.data.source import MAX_BYTES, MAX_UNPACKING_RATIO, Files, Keys, is_image_name, key_of
 
-MAX_RATIO = 200  # unpacked : packed; JPEG is near 1, and 1000 is a bomb
 ZIP_FLAG_ENCRYPTED, ZIP_FLAG_UTF8 = 0x1, 0x800
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
@@ -36,7 +35,7 @@ def open_zip(path: str | Path, labels: str = "auto") -> Files:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
-        raise DataError(f"{path} is not a whole zip archive ({error}): copy it again") from error
+        raise DataError(f"{path} is not a complete zip archive ({error}): copy it again") from error
     index = _Index()
     for member in members:
         name = _zip_name(member)
@@ -69,7 +68,7 @@ def open_zip(path: str | Path, labels: str = "auto") -> Files:
 def _zip_name(member: zipfile.ZipInfo) -> bytes:
     try:
         return member.filename.encode("utf-8" if member.flag_bits & ZIP_FLAG_UTF8 else "cp437")
-    except UnicodeEncodeError:  # named by the Unicode path field
+    except UnicodeEncodeError:  # the name comes from the Unicode path field
         return member.filename.encode("utf-8", "surrogateescape")
 
 
@@ -81,8 +80,8 @@ def _zip_fault(member: zipfile.ZipInfo) -> str | None:
         return "encrypted"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"compression method {member.compress_type}: only stored and deflated are read"
-    if member.file_size > MAX_RATIO * max(member.compress_size, 1):
-        return f"unpacks to more than {MAX_RATIO} times its size"
+    if member.file_size > MAX_UNPACKING_RATIO * max(member.compress_size, 1):
+        return f"unpacks to more than {MAX_UNPACKING_RATIO} times its size"
     return None
 
 
@@ -90,7 +89,7 @@ def open_tar(path: str | Path, labels: str = "auto") -> Files:
     """The images of a .tar, .tar.gz or .tgz archive, in order of their names' bytes. DataError: damage.
 
     gzip allows no positioned reads, so a .tar.gz is first decompressed into an unnamed temporary file (disk
-    space: its unpacked size, in tempfile.gettempdir()), which vanishes with the process.
+    space: its unpacked size, in tempfile.gettempdir()), which is deleted when the process ends.
     """
     plain = str(path).endswith(".tar")
     file = _Positioned(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) if plain else _gunzip(path))
@@ -107,9 +106,9 @@ def open_tar(path: str | Path, labels: str = "auto") -> Files:
                     index.add(name, _tar_fault(member), member.size, member.offset_data)
             end = archive.offset
     except (tarfile.TarError, ValueError, OSError, EOFError, struct.error) as error:
-        raise DataError(f"{path} is not a whole tar archive ({error}): copy it again") from error
-    if file.read(end, 512) != bytes(512):  # tarfile stops quietly at damage; an archive ends in zeros
-        raise DataError(f"{path} is not a whole tar archive (damaged or cut at byte {end}): copy it again")
+        raise DataError(f"{path} is not a complete tar archive ({error}): copy it again") from error
+    if file.read(end, 512) != bytes(512):  # tarfile stops silently at damage; an archive ends in zeros
+        raise DataError(f"{path} is not a complete tar archive (damaged or cut at byte {end}): copy it again")
     places = np.array([(start, size) for _, size, start in index.rows()], np.int64).reshape(-1, 2)
 
     def read(i: int) -> bytes:
@@ -132,27 +131,27 @@ def _tar_fault(member: tarfile.TarInfo) -> str | None:
 
 def _gunzip(path: str | Path) -> int:
     """File descriptor of an unnamed temporary file with the content of the gzip file."""
-    limit = os.path.getsize(path) * MAX_RATIO
+    limit = os.path.getsize(path) * MAX_UNPACKING_RATIO
     try:
         with gzip.open(path) as packed, tempfile.TemporaryFile() as file:
             while block := packed.read(1 << 20):
                 file.write(block)
                 if file.tell() > limit:
-                    raise DataError(f"{path} unpacks to more than {MAX_RATIO} times its size")
+                    raise DataError(f"{path} unpacks to more than {MAX_UNPACKING_RATIO} times its size")
             file.flush()
             return os.dup(file.fileno())
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}): copy it again") from error
+        raise DataError(f"{path} is not a complete gzip file ({error}): copy it again") from error
     except OSError as error:
         room = f"{shutil.disk_usage(tempfile.gettempdir()).free >> 20} MiB free in {tempfile.gettempdir()}"
         raise DataError(f"{path} cannot be unpacked ({error.strerror}, {room}): gunzip it and name the .tar") from error
 
 
 class _Index:
-    """The images of an archive by name; what is no image is dropped, what is hostile goes to `skipped`."""
+    """The images of an archive by name. Other files are ignored, hostile members are listed in `skipped`."""
 
     def __init__(self):
-        self.found: list[tuple[bytes, int, Any]] = []
+        self.images: list[tuple[bytes, int, Any]] = []
         self.skipped: list[dict] = []
         self.names: set[bytes] = set()
 
@@ -163,30 +162,30 @@ class _Index:
             return
         slashed = name.replace(b"\\", b"/")
         if b".." in slashed.split(b"/") or slashed.startswith(b"/") or slashed[1:3] == b":/":
-            fault = "a name that leaves the archive"
+            fault = "a name that leads out of the archive"
         elif any(part.startswith(b".") for part in parts):
             return
         elif b"" in parts or b"\0" in name or len(name) > 4096:
-            fault = "a name that is no path"
+            fault = "a name that is not a path"
         elif size > MAX_BYTES:
             fault = f"more than {MAX_BYTES >> 20} MiB"
         elif plain in self.names:
-            fault = "a name that an earlier member has"
+            fault = "the name of an earlier member"
         if fault:
             self.skipped.append({"key": key_of(name), "reason": fault})
         else:
             self.names.add(plain)
-            self.found.append((plain, size, place))
+            self.images.append((plain, size, place))
 
     def rows(self) -> list[tuple[bytes, int, Any]]:
         """(name, size, place) in order of names."""
         self.names.clear()
-        self.found.sort(key=lambda row: row[0])
-        return self.found
+        self.images.sort(key=lambda row: row[0])
+        return self.images
 
 
 def _files(index: _Index, sizes: np.ndarray, read, labels: str) -> Files:
-    keys = Keys(name for name, *_ in index.found)
+    keys = Keys(name for name, *_ in index.images)
     level = label_level(keys, labels, top=_common_folders(keys)) if len(keys) else None
     return Files(keys, sizes, read, level, index.skipped)
 
@@ -198,7 +197,7 @@ def _common_folders(keys: Keys) -> int:
 
 
 class _Positioned:
-    """An open file with reads at a position, which threads may share; closed when its source goes."""
+    """An open file with reads at a position, which threads may share; closed with its source."""
 
     def __init__(self, descriptor: int):
         self.descriptor, self.lock = descriptor, threading.Lock()

@@ -10,19 +10,18 @@ import numpy as np
 
 from diptych.base.errors import DataError
 from diptych.data.labels import no_folders, numbered
-from diptych.data.source import MAX_BYTES, digest
+from diptych.data.source import MAX_BYTES, MAX_UNPACKING_RATIO, digest
 
 IMAGE_NAMES = ("images", "image", "x", "x_train", "train_images", "data")
 LABEL_NAMES = ("labels", "label", "y", "y_train", "train_labels", "targets")
-MAX_RATIO = 200  # unpacked : packed, of .npz members above MAX_BYTES
 LOAD_FAULTS = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Pixels:
     """A source of uint8 pixels: (N, H, W, 3), (N, 3, H, W), or gray (N, H, W), (N, H, W, 1), (N, 1, H, W).
 
-    `labels`: (N,) class numbers, kept as they are (-1 is none), or class names. `classes`: the names of the
-    numbers. `parts`: (name, rows) of the files the array was joined from; the key of a row is then `name:row
+    `labels`: (N,) class numbers, used unchanged (-1 is none), or class names. `classes`: the names of the
+    numbers. `parts`: (name, rows) of the files that were concatenated; the key of a row is then `name:row
     in that file`. Raises DataError for any other shape or dtype and for labels that do not fit.
     """
 
@@ -69,7 +68,7 @@ class Pixels:
 
 
 def _with_channels(pixels: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
-    """(pixels with 1 or 3 channels, whether these come last)."""
+    """(pixels with 1 or 3 channels, whether the channels come last)."""
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.ndim == 4 and min(pixels.shape[1:]) > 0:
@@ -85,7 +84,7 @@ def open_arrays(path: str | Path, labels: str = "auto") -> Pixels:
     """The uint8 images of a .npy file (memory-mapped) or a .npz file (read into memory).
 
     In a .npz images are called images, x, x_train ... (or are its only array of 3 or 4 dimensions) and the
-    labels labels, y, y_train ... Python objects are refused. Raises DataError.
+    labels are called labels, y, y_train ... Python objects are refused. Raises DataError.
     """
     path = Path(path)
     no_folders(str(path), labels)
@@ -95,21 +94,21 @@ def open_arrays(path: str | Path, labels: str = "auto") -> Pixels:
         else:
             images, numbers = _read_npz(path)
     except LOAD_FAULTS as error:
-        raise DataError(f"{path} is not a whole array file, or holds Python objects ({error})") from error
+        raise DataError(f"{path} is not a complete array file, or holds Python objects ({error})") from error
     return Pixels(images, numbers if labels == "auto" else None, parts=[(path.name, len(images))])
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if member.file_size > max(MAX_BYTES, MAX_RATIO * member.compress_size):
-                raise DataError(f"{path}: {member.filename} unpacks to more than {MAX_RATIO} times its size")
+            if member.file_size > max(MAX_BYTES, MAX_UNPACKING_RATIO * member.compress_size):
+                raise DataError(f"{path}: {member.filename} unpacks to more than {MAX_UNPACKING_RATIO} times its size")
     with np.load(path, allow_pickle=False) as arrays:
         name = next((name for name in IMAGE_NAMES if name in arrays), None)
         if name is None:
-            pictures = [name for name in arrays if arrays[name].ndim in (3, 4)]
-            if len(pictures) != 1:
+            candidates = [name for name in arrays if arrays[name].ndim in (3, 4)]
+            if len(candidates) != 1:
                 raise DataError(f"{path} holds {', '.join(arrays)}: call the images {' or '.join(IMAGE_NAMES)}")
-            name = pictures[0]
+            name = candidates[0]
         label = next((label for label in LABEL_NAMES if label in arrays), None)
         return arrays[name], None if label is None else arrays[label]

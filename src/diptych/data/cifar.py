@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 as their author publishes them (Krizhevsky 2009): python or binary batches.
 
-The python batches are pickles, that is, programs. They are never run: `read_batch` follows the few
-instructions of which the official files consist, builds dicts, lists, numbers, text and uint8 arrays from
-them, and refuses every other one.
+The python batches are pickles, that is, programs. They are never run: `read_batch` interprets the few
+instructions of the official files, which build dicts, lists, numbers, text and uint8 arrays, and refuses all
+others.
 """
 
 import pickletools
@@ -16,8 +16,8 @@ from diptych.base.errors import DataError
 from diptych.data.arrays import Pixels
 from diptych.data.labels import no_folders
 
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-BATCH = re.compile(r"(?:data_batch_(\d+)|test_batch)(?:\.bin)?")  # of CIFAR-10; CIFAR-100's are called train and test
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+BATCH_FILE = re.compile(r"(?:data_batch_(\d+)|test_batch)(?:\.bin)?")  # CIFAR-10; CIFAR-100's are called train and test
 NAMES_100 = {
     "": "meta",
     ".bin": "fine_label_names.txt",
@@ -28,16 +28,19 @@ ARRAY, DTYPE, NDARRAY = "numpy.core.multiarray _reconstruct", "numpy dtype", "nu
 
 
 def batches(path: Path) -> list[Path]:
-    """The training batches in this folder, or the batch that `path` is; empty when it is neither."""
+    """The training batches in the folder `path`, or [path] if it is a batch; else []."""
     if path.is_file():
         beside = NAMES_100.get(path.suffix)
-        known = (
-            BATCH.fullmatch(path.name) or path.stem in ("train", "test") and beside and (path.parent / beside).is_file()
+        is_batch = (
+            BATCH_FILE.fullmatch(path.name)
+            or path.stem in ("train", "test")
+            and beside
+            and (path.parent / beside).is_file()
         )
-        return [path] if known else []
-    found = {int(match[1]): file for file in path.glob("data_batch_*") if (match := BATCH.fullmatch(file.name))}
-    if found:
-        return [found[number] for number in sorted(found)]
+        return [path] if is_batch else []
+    numbered = {int(match[1]): file for file in path.glob("data_batch_*") if (match := BATCH_FILE.fullmatch(file.name))}
+    if numbered:
+        return [numbered[number] for number in sorted(numbered)]
     return [file for file in (path / "train", path / "train.bin") if batches(file)][:1] if path.is_dir() else []
 
 
@@ -57,7 +60,7 @@ def open_cifar(path: str | Path, labels: str = "auto") -> Pixels:
 
 
 def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    labels = 1 if BATCH.fullmatch(file.name) else 2  # CIFAR-100: coarse, then fine
+    labels = 1 if BATCH_FILE.fullmatch(file.name) else 2  # CIFAR-100: coarse, then fine
     data = np.fromfile(file, np.uint8)
     if data.size == 0 or data.size % (labels + 3072):
         raise DataError(f"{file} is {data.size} bytes, not a multiple of {labels + 3072}: copy it again")
@@ -69,29 +72,29 @@ def _read_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = read_batch(file)
     data, numbers = batch.get("data"), batch.get("labels", batch.get("fine_labels"))
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not isinstance(numbers, list):
-        raise DataError(f"{file} is no CIFAR batch: it has no data (N, 3072) and labels")
+        raise DataError(f"{file} is not a CIFAR batch: it has no data (N, 3072) and labels")
     return data, np.asarray(numbers, np.int64)
 
 
 def _classes(file: Path) -> list[str]:
-    if BATCH.fullmatch(file.name):
-        return CIFAR10
+    if BATCH_FILE.fullmatch(file.name):
+        return CIFAR10_CLASSES
     names = file.parent / NAMES_100[file.suffix]
     return names.read_text().split() if file.suffix else read_batch(names)["fine_label_names"]
 
 
 class _Numpy:
-    """One of the three numpy names that a batch may call, and then what became of it."""
+    """One of the three numpy names that a batch may call, and the object built from it."""
 
     def __init__(self, name: str):
         self.name = name
         self.value: Any = None
 
     def call(self, arguments: tuple) -> "_Numpy":
-        made = _Numpy(self.name)
+        built = _Numpy(self.name)
         if self.name == DTYPE:
-            made.value = arguments[0]
-        return made
+            built.value = arguments[0]
+        return built
 
     def fill(self, state: tuple) -> None:
         if self.name == ARRAY:
@@ -103,14 +106,14 @@ class _Numpy:
 
 
 class _Stack(list):
-    """The values a batch is building, with the marks that begin its tuples, lists and dicts."""
+    """The stack of values, with the marks at which tuples, lists and dicts begin."""
 
     def __init__(self):
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
 
     def top(self, count: int) -> list:
-        """Takes the last `count` values off."""
+        """Remove and return the last `count` values."""
         items = self[len(self) - count :]
         del self[len(self) - count :]
         return items
@@ -129,7 +132,7 @@ class _Stack(list):
         self[-1].update(zip(items[::2], items[1::2], strict=True))
 
 
-# Every instruction that is followed: what it does to the stack, given the value written beside it.
+# The supported instructions: the change to the stack, given the argument of the instruction.
 INSTRUCTIONS = {
     "PROTO": lambda stack, value: None,
     "STOP": lambda stack, value: None,
@@ -167,4 +170,4 @@ def read_batch(file: Path) -> dict:
         (batch,) = stack
         return {key: item.value if isinstance(item, _Numpy) else item for key, item in batch.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is no official CIFAR batch ({error}): copy it again") from error
+        raise DataError(f"{file} is not an official CIFAR batch ({error}): copy it again") from error

@@ -1,7 +1,7 @@
-"""The bytes of one image file -> an upright RGB picture. The bytes are never trusted.
+"""The bytes of one image file -> an upright RGB image. The bytes are never trusted.
 
 Eight formats are opened, each by Pillow's own reader for it, chosen from the first bytes and never from the
-name; every other reader (PSD, EPS, FITS ...) stays unreached. The size is checked in the header, before any
+name; no other reader (PSD, EPS, FITS ...) is ever called. The size is checked in the header, before any
 pixel is allocated.
 """
 
@@ -28,8 +28,8 @@ from diptych.base.errors import DataError
 MAX_PIXELS = 64_000_000
 EXTENSIONS = tuple(".jpg .jpeg .jpe .jfif .png .apng .webp .avif .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm".split())
 
-# First bytes -> reader. Image.open would guess the same, but warns at 89 and refuses at 179 megapixels
-# whatever the caller says.
+# First bytes -> reader. Image.open would choose the same, but warns at 89 and refuses at 179 megapixels,
+# with a limit that is global.
 READERS = tuple(
     (re.compile(start, re.DOTALL), reader)
     for start, reader in (
@@ -44,8 +44,8 @@ READERS = tuple(
     )
 )
 
-# What Pillow raises on damaged bytes: seen when flipping bytes of all eight formats, or in reports of others.
-# One escape = one dead run.
+# What Pillow raises on damaged bytes: observed when flipping bytes of all eight formats, or reported by others.
+# An exception that is missing here ends a run.
 PILLOW_FAULTS = (
     OSError,
     SyntaxError,
@@ -75,7 +75,7 @@ EXIF_FAULTS = (
     struct.error,
 )
 
-UPRIGHT = {  # EXIF 2.3, tag 0x0112: what is done to the stored pixels
+UPRIGHT = {  # EXIF 2.3, tag 0x0112: the operation on the stored pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -89,7 +89,7 @@ SIXTEEN_TO_EIGHT = np.rint(np.arange(65536) / 257).astype(np.uint8)
 
 
 class BadImage(DataError):
-    """One image that cannot be used. `reason` says why in one line; `key`, when given, stands before it."""
+    """One image that cannot be used. `reason` is one line; the message begins with `key`, if given."""
 
     def __init__(self, reason: str, key: str | None = None):
         self.reason = " ".join(reason.split())[:200]
@@ -109,7 +109,7 @@ def decode(data: bytes, max_pixels: float = MAX_PIXELS, background: str = "white
 def open_image(
     data: bytes, max_pixels: float = MAX_PIXELS, background: str = "white", enough: int | None = None
 ) -> Image.Image:
-    """As `decode`, but a Pillow image; a JPEG perhaps at 1/2, 1/4 or 1/8, its short side `enough` or more."""
+    """As `decode`, but a Pillow image; a JPEG may be reduced to 1/2, 1/4 or 1/8, its short side `enough` or more."""
     image = _open(data, max_pixels)
     try:
         if enough is not None:
@@ -122,30 +122,30 @@ def open_image(
 
 
 def header_size(data: bytes, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) as the header gives them, before EXIF turns the picture. Raises BadImage."""
+    """(width, height) in the header, before EXIF turns the image. Raises BadImage."""
     return _open(data, max_pixels).size
 
 
 def remarks(data: bytes, max_pixels: float = MAX_PIXELS) -> list[str]:
-    """What `decode` changes or leaves out of an image that it reads, seen in the header; [] of a plain picture."""
+    """What `decode` changes or omits, from the header of a readable image; [] if nothing."""
     try:
         image = _open(data, max_pixels)
         several = getattr(image, "is_animated", False)
     except (BadImage, *PILLOW_FAULTS):
         return []
-    found = {
+    applies = {
         "an animation or several pages: only the first is used": several,
         "gray beyond 8 bits: rescaled to 0..255": image.mode in ("I", "F") or image.mode.startswith("I;16"),
         "an alpha channel: laid on the background colour": image.has_transparency_data,
     }
-    return [text for text, true in found.items() if true]
+    return [text for text, true in applies.items() if true]
 
 
 def fit_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     """`image` as (size, size, 3) uint8, antialiased bilinear.
 
     "crop": short side to `size`, then the centre; done as one resampling of the central square, so that a 1 x
-    20000 strip never becomes a long large one. "squash": both sides to `size`, proportions lost.
+    20000 strip is never enlarged as a strip. "squash": both sides to `size`, proportions lost.
     """
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
@@ -186,7 +186,7 @@ def _beginning(data: bytes) -> str:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except EXIF_FAULTS:  # damaged metadata beside sound pixels: taken as stored
+    except EXIF_FAULTS:  # damaged metadata, intact pixels: used as stored
         return None
 
 

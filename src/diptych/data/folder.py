@@ -1,4 +1,4 @@
-"""A folder of images, nested as one likes: scanned once, in an order that no file system decides."""
+"""A folder of images, of any depth: scanned once, in an order that does not depend on the file system."""
 
 import os
 import stat
@@ -18,18 +18,18 @@ OUTSIDE = "a link out of the folder (follow_symlinks=True reads it)"
 
 
 def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = False) -> Files:
-    """The images below `path`, in order of their names' bytes; empty when there are none.
+    """The images below `path`, in order of the bytes of their names; empty if there are none.
 
-    Hidden files and folders are ignored. Every file counts once: a link to what is listed here anyway is not
-    followed, a link to outside only with `follow_symlinks`; broken and unfollowed links stand in `.skipped`.
-    Class folders without an image are warned about and are no class.
+    Hidden files and folders are ignored. Every file counts once: a link to a file inside the folder is not
+    followed, a link out of it only with `follow_symlinks`; broken and unfollowed links are listed in `.skipped`.
+    A class folder without an image is not a class; a warning names it.
     """
     root = os.fsencode(path)
     scan = _Scan(root, follow_symlinks)
-    found = sorted(scan.images())
-    keys = Keys(name for name, _ in found)
-    sizes = np.fromiter((size for _, size in found), np.int64, len(found))
-    level = label_level(keys, labels) if found else None
+    files = sorted(scan.images())
+    keys = Keys(name for name, _ in files)
+    sizes = np.fromiter((size for _, size in files), np.int64, len(files))
+    level = label_level(keys, labels) if files else None
     if level is not None:
         used = {name.split(b"/", 1)[0] for name in keys.raws()}
         if empty := sorted(scan.top_folders - used):
@@ -46,7 +46,7 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
 
 
 class _Scan:
-    """One walk below `root`: (name relative to root, size in bytes) of every image file, each once."""
+    """One walk below `root`: (name relative to root, size in bytes) of every image file, without repetition."""
 
     def __init__(self, root: bytes, follow: bool):
         self.root, self.follow = root, follow
@@ -54,7 +54,7 @@ class _Scan:
         self.skipped: list[dict] = []
         self.top_folders: set[bytes] = set()
         status = os.stat(root)
-        self.seen = {(status.st_dev, status.st_ino)}  # of root, and of all that is reached through links
+        self.seen = {(status.st_dev, status.st_ino)}  # of root, and of everything reached through links
 
     def images(self) -> Iterator[tuple[bytes, int]]:
         waiting = [(b"", False)]
@@ -102,7 +102,7 @@ class _Scan:
                 yield name, status.st_size
 
     def _listed(self, target: bytes) -> bool:
-        """Will this path inside root be met by its own name? Not below a hidden folder (git-annex)."""
+        """Whether the scan reaches this path inside root by its own name; not below a hidden folder (git-annex)."""
         hidden = any(part.startswith(b".") for part in target[len(self.inside) :].split(b"/"))
         return not hidden and (os.path.isdir(target) or is_image_name(os.path.basename(target)))
 
@@ -117,7 +117,7 @@ class _Scan:
 
 
 def nearest_with_images(path: Path, seconds: float = 0.3) -> Path | None:
-    """A folder with image files below `path`'s parent, else its grandparent; None if not found in time."""
+    """A folder with image files below the parent of `path`, else below its grandparent; None after `seconds`."""
     stop = time.monotonic() + seconds
     start = Path(os.path.abspath(path))
     for above in [folder for folder in list(start.parents)[:2] if folder != folder.parent]:

@@ -1,4 +1,4 @@
-"""Images as uint8 squares, read in one way: from memory where the set fits, else decoded as they are needed."""
+"""Images as uint8 squares with one way to read them: from memory if the set fits, else decoded when needed."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from diptych.data.arrays import Pixels
 from diptych.data.decode import MAX_PIXELS, BadImage
 from diptych.data.labels import all_labels
 from diptych.data.open import NAMED, Source, open_source
-from diptych.data.resident import Decoded, decode_rows, empty_batch, fits, moved
+from diptych.data.resident import Decoded, decode_rows, empty_batch, fits_in_memory, move
 from diptych.data.source import KeyView, digest
 from diptych.data.squares import Squares
 from diptych.data.unreadable import Pass, Unreadable
@@ -38,7 +38,7 @@ def images(
     resident: bool | str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> "Images":
-    """The images of a source, as squares of `size` pixels. Nothing but labels and a few headers is read yet.
+    """The images of a source, as squares of `size` pixels. Only labels and a few headers are read now.
 
     source: a path or a name (see `open_source`), a Source, or uint8 pixels (N, H, W, 3), (N, 3, H, W) or (N,
     H, W).
@@ -48,8 +48,8 @@ def images(
     max_pixels, background: see `decode`.
     fit: "crop" (short side to `size`, then the centre) or "squash" (both sides to `size`).
     resident: True decodes the images once into memory (3 * size * size bytes an image), False decodes them anew each
-    time they are read. "auto" holds a set that takes at most half of the memory that is free when it is first read, and
-    at most 32 GiB.
+    time they are read. "auto" decodes once a set that takes at most half of the memory that is free at the first read,
+    and at most 32 GiB.
     progress: called with (images done, images in all) while a resident set is decoded.
     Raises DataError (source, size, labels) and RecipeError (options).
     """
@@ -57,7 +57,7 @@ def images(
         raise RecipeError(f"on_bad={on_bad!r} is not one of skip, error")
     if resident not in (True, False, "auto"):
         raise RecipeError(f"resident={resident!r} is not one of auto, true, false")
-    given = None if isinstance(labels, str) else labels
+    given_labels = None if isinstance(labels, str) else labels
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):
@@ -66,19 +66,19 @@ def images(
         source = open_source(source, labels if isinstance(labels, str) else "none", follow_symlinks)
     if not len(source):
         raise DataError("the source holds no images")
-    if left_out := getattr(source, "skipped", ()):
-        first = f"{left_out[0]['key']} ({left_out[0]['reason']})"
-        warnings.warn(f"{len(left_out)} entries of the source left out, first: {first}", stacklevel=2)
+    if skipped := getattr(source, "skipped", ()):
+        first = f"{skipped[0]['key']} ({skipped[0]['reason']})"
+        warnings.warn(f"{len(skipped)} entries of the source left out, first: {first}", stacklevel=2)
     squares = Squares(source, size, max_pixels, background, fit)
-    numbers, classes = (None, None) if given is None and labels == "none" else all_labels(source, given)
-    held = None if resident == "auto" else bool(resident)
-    return Images(squares, numbers, classes, on_bad=on_bad, resident=held, progress=progress)
+    numbers, classes = (None, None) if given_labels is None and labels == "none" else all_labels(source, given_labels)
+    in_memory = None if resident == "auto" else bool(resident)
+    return Images(squares, numbers, classes, on_bad=on_bad, resident=in_memory, progress=progress)
 
 
 class Images:
-    """Images of one source as (3, size, size) uint8 squares, RGB. Made by `images`.
+    """Images of one source as (3, size, size) uint8 squares, RGB; built by `images`.
 
-    `keys`, `labels` and every index speak of the same rows, also after `prepare` has left bad images out.
+    `keys`, `labels` and all indices refer to the same rows, also after `prepare` has removed bad images.
     """
 
     def __init__(
@@ -92,28 +92,28 @@ class Images:
         progress: Callable[[int, int], None] | None = None,
         rows: np.ndarray | None = None,
     ):
-        """rows: of the source, in order; None for all. labels: one for each of them. resident: None for "auto"."""
+        """rows: of the source, in order; None for all. labels: one per row. resident: None for "auto"."""
         self.source, self.size = squares.source, squares.size
         self.labels, self.classes = labels, classes
         self.squares, self.on_bad, self.progress = squares, on_bad, progress
-        self.rows = self._asked = np.arange(len(squares.source)) if rows is None else rows
-        self._unreadable = Unreadable(squares.source, len(self._asked), on_bad)
-        self._wanted = self._resident = resident
+        self.rows = self._all_rows = np.arange(len(squares.source)) if rows is None else rows
+        self._unreadable = Unreadable(squares.source, len(self._all_rows), on_bad)
+        self._resident_option = self._resident = resident
         self._decoded: Decoded | None = None
-        self._places = np.zeros(0, np.int64)  # of each row in `_decoded`; -1 where it cannot be read
+        self._places = np.zeros(0, np.int64)  # position of every row in `_decoded`; -1 if it cannot be read
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def keys(self) -> KeyView:
-        """The name of every image, read from the source when asked for."""
+        """The name of every image, read from the source on access."""
         return KeyView(self.source, self.rows)
 
     @property
     def all_keys(self) -> KeyView:
-        """The name of every image that was asked for, bad ones included."""
-        return KeyView(self.source, self._asked)
+        """The name of every image, including the bad ones that `prepare` has removed."""
+        return KeyView(self.source, self._all_rows)
 
     @property
     def failed(self) -> list[dict]:
@@ -124,30 +124,30 @@ class Images:
     def fingerprint(self) -> str:
         """sha256 (hex) of names and file sizes (for arrays, of the pixels); of a subset, also of its rows.
 
-        Neither times nor the place count, so a copy has the same one. Images that turned out bad do not
-        change it. Computed at the first use: of an array it takes a pass over all pixels.
+        It does not depend on times or the location, so a copy has the same one; nor on which images are bad.
+        Computed at the first use: for an array, in a pass over all pixels.
         """
-        whole = getattr(self.source, "fingerprint", None)
-        if whole is None:
-            whole = digest(*(self.source.key(i) + "\n" for i in range(len(self.source))))
-        if np.array_equal(self._asked, np.arange(len(self.source))):
-            return whole
-        return digest(whole, self._asked.astype("<i8"))
+        of_source = getattr(self.source, "fingerprint", None)
+        if of_source is None:
+            of_source = digest(*(self.source.key(i) + "\n" for i in range(len(self.source))))
+        if np.array_equal(self._all_rows, np.arange(len(self.source))):
+            return of_source
+        return digest(of_source, self._all_rows.astype("<i8"))
 
     @property
     def resident(self) -> bool:
         """Whether the images are decoded once and held in memory; else `read` decodes them each time.
 
-        Decided at the first use, from the memory that is free then (see `images`), and never again.
+        Decided once, at the first use, from the memory that is free then (see `images`).
         """
         if self._resident is None:
-            self._resident = fits(len(self) * 3 * self.size**2)
+            self._resident = fits_in_memory(len(self) * 3 * self.size**2)
         return self._resident
 
     def prepare(self, workers: int | None = None) -> None:
-        """Decode a resident set now and leave its bad images out of length, rows, `keys` and `labels`.
+        """Decode a resident set now and remove its bad images from length, rows, `keys` and `labels`.
 
-        Call it before anything is counted or numbered. Of a set that is not resident nothing is read. Raises DataError
+        Call it before counting or numbering images. Nothing is read from a set that is not resident. Raises DataError
         when the bad images are too many, BadImage with on_bad="error".
         """
         if self.resident:
@@ -168,28 +168,28 @@ class Images:
 
         order: the rows to read, (N,); device: None for the CPU. A resident set is decoded at its first use. On a GPU it
         is copied there once if it takes at most a quarter of the memory free there, else batch by batch. Other sets are
-        decoded on `workers` threads (None: one per CPU), which work ahead by as many batches, so memory is bounded.
+        decoded on `workers` threads (None: one per CPU), at most that many batches ahead, so memory is bounded.
 
-        A bad image is left out, so n is smaller; or, with replace=(seed, epoch), another image stands in for it, the
+        A bad image is left out, so n is smaller; or, with replace=(seed, epoch), another image takes its place, the
         same one on every machine. Raises DataError when bad images are too many, BadImage with on_bad="error".
         """
-        order, where = np.asarray(order, np.int64).copy(), torch.device(device or "cpu")
+        order, target = np.asarray(order, np.int64).copy(), torch.device(device or "cpu")
         if self.resident:
             self._decode(workers)
         if self._decoded is not None and (places := self._places[order]).min(initial=0) >= 0:
             rows = [torch.from_numpy(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-            yield from zip(rows, self._decoded.batches(torch.from_numpy(places), batch_size, where), strict=True)
+            yield from zip(rows, self._decoded.batches(torch.from_numpy(places), batch_size, target), strict=True)
         else:
-            yield from self._stream(order, batch_size, replace, where, workers)
+            yield from self._stream(order, batch_size, replace, target, workers)
 
     def load(self, i: int) -> Tensor:
-        """Image `i` as (3, size, size) uint8. Raises BadImage, which names its key."""
+        """Image `i` as (3, size, size) uint8. Raises BadImage with its key."""
         return torch.from_numpy(self._square(i).copy())
 
     def pixels(self, workers: int | None = None) -> Tensor:
-        """All images as one tensor (N, 3, size, size) uint8, row by row; bad images are left out as `prepare` does.
+        """All images as one tensor (N, 3, size, size) uint8, row by row, without bad images, as after `prepare`.
 
-        They are decoded and held whatever their size: `resident` is True from then on.
+        All are decoded and stay in memory whatever their size: `resident` is True from then on.
         """
         self._resident = True
         self.prepare(workers)
@@ -200,24 +200,24 @@ class Images:
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Images":
         """The images at `indices`, in that order; classes keep their numbers.
 
-        What is decoded already is shared, and not copied. Else the subset decides for itself whether it is resident,
-        and finds its own bad images.
+        Images that are already decoded are shared, not copied. Otherwise the subset decides by itself whether it is
+        resident, and detects its own bad images.
         """
         indices = np.asarray(indices, np.int64).reshape(-1)
         labels = None if self.labels is None else [self.labels[i] for i in indices.tolist()]
-        part = Images(self.squares, labels, self.classes, on_bad=self.on_bad, resident=self._wanted,
+        part = Images(self.squares, labels, self.classes, on_bad=self.on_bad, resident=self._resident_option,
                       progress=self.progress, rows=self.rows[indices])  # fmt: skip
         if self._decoded is not None and (places := self._places[indices]).min(initial=0) >= 0:
             part._resident, part._decoded, part._places = True, self._decoded, places
         return part
 
     def replacements(self, seed: int, epoch: int, index: int) -> list[int]:
-        """The images tried, in this order, in place of image `index` when it is bad in this epoch."""
+        """The images to try, in this order, in place of image `index` if it is bad in this epoch."""
         rng = random_at(seed, "replacement", epoch, index)
         return torch.randint(len(self), (REPLACEMENTS,), generator=rng).tolist()
 
     def _square(self, i: int) -> np.ndarray:
-        """Image `i` as (3, size, size) uint8. Raises BadImage, which names its key."""
+        """Image `i` as (3, size, size) uint8. Raises BadImage with its key."""
         row = int(self.rows[i])
         if self._decoded is not None:
             if (place := self._places[i]) < 0:
@@ -229,7 +229,7 @@ class Images:
             raise BadImage(error.reason, self.source.key(row)) from error
 
     def _decode(self, workers: int | None = None) -> Decoded:
-        """All rows in memory, decoded at the first call on `workers` threads; the rows themselves stay as they are."""
+        """All rows in memory, decoded at the first call on `workers` threads; `self.rows` does not change."""
         if self._decoded is not None:
             return self._decoded
         pixels, self._places = decode_rows(self.squares, self.rows, Pass(self._unreadable), workers=workers,
@@ -252,15 +252,14 @@ class Images:
         for start, (used, pixels, faults) in zip(range(0, len(order), batch_size), batches, strict=True):
             for k, i, reason in faults:
                 bad.add(start + k, int(self.rows[i]), reason)
-            yield torch.tensor(used, dtype=torch.int64), moved(pixels, device)
+            yield torch.tensor(used, dtype=torch.int64), move(pixels, device)
 
     def _batch(
         self, part: list[int], replace: tuple[int, int] | None, device: torch.device
     ) -> tuple[list[int], Tensor, list[tuple[int, int, str]]]:
         """(indices used, their images on the CPU, (place in `part`, index, reason) of the bad ones)."""
-        # numpy copies, not torch: a second thread that enters torch's parallel loops would have threads of its own for
-        # them, and OpenMP, seeing more threads than CPUs, would let all of them sleep between loops: training at half
-        # its speed.
+        # Copy by numpy, not torch: a second thread that enters torch's parallel loops gets its own OpenMP threads, and
+        # with more threads than CPUs OpenMP lets all of them sleep between loops, which halves the speed of training.
         batch = empty_batch(len(part), self.size, device)
         pixels, used, faults = batch.numpy(), [], []
         for k, index in enumerate(part):
@@ -275,7 +274,7 @@ class Images:
         return used, batch[: len(used)], faults
 
     def _slow(self, seconds: float) -> None:
-        """Names the images that the threads are at: a disk of the network that is gone makes a read wait for ever."""
+        """Warn of the images being read: a read from a network disk that has gone never returns."""
         rows = list(self.squares.reading.values())
         shown = ", ".join(self.source.key(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
         warnings.warn(f"no image came for {seconds:.0f} s; still being read: {shown}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""From folder names, columns and arrays to the number of every image's class."""
+"""Class numbers of images from folder names, columns and arrays."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ SPLITS = {b"train", b"training", b"test", b"testing", b"val", b"valid", b"valida
 MAX_CLASSES = 1 << 20
 
 
-def check_labels(labels: str) -> None:
+def check_label_option(labels: str) -> None:
     """Raises RecipeError unless `labels` is one of "auto", "folder", "none"."""
     if labels not in LABELS:
         raise RecipeError(f"labels={labels!r} is not one of {', '.join(LABELS)}")
 
 
 def no_folders(path: str, labels: str) -> None:
-    """For sources with labels of their own. Raises RecipeError unless `labels` is "auto" or "none"."""
-    check_labels(labels)
+    """Check the option for a source without class folders. Raises RecipeError unless `labels` is "auto" or "none"."""
+    check_label_option(labels)
     if labels == "folder":
-        raise RecipeError(f"{path} has no class folders: labels='auto' reads its own labels, 'none' reads none")
+        raise RecipeError(f"{path} has no class folders: use labels='auto' for the labels in it, or 'none'")
 
 
 def label_level(keys: Keys, labels: str, top: int = 0) -> int | None:
-    """Which folder of a name is its class: `top` (0 is the first), or None for no labels.
+    """The level of the class folder in every name: `top` (0 is the first), or None for no labels.
 
-    "folder": every image must lie in one. "auto": when every image does and there are two or more of them.
+    "folder": every image must be in a class folder. "auto": labels only if every image is, and there are two or more.
     Raises DataError and RecipeError.
     """
-    check_labels(labels)
+    check_label_option(labels)
     if labels == "none":
         return None
     classes = set()
@@ -57,8 +57,8 @@ def numbered(
 ) -> tuple[np.ndarray, list[str]]:
     """Labels (count,) or (count, 1) -> (class numbers (count,) int64, -1 for none; the names of the classes).
 
-    Numbers are kept as they are; `classes` names them, else they name themselves. Words are numbered in
-    sorted order. Raises DataError, which says `where`.
+    Numbers are used unchanged; `classes` names them, else their digits do. Strings are numbered in sorted
+    order. Raises DataError naming `where`.
     """
     labels = np.asarray(labels)
     if labels.shape not in ((count,), (count, 1)):
@@ -68,7 +68,7 @@ def numbered(
         names, numbers = np.unique(labels.astype(str), return_inverse=True)
         return numbers.astype(np.int64), names.tolist()
     if labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels must be whole numbers or words, these are {labels.dtype}")
+        raise DataError(f"{where}: labels must be whole numbers or words, not {labels.dtype}")
     low, high = (int(labels.min()), int(labels.max())) if count else (0, -1)
     most = MAX_CLASSES if classes is None else len(classes)
     if low < -1 or high >= most:
@@ -77,22 +77,22 @@ def numbered(
 
 
 def all_labels(source: Source, given: Sequence | np.ndarray | None = None) -> tuple[list[int] | None, list[str] | None]:
-    """(class number of every image, class names), given or the source's; (None, None) when none has one.
+    """(class number of every image, class names), given or from the source; (None, None) without labels.
 
-    Classes are in the order the source declares, else sorted. Raises DataError when only some have one.
+    Classes are in the order of the source, else sorted. Raises DataError if only some images have a label.
     """
     if given is not None:
         numbers, classes = numbered(given, len(source), "labels")
     else:
         names = [source.label(i) for i in range(len(source))]
         classes = getattr(source, "classes", None) or sorted({name for name in names if name is not None})
-        place = {name: number for number, name in enumerate(classes)}
-        numbers = np.array([-1 if name is None else place[name] for name in names])
+        number_of = {name: number for number, name in enumerate(classes)}
+        numbers = np.array([-1 if name is None else number_of[name] for name in names])
     unknown = np.flatnonzero(numbers < 0)
     if len(unknown) == len(numbers):
         return None, None
     if len(unknown):
         some = f"{len(unknown)} of {len(numbers)} images have no label (first: {source.key(int(unknown[0]))})"
-        raise DataError(f"{some}: labels='none' reads none")
-    shared = list(range(int(numbers.max()) + 1))  # an object a class; tolist would make one an image, of 32 bytes
+        raise DataError(f"{some}: labels='none' ignores them")
+    shared = list(range(int(numbers.max()) + 1))  # one object per class; tolist would create one of 32 bytes per image
     return [shared[number] for number in numbers], classes

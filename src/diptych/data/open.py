@@ -1,4 +1,4 @@
-"""Where images come from: `open_source` makes a Source of a path (folder, archive, file) or of a name."""
+"""`open_source`: the Source for a path (folder, archive, file) or a name."""
 
 import difflib
 import os
@@ -11,12 +11,12 @@ from diptych.data.arrays import open_arrays
 from diptych.data.cifar import batches, open_cifar
 from diptych.data.decode import EXTENSIONS
 from diptych.data.folder import OUTSIDE, nearest_with_images, open_folder
-from diptych.data.labels import check_labels
+from diptych.data.labels import check_label_option
 from diptych.data.parquet import open_parquet
 from diptych.data.photographs import demo_source
 from diptych.data.source import Source, is_image_name
 
-# Sources with a name in place of a path.
+# Sources that have a name instead of a path.
 NAMED: dict[str, Callable[[], Source]] = {"demo": demo_source, "demo-test": lambda: demo_source("test")}
 KINDS = "a folder, .zip, .tar, .tar.gz, .tgz, .parquet, .npz, .npy or a CIFAR batch"
 
@@ -24,11 +24,11 @@ KINDS = "a folder, .zip, .tar, .tar.gz, .tgz, .parquet, .npz, .npy or a CIFAR ba
 def open_source(path_or_name: str | os.PathLike, labels: str = "auto", follow_symlinks: bool = False) -> Source:
     """The images at a path, or of a name in NAMED; nothing is decoded and nothing is written.
 
-    labels: "auto" (what the source has: a label column, or first-level folders when every image lies in one
-    of two or more), "folder" (first-level folders, required), "none". follow_symlinks: of a folder, follow
-    links that lead out of it. Raises DataError (missing, empty, damaged) and RecipeError (labels).
+    labels: "auto" (a label column, or first-level folders if every image is in one of two or more), "folder"
+    (first-level folders, required), "none". follow_symlinks: follow links that lead out of a folder.
+    Raises DataError (missing, empty, damaged) and RecipeError (labels).
     """
-    check_labels(labels)
+    check_label_option(labels)
     if path_or_name in NAMED:
         return NAMED[path_or_name]()
     path = Path(path_or_name).expanduser()
@@ -49,18 +49,18 @@ def open_source(path_or_name: str | os.PathLike, labels: str = "auto", follow_sy
             raise DataError(f"{path} holds no images ({_searched()}); {len(source.skipped)} members were refused")
         return source
     if is_image_name(os.fsencode(name)):
-        raise DataError(f"{path} is one image: name the folder it lies in")
-    raise DataError(f"{path} is no source of images: it must be {KINDS}")
+        raise DataError(f"{path} is one image: name its folder")
+    raise DataError(f"{path} is not a source of images: it must be {KINDS}")
 
 
 def _folder(path: Path, labels: str, follow_symlinks: bool) -> Source:
-    found = open_folder(path, labels, follow_symlinks)
-    if len(found):
-        return found
+    source = open_folder(path, labels, follow_symlinks)
+    if len(source):
+        return source
     if any(path.rglob("*.parquet")):
         return open_parquet(path, labels)
     message = f"{path} holds no images ({_searched()})"
-    if outside := sum(entry["reason"] == OUTSIDE for entry in found.skipped):
+    if outside := sum(entry["reason"] == OUTSIDE for entry in source.skipped):
         raise DataError(f"{message}, but {outside} links out of it: follow_symlinks=True reads them")
     near = nearest_with_images(path)
     raise DataError(f"{message}; the nearest folder with images is {near}" if near else message)
@@ -71,11 +71,11 @@ def _searched() -> str:
 
 
 def _missing(path: Path) -> str:
-    """The message for a path that is not there: what exists of it, and what is spelt alike."""
+    """The message for a missing path: its deepest existing parent, and similar names in it."""
     parent = next(above for above in path.parents if above.exists() or above == above.parent or above == Path("."))
-    wrong = path.relative_to(parent).parts[0]
+    missing = path.relative_to(parent).parts[0]
     beside = sorted(os.listdir(parent)) if parent.is_dir() else []
-    near = difflib.get_close_matches(wrong, [*beside, *NAMED], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(missing, [*beside, *NAMED], n=3, cutoff=0.5)
     if near:
         return f"{path} does not exist; in {parent} there is {' or '.join(near)}"
-    return f"{path} does not exist; {parent} has no {wrong}" + (f" (names: {', '.join(NAMED)})" if NAMED else "")
+    return f"{path} does not exist; {parent} has no {missing}" + (f" (names: {', '.join(NAMED)})" if NAMED else "")

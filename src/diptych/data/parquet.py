@@ -19,15 +19,14 @@ from diptych.data.source import digest, key_of
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 SPLIT = re.compile(r"(?:^|[-_.])(train|test|val|valid|validation)(?=[-_.]|$)", re.IGNORECASE)
-BLOCK_BYTES = 128 << 20  # a row group of more (uncompressed) is read in pieces of about this size
-BLOCKS = 2  # kept at once; two, so that threads on both sides of a border do not chase each other
+BLOCK_BYTES = 128 << 20  # a row group of more (uncompressed) is read in blocks of about this size
+BLOCKS = 2  # in memory; two, so that threads on both sides of a border do not reread each other's
 
 
 def open_parquet(path: str | Path, labels: str = "auto") -> "Parquet":
     """The images of a Parquet file, a folder of them, or a pattern (`data/train-*.parquet`), by file name.
 
-    Raises DataError when pyarrow is missing, a file is damaged, the columns are not there, or a folder mixes
-    splits.
+    Raises DataError when pyarrow or the columns are missing, a file is damaged, or a folder mixes splits.
     """
     pyarrow = _pyarrow()
     path = Path(path)
@@ -36,14 +35,14 @@ def open_parquet(path: str | Path, labels: str = "auto") -> "Parquet":
         root, files = path, sorted(path.rglob("*.parquet"))
     else:
         root, files = path.parent, [path] if path.exists() else sorted(path.parent.glob(path.name))
-    splits = {found[1].lower(): file for file in files if (found := SPLIT.search(file.stem))}
+    splits = {match[1].lower(): file for file in files if (match := SPLIT.search(file.stem))}
     if len(splits) > 1:
         name, file = next(iter(splits.items()))
         raise DataError(f"{path} mixes the splits {', '.join(splits)}: name one, as {file.parent}/*{name}*.parquet")
     try:
         return Parquet(root, files, labels == "auto")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not whole Parquet ({' '.join(str(error).split())[:200]!r})") from error
+        raise DataError(f"{path} is not complete Parquet ({' '.join(str(error).split())[:200]!r})") from error
 
 
 def _pyarrow():
@@ -84,7 +83,7 @@ class Parquet:
             iter(()),
             -1,
             0,
-        )  # where the reading of a large group stands
+        )  # the iterator of a large group and its next row
 
     def __len__(self) -> int:
         return int(self.file_starts[-1])

@@ -1,4 +1,4 @@
-"""Decoded images in memory: whether they fit, how they get there, and batches of them on a device."""
+"""Decoded images in memory: whether they fit, decoding, and batches on a device."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,18 +13,18 @@ from diptych.data.decode import BadImage
 from diptych.data.squares import Squares
 from diptych.data.unreadable import Pass
 
-# The other half is for what is not here yet: networks, a second set, the system's cache of files.
+# The other half is for memory that is used later: networks, a second set, the system's file cache.
 CPU_SHARE = 0.5
-# Nothing of the network is on the GPU when the images arrive: most of the memory has to be left to its activations.
+# The images arrive on the GPU before the network: most of the memory must remain for its activations.
 GPU_SHARE = 0.25
-# A first step waits until all images are decoded. A larger set begins at once as a stream, however much memory is free.
+# The first step waits until all images are decoded. A larger set is streamed, whatever memory is free.
 MOST_BYTES = 32 * 2**30
 CPU = torch.device("cpu")
-CHUNK = 64  # images per task of a decoding thread, so that handing out tasks costs nothing
+IMAGES_PER_TASK = 64  # of a decoding thread, so that scheduling costs little
 
 
-def fits(size: int) -> bool:
-    """Whether `size` bytes of images are decoded once and held: at most MOST_BYTES, and CPU_SHARE of what is free."""
+def fits_in_memory(size: int) -> bool:
+    """Whether `size` bytes of images may stay in memory: at most MOST_BYTES, and CPU_SHARE of the free memory."""
     return size <= min(MOST_BYTES, CPU_SHARE * free_bytes(CPU))
 
 
@@ -37,10 +37,10 @@ def decode_rows(
     slow: Callable[[float], object],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, np.ndarray]:
-    """(images (P, 3, S, S) uint8 of the rows that can be read, the place (N,) of each row among them or -1).
+    """(images (P, 3, S, S) uint8 of the readable rows, the position (N,) of every row among them, or -1).
 
     slow, workers: see `in_order`; progress: called with (images done, images in all). Raises DataError and BadImage as
-    `bad.add`, and DataError where no image can be read.
+    `bad.add`, and DataError if no image can be read.
     """
     count = len(rows)
     pixels = np.empty((count, 3, squares.size, squares.size), np.uint8)
@@ -54,7 +54,7 @@ def decode_rows(
                 faults.append((k, error.reason))
         return faults
 
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    chunks = [range(start, min(start + IMAGES_PER_TASK, count)) for start in range(0, count, IMAGES_PER_TASK)]
     for chunk, faults in zip(chunks, in_order(work, chunks, workers, slow), strict=True):
         for k, reason in faults:
             bad.add(k, int(rows[k]), reason)
@@ -73,7 +73,7 @@ def decode_rows(
 
 
 class Decoded:
-    """Images in memory: `pixels` (P, 3, S, S) uint8 on the CPU, and their copy on each GPU that has read from them."""
+    """Images in memory: `pixels` (P, 3, S, S) uint8 on the CPU, and a copy on every GPU that has read them."""
 
     def __init__(self, pixels: Tensor):
         self.pixels = pixels
@@ -81,19 +81,19 @@ class Decoded:
 
     def batches(self, places: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """Yields `pixels[places]` on `device`, `batch_size` images at a time; `places` (n,) int64 on the CPU."""
-        pixels = self._nearest(device)
+        pixels = self._pixels_for(device)
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
             if pixels.device.type == device.type:
                 yield pixels[part.to(pixels.device, non_blocking=True)]
             else:
                 batch = empty_batch(len(part), pixels.shape[-1], device)
-                yield moved(torch.index_select(pixels, 0, part, out=batch), device)
+                yield move(torch.index_select(pixels, 0, part, out=batch), device)
 
-    def _nearest(self, device: torch.device) -> Tensor:
-        """The pixels on that GPU, if they take at most GPU_SHARE of its free memory; else those on the CPU.
+    def _pixels_for(self, device: torch.device) -> Tensor:
+        """The pixels on a GPU, if they take at most GPU_SHARE of its free memory; else those on the CPU.
 
-        Decided at the first call for a device. A copy stays on the GPU as long as these images exist.
+        Decided at the first call for a device. A copy stays on the GPU as long as this object exists.
         """
         if device.type != "cuda":
             return self.pixels
@@ -106,13 +106,13 @@ class Decoded:
 
 
 def empty_batch(count: int, size: int, device: torch.device) -> Tensor:
-    """Room for (count, 3, size, size) uint8 on the CPU, to be filled and then `moved` to `device`."""
+    """An uninitialised (count, 3, size, size) uint8 tensor on the CPU, to be filled and then moved to `device`."""
     shape = (count, 3, size, size)
-    if device.type == "cuda":  # pinned: the copy to the GPU then goes on beside the computation
+    if device.type == "cuda":  # pinned: the copy to the GPU then overlaps with computation
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
     return torch.from_numpy(np.empty(shape, np.uint8))
 
 
-def moved(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch on `device`; from pinned memory to a GPU without waiting."""
+def move(batch: Tensor, device: torch.device) -> Tensor:
+    """The batch on `device`; a copy from pinned memory to a GPU does not wait."""
     return batch.to(device, non_blocking=device.type == "cuda")

@@ -1,4 +1,4 @@
-"""What a source of images is, and how file names become keys and classes."""
+"""The interface of a source of images, and the keys and classes that follow from file names."""
 
 import hashlib
 import re
@@ -11,8 +11,9 @@ import numpy as np
 from diptych.data.decode import EXTENSIONS
 
 MAX_BYTES = 512 * 2**20  # of one image file, compressed or not
+MAX_UNPACKING_RATIO = 200  # unpacked : packed bytes; JPEG is near 1, and 1000 is a bomb
 IMAGE_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
-# Controls (of Unicode's too: a terminal obeys them), what ends a line or turns the direction of text, and % itself.
+# Control characters (also those of Unicode, which terminals obey), line ends, changes of text direction, and %.
 UNPRINTABLE = re.compile(rb"[\x00-\x1f\x7f%]|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 
@@ -22,7 +23,7 @@ class Source(Protocol):
 
     A source may also have: `classes` (list[str], the class names in the order of their numbers),
     `native_size` ((H, W) of every image), `fingerprint` (hex; changes when the data change), `skipped` (list
-    of {"key", "reason"}: entries left out).
+    of {"key", "reason"} of omitted entries).
     """
 
     def __len__(self) -> int: ...
@@ -31,14 +32,14 @@ class Source(Protocol):
         """A printable name, unique in the source, the same on every machine."""
 
     def label(self, i: int) -> str | None:
-        """The class name, or None where there is none."""
+        """The class name, or None if there is none."""
 
     def read(self, i: int) -> bytes | np.ndarray:
         """The bytes of an image file, or its pixels (H, W, 3) uint8. Raises OSError or BadImage."""
 
 
 class Keys:
-    """Names as one blob and offsets: 8 bytes each beside the name, and no objects for workers to copy."""
+    """Names as one blob and offsets: 8 bytes per name beside its text, and no objects for workers to copy."""
 
     def __init__(self, names: Iterable[bytes]):
         names = list(names)
@@ -50,7 +51,7 @@ class Keys:
         return len(self.offsets) - 1
 
     def raw(self, i: int) -> bytes:
-        """The name as the file system or the archive spells it."""
+        """The name as bytes, as in the file system or the archive."""
         if not 0 <= i < len(self):
             raise IndexError(f"{i} of {len(self)} names")
         return self.blob[self.offsets[i] : self.offsets[i + 1]]
@@ -59,7 +60,7 @@ class Keys:
         return key_of(self.raw(i))
 
     def raws(self) -> Iterator[bytes]:
-        """Every name in order, as `raw` gives them."""
+        """All names in order, as `raw` returns them."""
         offsets = self.offsets.tolist()
         return (self.blob[start:stop] for start, stop in zip(offsets, offsets[1:], strict=False))
 
@@ -96,9 +97,9 @@ def key_of(name: bytes) -> str:
             return name.decode()
     except UnicodeDecodeError:
         pass
-    name = UNPRINTABLE.sub(lambda found: b"".join(b"%%%02X" % byte for byte in found[0]), name)
-    text = name.decode("utf-8", "surrogateescape")  # a byte that is no UTF-8 becomes U+DC80..U+DCFF
-    return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
+    name = UNPRINTABLE.sub(lambda match: b"".join(b"%%%02X" % byte for byte in match[0]), name)
+    text = name.decode("utf-8", "surrogateescape")  # a byte that is not UTF-8 becomes U+DC80..U+DCFF
+    return re.sub("[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", text)
 
 
 def is_image_name(name: bytes) -> bool:
@@ -109,8 +110,8 @@ def is_image_name(name: bytes) -> bool:
 class Files:
     """A source of named image files: a folder, a zip or a tar archive, which differ only in `read`.
 
-    `sizes`: bytes of each file; with the names they make the fingerprint, so that a copy on another machine
-    is the same data.
+    `sizes`: bytes of every file; the fingerprint is a hash of names and sizes, so that a copy on another machine
+    has the same one.
     """
 
     classes = None

@@ -1,4 +1,4 @@
-"""One image of a source -> a square of pixels: read, decode, upright, resize, crop."""
+"""One image of a source -> a square of pixels: read, decode, turn upright, resize, crop."""
 
 import errno
 import threading
@@ -10,32 +10,32 @@ from diptych.base.errors import DataError, RecipeError
 from diptych.data.decode import BadImage, fit_square, header_size, open_image
 from diptych.data.source import Source
 
-PEEK = 8  # headers read to learn the native size
+HEADERS_READ = 8  # headers read to determine the native size
 
 
 class Squares:
     """Rows of `source` as (size, size, 3) uint8: `squares(row)`. Safe to call from several threads.
 
     size: pixels, or None for the native size when all images are squares of one size. The rest: see `images`.
-    Raises DataError when there is no native size, RecipeError for options that do not exist.
+    Raises DataError when there is no native size, RecipeError for unknown options.
     """
 
     def __init__(self, source: Source, size: int | None, max_pixels: float, background: str, fit: str):
         if fit not in ("crop", "squash"):
             raise RecipeError(f"fit={fit!r} is not one of crop, squash")
         if size is not None and size < 1:
-            raise RecipeError(f"size={size} is no number of pixels")
+            raise RecipeError(f"size={size} is not a positive number of pixels")
         try:
             ImageColor.getrgb(background)
         except ValueError as error:
-            raise RecipeError(f"background={background!r} is no colour: use white, #808080 or the like") from error
+            raise RecipeError(f"background={background!r} is not a colour: use white, #808080 or the like") from error
         self.source, self.max_pixels, self.background, self.fit = source, max_pixels, background, fit
-        self.reading: dict[int, int] = {}  # thread -> its row, for those who wait too long
+        self.reading: dict[int, int] = {}  # thread -> its row, for the warning of a slow read
         self.native = size is None
         self.size = self._native_size() if size is None else size
 
     def __call__(self, row: int) -> np.ndarray:
-        """Raises BadImage, without the key. Whatever else a source raises is noted to have come from this image."""
+        """Raises BadImage without the key. Any other exception of the source gets a note that names the image."""
         thread = threading.get_ident()
         self.reading[thread] = row
         try:
@@ -47,26 +47,26 @@ class Squares:
             del self.reading[thread]
 
     def read(self, row: int) -> bytes | np.ndarray:
-        """What the source has. Raises BadImage."""
+        """What the source returns. Raises BadImage in place of OSError."""
         try:
             return self.source.read(row)
         except OSError as error:
             raise BadImage(f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}") from error
 
     def square(self, row: int, data: bytes | np.ndarray) -> np.ndarray:
-        """The square made of what `read` gave. Raises BadImage."""
+        """The square from what `read` has returned. Raises BadImage."""
         if isinstance(data, np.ndarray):
             if data.shape[:2] == (self.size, self.size):
                 return data
             image = Image.fromarray(np.ascontiguousarray(data))
         else:
-            # a JPEG may come smaller, as long as twice the size wanted is left for the antialiasing filter
+            # a JPEG may be decoded smaller, to at least twice the size, for the antialiasing filter
             enough = None if self.native else 2 * self.size
             image = open_image(data, self.max_pixels, self.background, enough)
         if self.native and image.size != (self.size, self.size):
             width, height = image.size
-            seen = f"{self.source.key(row)} is {width} x {height}, others are {self.size} x {self.size}"
-            raise DataError(f"{seen}: pass size, such as size={self.size}")
+            difference = f"{self.source.key(row)} is {width} x {height}, others are {self.size} x {self.size}"
+            raise DataError(f"{difference}: pass size, such as size={self.size}")
         return fit_square(image, self.size, self.fit)
 
     def _native_size(self) -> int:
@@ -80,13 +80,13 @@ class Squares:
     def _some_sizes(self) -> set[tuple[int, int]]:
         """(H, W) of a few images, spread over the source."""
         sizes, count = set(), len(self.source)
-        for row in sorted({k * (count - 1) // (PEEK - 1) for k in range(PEEK)}):
+        for row in sorted({k * (count - 1) // (HEADERS_READ - 1) for k in range(HEADERS_READ)}):
             try:
                 data = self.source.read(row)
                 if isinstance(data, np.ndarray):
                     sizes.add(data.shape[:2])
                 else:
                     sizes.add(header_size(data, self.max_pixels)[::-1])
-            except (BadImage, OSError):  # told when it is read in earnest
+            except (BadImage, OSError):  # reported when the image itself is read
                 continue
         return sizes

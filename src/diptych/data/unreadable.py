@@ -1,4 +1,4 @@
-"""Images that cannot be read: noted with their reasons, tolerated while they are few."""
+"""Images that cannot be read: recorded with their reasons, tolerated while they are few."""
 
 from diptych.base.errors import DataError
 from diptych.data.decode import BadImage
@@ -19,24 +19,24 @@ class Unreadable:
 
     @property
     def listed(self) -> list[dict]:
-        """{"key", "reason"} of each, in the order of the source."""
+        """{"key", "reason"} of all, in the order of the source."""
         return [{"key": self.source.key(row), "reason": self.reasons[row]} for row in sorted(self.reasons)]
 
 
 class Pass:
-    """One pass over images in order, which stops when too many of them cannot be read."""
+    """One pass over images in order, which stops if too many cannot be read."""
 
     def __init__(self, unreadable: Unreadable):
         self.unreadable, self.positions, self.run = unreadable, [], 0
 
     def add(self, position: int, row: int, reason: str) -> None:
-        """Note the image at `position` of this pass, row `row` of the source.
+        """Record the image at `position` of this pass, row `row` of the source.
 
         Raises BadImage where on_bad is "error"; DataError beyond 1 % (and 10), or 100 one after the other.
         """
         known = self.unreadable
         if known.on_bad == "error":
-            raise BadImage(f"{reason}; mend or remove it, or say on_bad=skip", known.source.key(row))
+            raise BadImage(f"{reason}; repair or remove it, or use on_bad=skip", known.source.key(row))
         known.reasons[row] = reason
         self.run = self.run + 1 if self.positions and position - self.positions[-1] <= 1 else 1
         self.positions.append(position)
@@ -44,9 +44,9 @@ class Pass:
         if too_many(bad, known.total) or self.run > BAD_RUN:
             first = f"{known.listed[0]['key']} ({known.listed[0]['reason']})"
             shown = f"{bad} of {known.total} images cannot be read, too many; first: {first}"
-            raise DataError(f"{shown}; `diptych doctor SOURCE` lists them all: mend or remove them")
+            raise DataError(f"{shown}; `diptych doctor SOURCE` lists them all: repair or remove them")
 
 
 def too_many(bad: int, total: int) -> bool:
-    """Whether so many unreadable images stop a run: more than 1 % of all, and more than 10."""
+    """Whether the unreadable images stop a run: more than 1 % of all, and more than 10."""
     return bad > max(BAD_FEW, BAD_SHARE * total)

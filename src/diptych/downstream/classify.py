@@ -17,7 +17,7 @@ from torch import Tensor
 from diptych.base.device import choose_device
 from diptych.base.errors import OutputError
 from diptych.base.files import require_free_file, write_file
-from diptych.base.terminal import Progress
+from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names
 from diptych.downstream.embed import embed_sets
@@ -102,7 +102,7 @@ def classify(
     file = None if out is None else require_table(Path(out))
     trained, where = as_trained(trained), choose_device(device)
     check_classes(class_names(train, "labelled"))
-    with Progress("classify", len(train) + len(images), show) as progress:
+    with ProgressBar("classify", len(train) + len(images), show) as progress:
         z_ME, z_NE = embed_sets(
             trained, (train, images), device=where, precision="float32", progress=progress, what="embedded"
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diptych.base.device import choose_device
 from diptych.base.files import require_free_folder
-from diptych.base.terminal import Progress
+from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, stream
 from diptych.embeddings.store import save_embeddings
@@ -38,7 +38,7 @@ def embed(
         require_free_folder(Path(out))
     require_precision(precision)
     trained, where = as_trained(trained), choose_device(device)
-    with Progress("embed", len(images), show) as progress:
+    with ProgressBar("embed", len(images), show) as progress:
         vectors = trained(stream(images), device=where, precision=precision, progress=progress)
     if out is not None:
         reasons = {row["key"]: row["reason"] for row in images.failed}
@@ -59,7 +59,7 @@ def embed(
 
 
 def embed_sets(
-    trained: Trained, sets: Sequence[Images], *, device: torch.device, precision: str, progress: Progress, what: str
+    trained: Trained, sets: Sequence[Images], *, device: torch.device, precision: str, progress: ProgressBar, what: str
 ) -> list[Tensor]:
     """Embed several sets on `device`, one after the other; the progress counts the images of all sets."""
     total, vectors = sum(map(len, sets)), []

@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.base.device import choose_device
 from diptych.base.files import require_writable
 from diptych.base.random_at import random_at
-from diptych.base.terminal import Progress
+from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
@@ -26,6 +26,7 @@ from diptych.embeddings.scores import NEIGHBOURS, TEMPERATURE, Score, chance, ch
 from diptych.networks.inference import raw_pixels, require_precision
 from diptych.reporting import pictures
 from diptych.runs.encoder import Trained, as_trained
+from diptych.runs.pictures import picture_path, save_picture
 from diptych.runs.run import Run, is_run
 
 DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
@@ -69,7 +70,7 @@ def evaluate(
     test_labels = class_names(test, "test")
     scores = [replace(chance(test_labels), protocol=name, subject="chance") for name in protocols]
     after, before = None, None
-    with Progress("evaluate", show=show) as progress:
+    with ProgressBar("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), test_labels, trained.preprocessing, where, k, temperature, seed,
                     progress)  # fmt: skip
         for subject in subjects(trained, task, baselines=baselines, precision=precision, progress=progress):
@@ -98,7 +99,9 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
     return train, test
 
 
-def subjects(trained: Trained, task: Task, *, baselines: bool, precision: str, progress: Progress) -> Iterator[Subject]:
+def subjects(
+    trained: Trained, task: Task, *, baselines: bool, precision: str, progress: ProgressBar
+) -> Iterator[Subject]:
     """The baselines, if `baselines`, and then the trained encoder."""
     sets, expected = (task.train, task.test), task.expected
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
@@ -115,7 +118,7 @@ def subjects(trained: Trained, task: Task, *, baselines: bool, precision: str, p
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
 
 
-def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: Progress) -> list[Score]:
+def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: ProgressBar) -> list[Score]:
     """The scores of one subject, by every protocol that applies to it."""
     scores = []
     for name in protocols:
@@ -128,7 +131,7 @@ def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: 
 
 def last_projections(run: Run | None) -> tuple[np.ndarray, np.ndarray] | None:
     """The projections of two views that a run saved at its end. They can show a collapse that embeddings hide."""
-    if run is None or not (path := run.folder / "pictures" / "projections.npz").is_file():
+    if run is None or not (path := picture_path(run.folder, "projections")).is_file():
         return None
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["z1"], arrays["z2"]
@@ -139,14 +142,14 @@ def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, tes
     order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
     xy, algorithm = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
     classes, name_of_algorithm = test.classes or [], {"made_by": np.array(algorithm)}
-    run.picture("map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
+    save_picture(run.folder, "map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
                 thumbnails=load_thumbnails(test, order), classes=np.array(classes), **name_of_algorithm)  # fmt: skip
     shown = order[:QUERIES]
     similarity, index = (part.cpu() for part in nearest(queries[shown.to(queries.device)], bank, SHOWN_NEIGHBOURS))
     neighbours = load_thumbnails(train, index.flatten())
     number_of = {name: i for i, name in enumerate(classes)}
     labels = [number_of.get(name, -1) for name in class_names(train, "training")]
-    run.picture("neighbours", query=load_thumbnails(test, shown), similarity=similarity.numpy(),
+    save_picture(run.folder, "neighbours", query=load_thumbnails(test, shown), similarity=similarity.numpy(),
                 neighbours=neighbours.reshape(*index.shape, *neighbours.shape[1:]),
                 query_labels=np.array([(test.labels or [])[int(i)] for i in shown]),
                 neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),

@@ -15,7 +15,7 @@ from diptych.base.device import choose_device
 from diptych.base.errors import CheckpointError, DataError, RecipeError
 from diptych.base.files import require_writable
 from diptych.base.random_at import random_at, seed_at
-from diptych.base.terminal import Progress
+from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import (
     Classifier,
@@ -95,7 +95,7 @@ def finetune(
     from_scratch(trained, seed)
     test = readable(test)
     scores: dict[str, list[Score]] = {subject: [] for subject in starts}
-    with Progress("finetune", show=show) as progress:
+    with ProgressBar("finetune", show=show) as progress:
         for number in range(seed, seed + seeds):
             part = take_labels(train, amount, number)
             networks = {"trained": copy.deepcopy(trained.encoder), "from scratch": from_scratch(trained, number)}

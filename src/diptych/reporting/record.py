@@ -1,11 +1,9 @@
 """Reads a run folder for the report. Missing files give empty fields; damaged parts are left out and noted."""
 
-import itertools
 import json
 import math
 import zipfile
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,19 +11,12 @@ import numpy as np
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.base.strict_yaml import parse
+from diptych.runs.pictures import PICTURES, optional_keys, picture_path
 from diptych.runs.run import is_run
 
 LONGEST_TEXT = 300  # characters of one text on the page (a class, a reason, a path)
 MOST_ARRAY_BYTES = 512 * 2**20  # of one picture file's arrays, unpacked
 RECIPE_LINES = 400
-# The arrays that a file pictures/NAME.npz must have, and those that it may have.
-REQUIRED_ARRAYS = {
-    "views": ("originals", "view_0"),  # and view_1, view_2, ...
-    "correlation": ("matrix",),
-    "map": ("xy", "labels", "thumbnails"),
-    "neighbours": ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"),
-}
-OPTIONAL_ARRAYS = ("classes", "made_by")
 
 
 @dataclass
@@ -72,8 +63,9 @@ def read_run(folder: str | Path) -> Record:
     crashes = sorted((folder / "crash").glob("step_*.json"))
     if crashes and not run.end:
         run.crash = read_object(run, f"crash/{crashes[-1].name}")
-    for name, keys in REQUIRED_ARRAYS.items():
-        read_picture(run, name, keys)
+    for name, picture in PICTURES.items():
+        if picture.drawn:
+            read_picture(run, name, picture.required)
     return run
 
 
@@ -122,7 +114,7 @@ def read_evaluations(run: Record) -> None:
 
 def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
     """Read the arrays of pictures/NAME.npz. A file that lacks one or has invalid ones is left out and noted."""
-    path = run.folder / "pictures" / f"{name}.npz"
+    path = picture_path(run.folder, name)
     if not path.exists():
         return
     try:
@@ -130,8 +122,7 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
             if sum(member.file_size for member in archive.infolist()) > MOST_ARRAY_BYTES:
                 raise ValueError(f"its arrays are larger than {MOST_ARRAY_BYTES // 2**20} MiB")
         with np.load(path, allow_pickle=False) as archive:
-            optional = further_views(archive) if name == "views" else OPTIONAL_ARRAYS
-            arrays = {key: archive[key] for key in (*keys, *(key for key in optional if key in archive))}
+            arrays = {key: archive[key] for key in (*keys, *optional_keys(name, archive))}
         check_shapes(name, arrays)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         run.notes.append(
@@ -140,11 +131,6 @@ def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
         return
     if len(arrays[keys[0]]):
         run.pictures[name] = arrays
-
-
-def further_views(names: Collection[str]) -> list[str]:
-    """The names view_1, view_2, ... up to the first that is missing."""
-    return list(itertools.takewhile(names.__contains__, (f"view_{index}" for index in itertools.count(1))))
 
 
 def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:

@@ -1,1 +1,1 @@
-"""What lies on the disk: the run folder, checkpoints, encoders, published weights."""
+"""The files on the disk: run folders, checkpoints, encoder folders, published weights."""

@@ -1,4 +1,4 @@
-"""log.jsonl, mirrored for TensorBoard where somebody asks for it. The run itself never depends on it."""
+"""log.jsonl mirrored for TensorBoard, on request. The run itself never depends on it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Checkpoints that survive: written aside, flushed, hashed, renamed; loaded only when every hash agrees.
+"""Checkpoints that survive a kill: written to a temporary folder, flushed, hashed, renamed; loaded only if every hash
+agrees.
 
 A checkpoint is a folder `step_0000120/` with tensors (safetensors, never pickle), `state.json` (numbers and strings) and
-`manifest.json` (sha256 of every other file). A folder of that name is always whole: it appears by one rename.
+`manifest.json` (sha256 of every other file). A folder of that name is always complete: it appears by one rename.
 """
 
 import hashlib
@@ -21,57 +22,57 @@ from diptych.base.errors import CheckpointError
 from diptych.base.files import disk_error, flush_folder, write_file
 
 KEEP = 2  # the newest, and one to fall back to
-FORMAT = 1  # of the folder; a newer one is refused by name, not misread
+FORMAT = 1  # of the folder; another one is refused, not misread
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int = KEEP) -> Path:
     """Save one checkpoint atomically and delete all but the `keep` newest.
 
-    `tensors` maps a file's stem to its named tensors, `state` is any JSON. Raises OutputError when the disk refuses: the
-    checkpoints before it are then untouched.
+    `tensors` maps a file's stem to its named tensors, `state` is any JSON. Raises OutputError when the disk is full or
+    read-only: the earlier checkpoints are then untouched.
     """
-    whole, aside = folder / f"step_{step:07d}", folder / f".step_{step:07d}.tmp-{os.getpid()}"
+    checkpoint, temporary = folder / f"step_{step:07d}", folder / f".step_{step:07d}.tmp-{os.getpid()}"
     files = {f"{name}.safetensors": safetensors.torch.save(plain(group)) for name, group in tensors.items()}
     files["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1).encode()
-    replaced = folder / f".step_{step:07d}.tmp-{os.getpid()}-old"  # swept away like the other, should we be killed here
-    for leftover in (aside, replaced):
+    replaced = folder / f".step_{step:07d}.tmp-{os.getpid()}-old"  # like the other, deleted by `newest` after a kill
+    for leftover in (temporary, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         for name, data in files.items():
-            write_file(aside / name, data)
-        if whole.exists():  # of the same step: broken, or about to be told that the run has ended
-            os.replace(whole, replaced)
-        os.replace(aside, whole)
+            write_file(temporary / name, data)
+        if checkpoint.exists():  # of the same step: broken, or saved again because the run has ended
+            os.replace(checkpoint, replaced)
+        os.replace(temporary, checkpoint)
         shutil.rmtree(replaced, ignore_errors=True)
         flush_folder(folder)
     except OSError as error:
-        raise disk_error(whole, sum(map(len, files.values())), error) from error
+        raise disk_error(checkpoint, sum(map(len, files.values())), error) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    write_file(folder / "last", whole.name.encode())
-    if fault(whole) is None:
-        # Those of later steps are broken, the run has resumed before them: none may take a whole one's place.
-        kept = [path for path in steps(folder) if path <= whole][-keep:]
-        for old in set(steps(folder)) - set(kept):
+        shutil.rmtree(temporary, ignore_errors=True)
+    write_file(folder / "last", checkpoint.name.encode())
+    if fault(checkpoint) is None:
+        # Those of later steps are broken, as the run has resumed before them: none may take the place of a good one.
+        newest_good = [path for path in steps(folder) if path <= checkpoint][-keep:]
+        for old in set(steps(folder)) - set(newest_good):
             shutil.rmtree(old, ignore_errors=True)
-    return whole
+    return checkpoint
 
 
 def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous and in storage of their own, as safetensors asks (channels_last weights are not)."""
+    """Copies on the CPU, contiguous and without shared storage, for safetensors (channels_last weights are not)."""
     return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoint folders, oldest first: ordered by step, not by any clock."""
+    """The checkpoint folders, oldest first: ordered by step, not by time."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir())
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None when every file has the hash it was written with."""
+    """The reason why a checkpoint folder cannot be used; None when every file has the hash in the manifest."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
@@ -90,24 +91,24 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None when there is none at all. Warns of each broken one that it passes over.
+    """The newest intact checkpoint, None when there is no checkpoint. Warns of every broken one that it skips.
 
     Raises CheckpointError when there are checkpoints and all are broken: starting over silently would lose a run.
     """
-    for stray in folder.glob(".step_*.tmp-*"):  # left by a process that was killed while it wrote
-        whole = folder / stray.name[1:].split(".")[0]
-        if stray.name.endswith("-old") and not whole.exists():
-            os.replace(stray, whole)  # killed between the two renames
+    for stray in folder.glob(".step_*.tmp-*"):  # left by a process that was killed while writing
+        checkpoint = folder / stray.name[1:].split(".")[0]
+        if stray.name.endswith("-old") and not checkpoint.exists():
+            os.replace(stray, checkpoint)  # killed between the two renames
         else:
             shutil.rmtree(stray, ignore_errors=True)
-    found = steps(folder)
-    for checkpoint in reversed(found):
+    candidates = steps(folder)
+    for checkpoint in reversed(candidates):
         reason = fault(checkpoint)
         if reason is None:
             return checkpoint
         warnings.warn(f"{checkpoint}: {reason}; looking for an older checkpoint", stacklevel=2)
-    if found:
-        raise CheckpointError(f"no checkpoint in {folder} is whole; restore one, or start over with --overwrite")
+    if candidates:
+        raise CheckpointError(f"no checkpoint in {folder} is intact; restore one, or start over with --overwrite")
     return None
 
 
@@ -125,14 +126,18 @@ def read_state(checkpoint: Path) -> dict:
     """The JSON state of a checkpoint that `newest` has verified. Raises CheckpointError where there is none."""
     try:
         return json.loads((checkpoint / "state.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:  # its manifest lists no such file, or it was never ours
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # its manifest lists no such file, or another program wrote it
         raise CheckpointError(f"{checkpoint}/state.json cannot be read ({type(error).__name__})") from None
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
-    """An optimizer's memory as named tensors and a JSON remainder, both without pickle."""
+    """The state of an optimizer as named tensors and a JSON remainder, both without pickle."""
     state = optimizer.state_dict()
-    entries = {f"{index}.{name}": value for index, held in state["state"].items() for name, value in held.items()}
+    entries = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
     groups = []
@@ -143,7 +148,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], remainder: dict) -> None:
-    """Give a fresh optimizer the memory that `pack_optimizer` took from its twin."""
+    """Load what `pack_optimizer` returned into a new optimizer over the same parameters."""
     current = optimizer.state_dict()["param_groups"]
     groups = [merge(old, new) for old, new in zip(current, remainder["groups"], strict=True)]
     state: dict[int, dict] = {}
@@ -157,23 +162,23 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
 
 
 def merge(old: dict, new: dict) -> dict:
-    """A parameter group with the saved numbers; JSON has made lists of its tuples (Adam's betas)."""
+    """A parameter group with the saved numbers; its tuples (Adam's betas) are lists in JSON."""
     return {**old, **{k: tuple(v) if isinstance(old.get(k), tuple) else v for k, v in new.items()}}
 
 
 def load_exactly(
     module: torch.nn.Module, tensors: dict[str, Tensor], source: Path | str, missing: Iterable[str] = ()
 ) -> None:
-    """Load named tensors into a module; every difference that is not in `missing` is an error that names the keys."""
+    """Load named tensors into a module. Raises CheckpointError with the keys that differ, except `missing`."""
     own = module.state_dict()
     absent = sorted(set(own) - set(tensors) - set(missing))
     extra = sorted(set(tensors) - set(own))
     wrong = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     if absent or extra or wrong:
-        told = [
+        differences = [
             f"{word} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)})"
             for word, keys in (("missing", absent), ("unexpected", extra), ("of another shape", wrong))
             if keys
         ]
-        raise CheckpointError(f"{source} does not fit this network: {'; '.join(told)}")
+        raise CheckpointError(f"{source} does not fit this network: {'; '.join(differences)}")
     module.load_state_dict(tensors, strict=False)

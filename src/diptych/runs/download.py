@@ -1,5 +1,5 @@
-"""`diptych download`: published weights, by name. The only file that reaches the network (timm does, where asked for its
-pretrained weights)."""
+"""`diptych download`: published weights, by name. The only file that uses the network (timm does too, for
+`pretrained=True`)."""
 
 import hashlib
 import http.client
@@ -13,16 +13,16 @@ from diptych.base.errors import CheckpointError, OutputError, RecipeError
 from diptych.base.files import require_free_file
 
 TIMEOUT = 30.0  # seconds without a byte
-LARGEST = 2_000_000_000  # bytes: a server that sends more is not sending these weights
-PIECE = 1 << 20
+MAX_DOWNLOAD_BYTES = 2_000_000_000  # a server that sends more does not send these weights
+CHUNK_BYTES = 1 << 20
 
 
 class Published(NamedTuple):
-    """Weights that can be had: where, under which terms, and what they are."""
+    """Published weights: their address, licence and description."""
 
     address: str
     licence: str
-    what: str
+    description: str
 
 
 PUBLISHED = {
@@ -35,69 +35,73 @@ PUBLISHED = {
 
 
 class Downloaded(NamedTuple):
-    """A file that has arrived whole."""
+    """A complete downloaded file."""
 
     file: Path
     bytes: int
     sha256: str
 
 
-def listed() -> str:
-    """A line for each name: what it is and its licence."""
-    return "\n".join(f"{name}  {one.what}; licence: {one.licence}" for name, one in PUBLISHED.items())
+def list_published() -> str:
+    """One line per name: description and licence."""
+    return "\n".join(
+        f"{name}  {weights.description}; licence: {weights.licence}" for name, weights in PUBLISHED.items()
+    )
 
 
 def download(
     name: str, out: str | Path | None = None, progress: Callable[[int, int], object] | None = None
 ) -> Downloaded:
-    """Fetch the weights called `name` into the file `out` (default: NAME.pth here), whole or not at all.
+    """Fetch the weights called `name` into the file `out` (default: NAME.pth), completely or not at all.
 
     No sha256 was published with them, so none is compared: the one returned is for your own records. progress: called
-    with the bytes so far and in all (0 where the server does not say).
+    with (bytes so far, bytes in all, 0 if unknown).
 
-    Raises RecipeError for an unknown name; CheckpointError (exit code 4) when the network or the server fails, or more
-    than 2 GB come; OutputError when the file exists already or cannot be written.
+    Raises RecipeError for an unknown name; CheckpointError (exit code 4) when the network or the server fails or
+    sends more than 2 GB; OutputError when the file exists already or cannot be written.
     """
     if name not in PUBLISHED:
         raise RecipeError(f"no published weights are named {name!r}; there are: {', '.join(PUBLISHED)}")
     file = require_free_file(Path(f"{name}.pth" if out is None else out))
-    aside, digest, done = file.with_name(f".{file.name}.tmp-{os.getpid()}"), hashlib.sha256(), 0
+    temporary, digest, done = file.with_name(f".{file.name}.tmp-{os.getpid()}"), hashlib.sha256(), 0
     try:
-        with open(aside, "wb") as target:
-            for piece, total in pieces(PUBLISHED[name].address):
-                target.write(piece)
-                digest.update(piece)
-                done += len(piece)
+        with open(temporary, "wb") as target:
+            for chunk, total in fetch_chunks(PUBLISHED[name].address):
+                target.write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
                 if progress is not None:
                     progress(done, total)
             target.flush()
             os.fsync(target.fileno())
-        os.replace(aside, file)
+        os.replace(temporary, file)
     except OSError as error:
         raise OutputError(
             f"cannot write {file} ({(error.strerror or str(error)).lower()}); choose another --out"
         ) from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return Downloaded(file, done, digest.hexdigest())
 
 
-def pieces(address: str) -> Iterator[tuple[bytes, int]]:
-    """The bytes at an address and how many are to come (0: not said). Whatever the network does is a CheckpointError."""
+def fetch_chunks(address: str) -> Iterator[tuple[bytes, int]]:
+    """Yield (some bytes, bytes in all or 0 if unknown) of an address. Raises CheckpointError for any network failure."""
     done = 0
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
             if response.url.split(":")[0] != address.split(":")[0]:
                 raise CheckpointError(f"{address} leads to {response.url}, which is not as safe; nothing was fetched")
             total = int(response.headers.get("Content-Length") or 0)
-            while (piece := response.read(PIECE)) and done <= LARGEST and total <= LARGEST:
-                done += len(piece)
-                yield piece, total
+            while (chunk := response.read(CHUNK_BYTES)) and done <= MAX_DOWNLOAD_BYTES and total <= MAX_DOWNLOAD_BYTES:
+                done += len(chunk)
+                yield chunk, total
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise CheckpointError(f"cannot fetch {address} ({reason}); connect, or bring the file over by hand and import it "
+        raise CheckpointError(f"cannot fetch {address} ({reason}); connect, or copy the file here and import it "
                               "with `diptych import-weights`") from None  # fmt: skip
-    if done > LARGEST or total > LARGEST:
-        raise CheckpointError(f"{address} sends {max(done, total):,} bytes, more than {LARGEST:,}; nothing was kept")
+    if done > MAX_DOWNLOAD_BYTES or total > MAX_DOWNLOAD_BYTES:
+        raise CheckpointError(
+            f"{address} sends {max(done, total):,} bytes, more than {MAX_DOWNLOAD_BYTES:,}; nothing was kept"
+        )
     if done < total or not done:
         raise CheckpointError(f"{address} ended after {done:,} of {total:,} bytes; try again")

@@ -1,4 +1,4 @@
-"""What remains of a run: an encoder's weights and the preprocessing they expect, in one folder, in timm's layout.
+"""Trained encoders: weights and the preprocessing they expect, in one folder with timm's layout.
 
 encoder/model.safetensors    the weights            encoder/config.json    architecture, preprocessing, how it was built
 """
@@ -25,13 +25,13 @@ from diptych.runs.run import Run
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained encoder with all that using it takes. `load` reads one; `Trained(module, Preprocessing(...))` is one of yours.
+    """A trained encoder and all that its use requires; from `load`, or `Trained(module, Preprocessing(...))`.
 
     built_with: arguments of `diptych.encoder` that build the network again; None for a module of another origin.
-    folder: the run or encoder folder that it was read from; None for one that no folder holds.
+    folder: the run or encoder folder that it was read from; None if it was not read from a folder.
 
-    What uses it (calling it, `embed`, `evaluate`, `classify`) moves the encoder to the device that it computes on, and
-    leaves it there; its weights stay as they are, and `finetune` trains a copy.
+    Calls of it, `embed`, `evaluate` and `classify` move the encoder to the device of the computation and leave it there.
+    They do not change its weights, and `finetune` trains a copy.
     """
 
     encoder: nn.Module
@@ -55,15 +55,15 @@ class Trained:
     ) -> Tensor:
         """The embeddings (N, E) float32 of uint8 images (N, 3, H, W), a tensor or an array, or an iterable of such batches.
 
-        Images of another size than the encoder expects are resized and cropped in the middle; images of different sizes
-        are batches of their own. The other arguments, and what is raised, are those of `networks.inference.embeddings`.
+        Images of another size than the encoder expects are resized and cropped in the middle; images of one batch have
+        one size. The other arguments and the errors are those of `networks.inference.embeddings`.
         """
         pixels = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         return embeddings(self.encoder, pixels, self.preprocessing, batch_size=batch_size, device=device,
                           output_device=output_device, precision=precision, progress=progress)  # fmt: skip
 
     def untrained(self) -> "Trained | None":
-        """The same network as it was before training, where a run has kept it."""
+        """The network before training, if the run has saved it; else None."""
         if self.folder is None or not (self.folder / "untrained" / "config.json").is_file():
             return None
         return load(self.folder / "untrained", None if self.built_with else self.encoder)
@@ -72,9 +72,9 @@ class Trained:
 def save_encoder(
     folder: Path, encoder: nn.Module, preprocessing: Preprocessing, name: str = "model", origin: dict | None = None
 ) -> Path:
-    """Write `encoder` to `folder`; timm's `local-dir:` reads the folder where the architecture is timm's own.
+    """Write `encoder` to `folder`, which timm's `local-dir:` reads if the architecture is one of timm's.
 
-    origin: any JSON about where the weights come from, kept in config.json.
+    origin: any JSON about the origin of the weights, saved in config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(plain(encoder.state_dict()), metadata={"format": "pt"})
@@ -103,9 +103,9 @@ def save_encoder(
 def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
     """The encoder of a run or of an encoder folder, in evaluation mode, on the CPU.
 
-    `encoder` is a network of the same architecture, needed only where the trained one was the user's own module. A copy
-    of it gets the weights; it stays as it is.
-    Raises CheckpointError when the folder holds no encoder, or weights that were damaged or do not fit.
+    encoder: a network of the same architecture, needed only if the trained one was the user's own module. A copy of it
+    gets the weights.
+    Raises CheckpointError when the folder holds no encoder, or its weights are damaged or do not fit.
     """
     folder = folder.folder if isinstance(folder, Run) else Path(folder)
     place = encoder_folder(folder)
@@ -114,10 +114,10 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
     if encoder is not None:
         network = copy_of(encoder).cpu()
     elif own["encoder"] is not None:
-        network = make_encoder(**without_weights(own["encoder"]))  # they lie beside it: nothing else is read or fetched
+        network = make_encoder(**without_weights(own["encoder"]))  # they are read from this folder, not fetched
     else:
         raise CheckpointError(
-            f"{place} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...), or say "
+            f"{place} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...), or "
             "--encoder MODULE:FUNCTION"
         )
     weights = place / "model.safetensors"
@@ -130,7 +130,7 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
 
 
 def as_trained(encoder: Trained | Run | str | Path) -> Trained:
-    """What `embed`, `evaluate`, `classify` and `finetune` take: a `Trained` as it is, anything else as `load` reads it."""
+    """The encoder that `embed`, `evaluate`, `classify` and `finetune` use: a `Trained` itself, or what `load` reads."""
     return encoder if isinstance(encoder, Trained) else load(encoder)
 
 
@@ -142,13 +142,13 @@ def read_config(folder: Path) -> dict:
         if not (isinstance(config["sha256"], str) and isinstance(config["diptych"]["encoder"], dict | None)):
             raise ValueError("an entry of another kind")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/config.json is missing or damaged ({type(error).__name__}: {error}); bring it back, or "
-                              "make the folder again") from None  # fmt: skip
+        raise CheckpointError(f"{folder}/config.json is missing or damaged ({type(error).__name__}: {error}); restore "
+                              "it, or create the folder again") from None  # fmt: skip
     return config
 
 
 def preprocessing_of(own: dict) -> Preprocessing:
-    """From config.json's part "diptych"; folders of before `resize` was known have none."""
+    """The preprocessing in the section "diptych" of config.json; old folders have no `resize`."""
     part = own["preprocessing"]
     return Preprocessing(part["size"], tuple(part["mean"]), tuple(part["std"]), part.get("resize"))
 
@@ -158,7 +158,7 @@ def encoder_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.is_file():
         raise CheckpointError(
-            f"{folder} is a file; `diptych import-weights {folder} --out FOLDER` makes an encoder folder of it"
+            f"{folder} is a file; `diptych import-weights {folder} --out FOLDER` turns it into an encoder folder"
         )
     if (folder / "encoder" / "config.json").is_file():
         return folder / "encoder"
@@ -167,7 +167,7 @@ def encoder_folder(folder: str | Path) -> Path:
         reason = (
             "its training has not finished: continue it with `diptych pretrain ... --resume`"
             if unfinished
-            else "no config.json; point to a run, or to a folder that import-weights has made"
+            else "no config.json; point to a run, or to a folder that import-weights has written"
         )
         raise CheckpointError(f"{folder} holds no encoder ({reason})")
     return folder

@@ -1,4 +1,4 @@
-"""Versions, device, threads and commit: what one needs to run it again."""
+"""Versions, device, threads and commit: what is needed to repeat a run."""
 
 import os
 import platform
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+RECORDED_PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
 def environment() -> dict:
-    """Versions, device, threads and commit: what one needs to run it again."""
+    """Versions, device, threads and commit: what is needed to repeat a run."""
     versions = {}
-    for name in PACKAGES:
+    for name in RECORDED_PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -34,12 +34,12 @@ def environment() -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package runs from, marked when the checkout was changed; None outside one."""
+    """The commit of this package's checkout, marked if files have changed since; None if it is no checkout."""
     here = Path(__file__).resolve().parent
     if not (here.parents[2] / "pyproject.toml").is_file():
-        return None  # installed: the repository around it, if any, is somebody else's
+        return None  # installed: a repository around it belongs to another project
     try:
-        asked = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
             cwd=here,
             capture_output=True,
@@ -48,4 +48,4 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.device import PRECISIONS
+from diptych.base.device import TRAINING_PRECISIONS
 from diptych.base.errors import DataError, DivergedError, RecipeError
 from diptych.base.files import require_space
 from diptych.base.processes import barrier, copy_from_first, gather, rank, world_size
@@ -19,6 +19,7 @@ from diptych.methods.losses import cross_correlation
 from diptych.networks.encoders import built_with
 from diptych.runs import checkpoints
 from diptych.runs.encoder import Preprocessing, save_encoder
+from diptych.runs.pictures import save_picture
 from diptych.runs.run import Run
 from diptych.training.diary import Diary
 from diptych.training.feed import Feed
@@ -35,8 +36,8 @@ def check(images: Images, method: Method, *, epochs: int, batch_size: int, preci
           torch_compile: bool) -> None:  # fmt: skip
     """RecipeError for what cannot be trained, DataError where the processes see different images."""
     same_images(images)
-    if precision not in PRECISIONS:
-        raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    if precision not in TRAINING_PRECISIONS:
+        raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(TRAINING_PRECISIONS)}")
     if epochs < 1:
         raise RecipeError(f"epochs is {epochs}; it must be at least 1")
     if batch_size < 2 or batch_size % world_size():
@@ -103,7 +104,7 @@ def begin(keeper: Keeper, feed: Feed, step: int, *, best: bool) -> None:
     if step > 0:
         return
     save_encoder(run.folder / "untrained", keeper.method.encoder, preprocessing(feed))
-    run.picture("views", **view_arrays(feed.examples(EXAMPLES), feed.views, feed.seed))
+    save_picture(run.folder, "views", **view_arrays(feed.examples(EXAMPLES), feed.views, feed.seed))
 
 
 def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
@@ -125,7 +126,7 @@ def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
         keeper.list_bad()  # of a stream, they turned up on the way
         save_encoder(run.folder / "encoder", method.encoder, preprocessing(feed))
         for name, picture in arrays.items():
-            run.picture(name, **picture)
+            save_picture(run.folder, name, **picture)
         diagnosis = diagnose(embedding, shown)
         run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
     diary.log("end", epochs=diary.epoch, best_epoch=state.best_epoch, elapsed_seconds=round(state.elapsed_seconds, 3),

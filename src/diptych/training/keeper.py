@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from diptych.base.errors import CheckpointError, DivergedError
-from diptych.base.files import read_lines, write_file
+from diptych.base.files import read_json_lines, write_file
 from diptych.base.processes import barrier, rank
 from diptych.data.images import Images
 from diptych.methods import Method
@@ -62,7 +62,7 @@ class Keeper:
 
     def list_bad(self) -> None:
         """Append the images that could not be read, each once, to bad_files.jsonl."""
-        listed = {line["key"] for line in read_lines(self.run.folder / "bad_files.jsonl")}
+        listed = {line["key"] for line in read_json_lines(self.run.folder / "bad_files.jsonl")}
         if new := [row for row in self.images.failed if row["key"] not in listed]:
             self.run.append("bad_files.jsonl", new)
 

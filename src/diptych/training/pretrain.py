@@ -8,7 +8,7 @@ import torch
 from diptych.base.device import choose_device, waits_for
 from diptych.base.processes import rank, start
 from diptych.base.signals import Preempted, StopRequest
-from diptych.base.terminal import Progress
+from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.methods import Method
 from diptych.networks.batch_norm import shared_statistics
@@ -92,7 +92,7 @@ def pretrain(
             run.mirrors.append(boards.tensorboard(run.folder))
         begin(keeper, feed, state.step, best=stopping is not None)
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
-        bar = Progress("pretrain", feed.total, show and rank() == 0)
+        bar = ProgressBar("pretrain", feed.total, show and rank() == 0)
         statistics = shared_statistics(method, method.statistics_rows)
         with own_random, statistics, quick_convolutions(method), StopRequest() as request, bar:
             learner = Learner(method, optimizer, schedule or warmup_cosine(), seed=seed, precision=precision,
@@ -121,7 +121,7 @@ def loop(
         if not diary.due(step):
             continue
 
-        look = diary.look(bool(request.asked), keeper.due())
+        look = diary.look(bool(request.signal_name), keeper.due())
         learner.guard.settle(look.undone)
         if look.bad is not None:
             raise keeper.give_up(state, look.bad)
@@ -131,10 +131,10 @@ def loop(
                 readings |= watches.read()
             if stopping is not None and stopping.ends(diary.epoch, readings, watched, state, learner.method):
                 return True
-        asked, time_to_save = look.flags
-        if asked:
+        stop, time_to_save = look.flags
+        if stop:
             keeper.save(state)
-            name = request.asked or "a signal"
+            name = request.signal_name or "a signal"
             raise Preempted(f"{name}: saved at step {state.step} of {feed.total}; --resume continues")
         if time_to_save:
             keeper.save(state)

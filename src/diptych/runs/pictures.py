@@ -1,0 +1,65 @@
+"""The arrays that a run keeps for its report: the files pictures/NAME.npz, their keys, and their writer."""
+
+import io
+import itertools
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diptych.base.files import write_file
+
+
+class Picture(NamedTuple):
+    """The keys of one file of arrays. drawn: whether the report draws it."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    drawn: bool = True
+
+
+PICTURES = {
+    "views": Picture(("originals", "view_0")),  # and view_1, view_2, ...
+    "correlation": Picture(("matrix",)),
+    "projections": Picture(("z1", "z2"), drawn=False),  # `evaluate` diagnoses them
+    "map": Picture(("xy", "labels", "thumbnails"), ("classes", "made_by")),
+    "neighbours": Picture(
+        ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"), ("classes",)
+    ),
+}
+
+
+def picture_path(run_folder: Path, name: str) -> Path:
+    """The file of the arrays called `name`, one of PICTURES."""
+    if name not in PICTURES:
+        raise ValueError(f"no picture is named {name!r}; there are: {', '.join(PICTURES)}")
+    return run_folder / "pictures" / f"{name}.npz"
+
+
+def optional_keys(name: str, keys: Collection[str]) -> list[str]:
+    """The optional keys of picture `name` among `keys`; of "views", view_1, view_2, ... up to the first gap."""
+    if name == "views":
+        return list(itertools.takewhile(keys.__contains__, (f"view_{index}" for index in itertools.count(1))))
+    return [key for key in PICTURES[name].optional if key in keys]
+
+
+def save_picture(run_folder: Path, name: str, **arrays: np.ndarray) -> Path:
+    """Write `arrays` to pictures/NAME.npz of a run.
+
+    Raises ValueError for arrays other than those that PICTURES lists, OutputError when the file cannot be written.
+    """
+    path = picture_path(run_folder, name)
+    required = PICTURES[name].required
+    missing = sorted(set(required) - set(arrays))
+    unknown = sorted(set(arrays) - {*required, *optional_keys(name, arrays)})
+    if missing or unknown:
+        raise ValueError(
+            f"pictures/{name}.npz needs the arrays {', '.join(required)}; missing: {', '.join(missing) or 'none'}, "
+            f"unknown: {', '.join(unknown) or 'none'}"
+        )
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_file(path, buffer.getvalue())
+    return path
