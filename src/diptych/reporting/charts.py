@@ -151,7 +151,7 @@ def number(value: float, percent: bool = False) -> str:
 
 
 def heat_map(matrix: np.ndarray) -> np.ndarray:
-    """(d, d) values as (d, d, 4) uint8. The hue is the sign; the opacity is the root of the size, so small values show."""
+    """(d, d) values as (d, d, 4) uint8. The hue is the sign; the opacity is the square root of the size."""
     strength = np.sqrt(np.clip(np.abs(matrix), 0, 1))
     colour = np.where(matrix[..., None] >= 0, np.array(POSITIVE), np.array(NEGATIVE))
     # 52 levels: the eye distinguishes no more, and the file is smaller.
