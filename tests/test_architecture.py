@@ -31,6 +31,13 @@ KNOWS_ONLY = {
 
 FILE, FUNCTION, METHOD_FILE, LOOP = 300, 50, 130, 60  # lines
 THE_LOOP = "training.pretrain.loop"
+# How is Barlow Twins trained? Read these, and the views (docs/decisions/0014).
+THE_PATH = """methods.barlow_twins methods.method methods.losses networks.projectors
+training.pretrain training.feed training.learner training.diary training.ends""".split()
+PATH_LINES = 900
+
+# Words that name anything and so say nothing.
+VAGUE = {"told", "found", "made", "asked", "each", "whole"}
 
 NEVER = re.compile(r"(?<![a-z])(backbone|trunk|hparams|cfg|features)s?(?![a-z])", re.IGNORECASE)
 # Names that timm, torch and published checkpoints chose.
@@ -157,3 +164,29 @@ def test_the_list_of_words_can_fail():
         assert NEVER.search(THEIRS.sub("", line)), line
     for line in ("net.num_features", "truncated", "config", "pretrained_cfg", '"module.backbone.conv1"'):
         assert not NEVER.search(THEIRS.sub("", line)), line
+
+
+def test_the_path_of_barlow_twins_is_short():
+    lines = {name: TEXTS[name].count("\n") for name in THE_PATH}
+    assert sum(lines.values()) < PATH_LINES, f"{sum(lines.values())} lines: {lines}"
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Variables, arguments, attributes, functions and classes of a file."""
+    names = set()
+    for node in ast.walk(tree):
+        for kind, field in ((ast.Name, "id"), (ast.arg, "arg"), (ast.keyword, "arg"), (ast.Attribute, "attr")):
+            names |= {getattr(node, field) or ""} if isinstance(node, kind) else set()
+        names |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
+    return names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_names_say_what_the_thing_is(name):
+    vague = sorted(word for word in names_in(ast.parse(TEXTS[name])) if VAGUE & set(word.strip("_").split("_")))
+    assert not vague, f"{name}: {vague}; say what the thing is"
+
+
+def test_a_vague_name_is_noticed():
+    tree = ast.parse("def f(told):\n    x.found_rows = [y for each in z]\n    g(asked=1)")
+    assert {word for word in names_in(tree) if VAGUE & set(word.split("_"))} == {"told", "found_rows", "each", "asked"}
