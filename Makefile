@@ -21,7 +21,7 @@ slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
 
 gpu:  ## the tests that need a CUDA device
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest -m gpu -n 0
 
 fix:  ## format, and mend what ruff can mend
 	$(PYTHON) -m ruff format .

@@ -19,7 +19,7 @@ import diptych
 from benchmarks.measure import Row, faster, goal, in_turns, missing, parser, report
 from benchmarks.views import pictures
 from diptych.base.random_at import random_at
-from diptych.downstream.classifier import BATCH, stream
+from diptych.downstream.classifier import IMAGES_PER_BATCH, stream
 from diptych.embeddings.probe import softmax_regression
 from diptych.embeddings.scores import votes
 from diptych.networks.inference import Preprocessing, embeddings
@@ -142,7 +142,9 @@ def embedding(arguments: argparse.Namespace) -> None:
     photos.prepare()  # decoded before: what is timed begins with uint8 in memory, as in a second evaluation
     network = diptych.encoder("resnet18", stem="small", size=32).to(arguments.device).eval()
     scale = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-    batches = [((batch.float() / 255 - scale[0]) / scale[1]).to(arguments.device) for batch in pixels.split(BATCH)]
+    batches = [
+        ((batch.float() / 255 - scale[0]) / scale[1]).to(arguments.device) for batch in pixels.split(IMAGES_PER_BATCH)
+    ]
     batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
     found: dict[str, Tensor] = {}
 

@@ -48,7 +48,7 @@ QUICK = {"batches": (8, 16), "pairs": 16, "widths": (32, 64), "wide": 8, "images
 def tiny(arguments: argparse.Namespace, batch: int, *overrides: str) -> dict:
     """The recipe, small enough that a CPU takes a batch of 4096 in seconds."""
     least = ["encoder.channels=[8, 8, 8, 8]", "method.projector=[16, 16, 16]"] if arguments.quick else []
-    return recipe.read(RECIPE, [*SMALL, *least, f"pretrain.batch_size={batch}", *overrides])
+    return recipe.read_recipe(RECIPE, [*SMALL, *least, f"pretrain.batch_size={batch}", *overrides])
 
 
 class Largest(TorchDispatchMode):
@@ -133,7 +133,7 @@ def of_width(work: dict, arguments: argparse.Namespace) -> None:
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     for width in widths:
         options = [*small, f"method.projector=[{widths[0]}, {widths[0]}, {width}]", f"pretrain.batch_size={batch}"]
-        run = ours(recipe.read(RECIPE, options), pixels, "bfloat16", arguments.device)
+        run = ours(recipe.read_recipe(RECIPE, options), pixels, "bfloat16", arguments.device)
         seconds[width] = run(min(arguments.repeats, 3))
     rows = [Row(f"steps, projections {width} wide", seconds[width], batch, "pairs/s") for width in widths]
     notes = [spread_of(f"a step from {widths[0]} to {widths[-1]} wide", [row.median for row in rows], 30)]

@@ -153,7 +153,7 @@ def rivals(kind: str, arguments: argparse.Namespace) -> tuple[dict[str, Rival], 
     """Who can be measured here, the batch, and lines about who cannot."""
     name, batch, overrides = WORK[kind]
     batch, small = (8, QUICK) if arguments.quick else (batch, [])
-    asked = recipe.read(name, [*overrides, *small, f"pretrain.batch_size={batch}"])
+    asked = recipe.read_recipe(name, [*overrides, *small, f"pretrain.batch_size={batch}"])
     pixels = pictures(4 * batch, 32)
     found = {
         OURS: ours(asked, pixels, "bfloat16", arguments.device),

@@ -22,7 +22,7 @@ MOST_ARROWS = 60  # between rooms
 # Some files see less than the floors below them.
 KNOWS_ONLY = {
     "methods.losses": {"base.processes"},
-    "methods.method": {"base.errors"},
+    "methods.method": {"base.errors", "base.random_at"},
     "methods.barlow_twins": {"base.errors", "methods.losses", "methods.method", "networks.projectors"},
     "methods.simsiam": {"base.errors", "methods.losses", "methods.method", "networks.projectors"},
     "reporting.charts": set(),

@@ -121,18 +121,18 @@ def test_training_step(name, kind, alike, seed):
 )
 def test_few_pixels_are_a_product(size, stride, padding, kernel, bias, monkeypatch):
     """The same value and gradients in float64, for tiny maps and for those whose kernel's gradient alone is a product."""
-    monkeypatch.setitem(convolution.SMALL, torch.float64, 9)
+    monkeypatch.setitem(convolution.SMALL_MAP, torch.float64, 9)
     size = max(size, kernel)
     layer = Conv2d(6, 7, kernel, stride, padding, bias=bias).double()
     x = torch.randn(4, 6, size, size - (size > 6), generator=random_at(size)).double().requires_grad_()
-    assert layer._made(x) <= 9
+    assert layer._output_pixels(x) <= 9
     plain = F.conv2d(x, layer.weight, layer.bias, stride, padding)
     slope = torch.randn(plain.shape, generator=random_at("slope", size)).double()
     expected = torch.autograd.grad(plain, (x, *layer.parameters()), slope)
     found = value_and_gradients(layer, x, slope)
     for ours, theirs in zip(found, (plain, *expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert found[0].is_contiguous(memory_format=torch.channels_last) or layer._made(x) > 2
+    assert found[0].is_contiguous(memory_format=torch.channels_last) or layer._output_pixels(x) > 2
     assert torch.equal(F.relu(found[0].detach()), layer(x).relu_()), "the next layer may work in place"
 
 
@@ -153,19 +153,19 @@ def test_a_product_under_autocast(size):
 
 def test_a_product_computes_what_is_asked_for(monkeypatch):
     made = []
-    for name in ("spread", "under_kernel"):
+    for name in ("fold_patches", "unfold_patches"):
         real = getattr(convolution, name)
         monkeypatch.setattr(convolution, name, lambda *a, name=name, real=real: made.append(name) or real(*a))
     layer, x = Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2)
     y = layer(x)
     made.clear()
     y.sum().backward()
-    assert made == ["under_kernel"], "nobody wants the gradient of these images"
+    assert made == ["unfold_patches"], "nobody wants the gradient of these images"
     layer.weight.requires_grad_(False)
     y = layer(x.requires_grad_())
     made.clear()
     y.sum().backward()
-    assert made == ["spread"] and x.grad is not None
+    assert made == ["fold_patches"] and x.grad is not None
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 7)])

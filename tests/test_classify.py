@@ -59,7 +59,7 @@ def test_every_image_gets_a_row(place, tmp_path, capsys):
             assert row["reason"] == ""
     assert "11 images, 1 of them unreadable" in out and "  cat  5\n  dog  5\n" in out
     assert "held-out accuracy 100.0 % [51.0-100.0]" in out  # 4 images: Wilson's interval
-    assert "fitted on 16 of them and judged on the other 4" in out and "fitted on all 20 labelled" in out
+    assert "fitted on 16 of them and tested on the other 4" in out and "fitted on all 20 labelled" in out
 
     code, _, err = diptych(capsys, "classify", place / "encoder", place / "new", "--train", place / "labelled",
                            "--out", tmp_path / "labels.csv")  # fmt: skip

@@ -34,7 +34,7 @@ def train(stop_gradient: bool, steps: int = 100) -> tuple[object, float]:
     with torch.no_grad():
         pair = [view(images, random_at("look", k)) for k, view in enumerate(views)]
         z = method.project(pair, {})
-        return diagnose(method.encoder(pair[0]), (z["z1"], z["z2"]), float(loss)), float(loss)
+        return diagnose(method.encoder(pair[0]), (z["z1"], z["z2"])), float(loss)
 
 
 def test_without_the_stop_gradient_the_doctor_says_collapsed():

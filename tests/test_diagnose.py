@@ -192,14 +192,6 @@ def test_projections_tell_what_embeddings_hide():
     assert {"projection_spread", "projection_rank", "on_diagonal_mean", "off_diagonal_mean"} <= set(found.readings)
 
 
-@pytest.mark.parametrize(
-    ("loss", "verdict"), [(-0.92, "OK"), (700.0, "OK"), (-0.998, "WARNING"), (math.nan, "WARNING")]
-)
-def test_the_loss_is_looked_at(loss, verdict):
-    found = diagnose(normal(400, 128), loss=loss)
-    assert found.verdict == verdict and len(found.reasons) == (verdict != "OK")
-
-
 def test_many_images_are_thinned_evenly(monkeypatch):
     by_class = torch.cat([torch.ones(600, 32), normal(600, 32)])  # the first thousand alone would look worse
     seen = []
@@ -226,7 +218,7 @@ def test_what_cannot_be_diagnosed():
 
 
 def tiny_simsiam(stop_gradient):
-    """60 steps of SimSiam on vectors in 16 clusters, a view adds noise: both views' projections, the loss."""
+    """60 steps of SimSiam on vectors in 16 clusters, a view adds noise: both views' projections."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = nn.Sequential(*layers(16, 32), *layers(32, 32))
@@ -245,7 +237,7 @@ def tiny_simsiam(stop_gradient):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return (z1.detach(), z2.detach()), loss.item()
+    return z1.detach(), z2.detach()
 
 
 def layers(before, after):
@@ -253,9 +245,7 @@ def layers(before, after):
 
 
 def test_simsiam_without_stop_gradient_collapses():
-    projections, loss = tiny_simsiam(stop_gradient=False)
-    found = diagnose(normal(128, 32), projections, loss)
-    assert found.verdict == "COLLAPSED" and len(found.reasons) >= 2
-    assert any("projections are much the same" in reason for reason in found.reasons)
-    assert any("loss" in reason for reason in found.reasons)
-    assert diagnose(normal(128, 32), *tiny_simsiam(stop_gradient=True)).verdict == "OK"
+    diagnosis = diagnose(normal(128, 32), tiny_simsiam(stop_gradient=False))
+    assert diagnosis.verdict == "COLLAPSED"
+    assert any("projections are much the same" in reason for reason in diagnosis.reasons)
+    assert diagnose(normal(128, 32), tiny_simsiam(stop_gradient=True)).verdict == "OK"

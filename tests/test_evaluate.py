@@ -63,8 +63,8 @@ def test_blocks_and_groups_do_not_show(monkeypatch, k):
     z, queries = clusters(500, 8)[0], clusters(41, 8, seed=1)[0]
     whole = nearest(queries, z, k)
     for rows, columns in ((1, 500), (7, 128), (41, 129), (8, 1)):
-        monkeypatch.setattr(nearest_file, "ROWS", rows)
-        monkeypatch.setattr(nearest_file, "COLUMNS", columns)
+        monkeypatch.setattr(nearest_file, "QUERIES_PER_BLOCK", rows)
+        monkeypatch.setattr(nearest_file, "BANK_ROWS_PER_BLOCK", columns)
         parts = nearest(queries, z, k)
         torch.testing.assert_close(parts[0], whole[0])
         assert torch.equal(parts[1].sort(1)[0], whole[1].sort(1)[0])
@@ -155,7 +155,7 @@ def test_the_gradient_is_autograds(monkeypatch):
     loss = torch.nn.functional.cross_entropy(z @ w + b, y) + 0.05 * w.square().sum()
     loss.backward()
     for block in (2**24, 28, 1):
-        monkeypatch.setattr(probe, "BLOCK", block)
+        monkeypatch.setattr(probe, "LOGITS_PER_BLOCK", block)
         value, slope_w, slope_b = value_and_gradient(z, y, w.detach(), b.detach(), 0.1)
         torch.testing.assert_close(value, loss.detach())
         torch.testing.assert_close(slope_w, w.grad)
@@ -268,7 +268,7 @@ def test_rounding_of_a_flat_spectrum_is_survived():
 def test_one_image_a_class_is_told():
     z, y = torch.eye(4), torch.arange(4)
     score = linear_probe(z, y, z, y)
-    assert score.accuracy == 1 and score.details["held_out"] == [] and "one image a class" in score.details["note"]
+    assert score.accuracy == 1 and score.details["held_out"] == [] and "one image per class" in score.details["note"]
 
 
 def test_penalties_are_positive():

@@ -17,7 +17,7 @@ from diptych.downstream.classifier import Classifier, crop_and_flip, fit, image_
 from diptych.downstream.finetune import Tuning, finetune, parse_labels, subset, tune
 from diptych.methods import BarlowTwins
 from diptych.networks.encoders import encoder
-from diptych.reporting.numbers import accuracy_table
+from diptych.reporting.numbers import accuracy_section
 from diptych.reporting.record import read_run
 from diptych.runs.encoder import Preprocessing, load
 from diptych.training.optimizers import sgd
@@ -149,7 +149,7 @@ def test_the_report_has_a_column_for_each_number_of_labels(tmp_path):
             for subject, accuracy in (("trained", trained), ("from scratch", scratch)):
                 line = {"protocol": "finetune", "subject": subject, "accuracy": accuracy, **sizes}
                 file.write(json.dumps(line | {"details": {"labels": labels, "labels_per_class": "5"}}) + "\n")
-    made = accuracy_table(read_run(folder))
+    made = accuracy_section(read_run(folder))
     titles = [protocol["title"] for protocol in made["protocols"]]
     assert titles == ["kNN", "linear", "finetune, labels 0.01", "finetune, labels 0.1"]
     assert "labels per class 5" in made["protocols"][2]["settings"] and "together" in made["protocols"][2]["text"]

@@ -13,7 +13,9 @@ from diptych.training.optimizers import describe
 
 
 def built(name: str) -> Built:
-    return build(recipe.read(name, ["method.projector=[32, 32]", "method.predictor=8"] if "simsiam" in name else []))
+    return build(
+        recipe.read_recipe(name, ["method.projector=[32, 32]", "method.predictor=8"] if "simsiam" in name else [])
+    )
 
 
 def pair(n: int = 6) -> list[Tensor]:
@@ -102,5 +104,5 @@ def test_simsiam_rates_fall_from_003_to_0(name):
 
 def test_the_two_recipes_of_a_document_differ_where_the_table_says():
     for document, sections in {"barlow-twins": {"views"}, "simsiam": {"views", "method", "optimizer"}}.items():
-        published, intended = (recipe.read(f"{document}-keras-{kind}") for kind in ("published", "intended"))
+        published, intended = (recipe.read_recipe(f"{document}-keras-{kind}") for kind in ("published", "intended"))
         assert {section for section in published if published[section] != intended[section]} == sections

@@ -89,7 +89,7 @@ def photos(n: int, side: int = 32) -> Tensor:
 
 
 def views_of(name: str, *overrides: str) -> list[View]:
-    return build_views(recipe.read(name, overrides)["views"])
+    return build_views(recipe.read_recipe(name, overrides)["views"])
 
 
 EIGHT = wave((8, 8, 3), 2000, 0.5, 0.5)

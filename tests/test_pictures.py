@@ -40,7 +40,7 @@ def corner(sheet: np.ndarray, colour: tuple[int, int, int], tile: int) -> tuple[
 
 
 @pytest.mark.parametrize("count, lines", [(1, [1]), (3, [3]), (8, [8]), (9, [5, 4]), (20, [7, 7, 6])])
-@pytest.mark.parametrize("n", [1, 12])
+@pytest.mark.parametrize("n", [1, 4])
 def test_contact_sheet_shows_any_number_of_views(n, count, lines):
     """The first two views have 32 pixels, the others 16: all have tiles of one size, in lines of at most 8."""
     colours = [[(8 * k + 3, 11 * i + 2, 77) for i in range(n)] for k in range(count + 1)]
@@ -86,15 +86,15 @@ def test_enlarging_keeps_pixels_and_shrinking_filters():
     board = (np.indices((32, 32)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, ..., None].repeat(3, axis=-1)
     sheet = np.asarray(sheet_of(board, 2))[50:146, 24:120]
     assert set(np.unique(sheet)) == {0, 255} and np.array_equal(sheet[1::3, 1::3], board[0])
-    assert abs(pictures.thumbnails(board, 16).astype(int) - 127).max() < 30
-    assert pictures.thumbnails(board, 32) is not None and np.array_equal(pictures.thumbnails(board, 40), board)
+    assert abs(pictures.shrink_to_fit(board, 16).astype(int) - 127).max() < 30
+    assert pictures.shrink_to_fit(board, 32) is not None and np.array_equal(pictures.shrink_to_fit(board, 40), board)
 
 
 def test_thumbnails_keep_the_proportions():
     wide = np.zeros((2, 30, 60, 3), np.uint8)
-    small = pictures.thumbnails(wide, 20)
+    small = pictures.shrink_to_fit(wide, 20)
     assert small.shape == (2, 20, 20, 3) and (small[:, 5:15] < 30).all() and (small[:, :5] == pictures.PAPER).all()
-    assert pictures.thumbnails(wide[:0], 20).shape == (0, 20, 20, 3)
+    assert pictures.shrink_to_fit(wide[:0], 20).shape == (0, 20, 20, 3)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -155,7 +155,7 @@ def test_thinning_keeps_ends_and_spikes():
     points[43_210] = (43_210, 99.0)
     points[77_777] = (77_777, -99.0)
     kept = charts.thin(points)
-    assert len(kept) <= charts.POINTS + 4 and kept == sorted(kept)
+    assert len(kept) <= charts.POINTS_PER_LINE + 4 and kept == sorted(kept)
     assert {points[0], points[-1], points[43_210], points[77_777]} <= set(kept)
     assert charts.thin(points[:240]) == points[:240]
 

@@ -82,7 +82,7 @@ def test_a_run_leaves_what_it_promises(quiet):
 
 def test_views_are_kept_as_pictures_one_array_a_view():
     """Any number, each of its own size, drawn at the address of step 0."""
-    pixels = next(tiny_images().batches(torch.arange(5), 5))[1]
+    pixels = next(tiny_images().read(torch.arange(5), 5))[1]
     views = [View([RandomResizedCrop(size), Normalize((0.5,) * 3, (0.2,) * 3)]) for size in (12, 12, *[6] * 6)]
     arrays = view_arrays(pixels, views, seed=3)
     assert list(arrays) == ["originals", *(f"view_{index}" for index in range(8))]

@@ -15,10 +15,10 @@ from diptych.data.images import images
 from diptych.training.pretrain import pretrain
 
 
-@pytest.mark.parametrize("name", shelf.names())
+@pytest.mark.parametrize("name", shelf.recipe_names())
 def test_every_recipe_trains_two_steps(name, tmp_path):
     """On synthetic images, with a batch and projector small enough for a laptop; widths and views as they stand."""
-    asked = recipes.read(name, ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32"])
+    asked = recipes.read_recipe(name, ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32"])
     projector = asked["method"]["projector"]
     asked["method"]["projector"] = [64] * len(projector)
     built = build(asked)
@@ -33,9 +33,9 @@ def test_every_recipe_trains_two_steps(name, tmp_path):
     assert recipes.resolve(run.recipe, "recipe.yaml") == asked  # what was written down is a recipe again
 
 
-@pytest.mark.parametrize("name", shelf.names())
+@pytest.mark.parametrize("name", shelf.recipe_names())
 def test_every_recipe_opens_with_what_a_reader_needs(name):
-    text = shelf.find(name).read_text()
+    text = shelf.find_recipe(name).read_text()
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert len(comments[0]) > 20
     for word in ("command", "hardware", "time", "numbers"):
@@ -46,7 +46,7 @@ def wrong(text: str, tmp_path) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as error:
-        recipes.read(str(path))
+        recipes.read_recipe(str(path))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -64,7 +64,7 @@ pretrain: {{epochs: 1, batch_size: 8}}
 
 def test_a_small_recipe_is_completed(tmp_path):
     (tmp_path / "mine.yaml").write_text(GOOD)
-    asked = recipes.read(
+    asked = recipes.read_recipe(
         str(tmp_path / "mine.yaml"), ["optimizer.lr=0.5", "views.0.do.0.random_resized_crop.scale=[0.2, 1]"]
     )
     assert asked["optimizer"]["lr"] == 0.5 and asked["optimizer"]["momentum"] == 0.9
@@ -160,7 +160,7 @@ def test_an_override_by_an_older_name_is_told_its_new_one(views, older, new, tmp
     )
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(RecipeError) as error:
-        recipes.read(str(tmp_path / "mine.yaml"), [f"{older}=1"])
+        recipes.read_recipe(str(tmp_path / "mine.yaml"), [f"{older}=1"])
     name = older.split(".")[1]
     assert str(error.value) == f"mine.yaml: views is a list and has no {name!r}; write {new}=... for {older}=..."
 
@@ -181,20 +181,20 @@ def test_views_are_one_flat_list():
 def test_one_view_is_a_recipe(tmp_path):
     """How many views there are is the method's to judge."""
     (tmp_path / "mine.yaml").write_text(GOOD.replace("times: 2, ", ""))
-    assert recipes.read(str(tmp_path / "mine.yaml"))["views"][0]["times"] == 1
+    assert recipes.read_recipe(str(tmp_path / "mine.yaml"))["views"][0]["times"] == 1
 
 
 def test_arguments_that_a_command_gives_are_no_keys(tmp_path):
-    for section, names in recipes.GIVEN.items():
+    for section, names in recipes.GIVEN_BY_COMMAND.items():
         for name in names:
             with pytest.raises(RecipeError, match=f"{section} has no '{name}'"):
                 (tmp_path / "mine.yaml").write_text(GOOD)
-                recipes.read(str(tmp_path / "mine.yaml"), [f"{section}.{name}=1"])
+                recipes.read_recipe(str(tmp_path / "mine.yaml"), [f"{section}.{name}=1"])
 
 
 def test_watches_are_those_that_the_section_asks_for():
     """The section's signature is the function that builds them."""
-    built = build(recipes.read("demo", ["method.projector=[16]"]))
+    built = build(recipes.read_recipe("demo", ["method.projector=[16]"]))
     photos = images(np.zeros((8, 32, 32, 3), np.uint8), labels=np.arange(8) % 2)
     unlabelled = images(np.zeros((8, 32, 32, 3), np.uint8))
     assert [len(watches(built, photos, 0, **section)) for section in (
@@ -217,7 +217,7 @@ def test_hostile_yaml_is_refused(tmp_path):
     [
         ("lr=0.3", "there is no section 'lr'"),
         ("optimizer.lr", "'optimizer.lr' is not an override"),
-        ("optimizer.lr.x=1", "lr is a value, it holds nothing"),
+        ("optimizer.lr.x=1", "lr is a value and has no keys"),
         ("views.7.x=1", "7 is not a position in a list of 1"),
         ("views.0.do.1.grayscale.p=1", "1 is not a position in a list of 1"),
     ],
@@ -225,14 +225,14 @@ def test_hostile_yaml_is_refused(tmp_path):
 def test_overrides_that_mean_nothing(text, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(GOOD)
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
-        recipes.read(str(tmp_path / "mine.yaml"), [text])
+        recipes.read_recipe(str(tmp_path / "mine.yaml"), [text])
 
 
 def test_unknown_recipes_offer_near_ones(tmp_path):
     with pytest.raises(RecipeError, match="there is no recipe 'demp'; did you mean demo"):
-        recipes.read("demp")
+        recipes.read_recipe("demp")
     with pytest.raises(RecipeError, match="there is no recipe file none.yaml"):
-        recipes.read("none.yaml")
+        recipes.read_recipe("none.yaml")
 
 
 def test_yaml_reads_what_people_mean():

@@ -55,7 +55,7 @@ def test_everything_is_there_in_order(page, finished):
         *DIAGNOSIS["reasons"],
         *DIAGNOSIS["advice"],
         "Healthy OK",
-        "2-D map: distances are not to be read. Made by t-SNE.",
+        "2-D map: do not interpret its distances. Made by t-SNE.",
     ):
         assert text in page.text
     for text in (
@@ -220,7 +220,7 @@ def test_numbers_that_are_not_finite_are_left_out(run):
     assert "loss" not in drawn and drawn > {"lr", "parts.on_diagonal", "gradient_norm", "rank"}
 
 
-@pytest.mark.parametrize("trained, words", [(0.47, "cannot be told from"), (0.40, "6.8 points less than")])
+@pytest.mark.parametrize("trained, words", [(0.47, "cannot be distinguished from"), (0.40, "6.8 points less than")])
 def test_training_that_did_not_pay_is_said_so(run, trained, words):
     lines = evaluation_lines()
     lines[-2] |= {"accuracy": trained, "interval": [trained - 0.008, trained + 0.008]}

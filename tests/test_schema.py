@@ -11,7 +11,7 @@ from torch import nn
 
 from diptych.base.errors import RecipeError
 from diptych.commands import recipe as recipes
-from diptych.commands.schema import arguments, call_arguments, fits, is_data, spell
+from diptych.commands.schema import arguments, call_arguments, fits_hint, is_data, spell
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def test_an_override_reaches_into_a_dataclass(monkeypatch, tmp_path):
     text = "encoder: {name: resnet18}\nmethod: {name: barlow_twins}\nviews: [{do: [grayscale]}]\n"
     text += "optimizer: {name: sgd, lr: 1}\npretrain: {epochs: 1, stopping: {reading: loss}}\n"
     (tmp_path / "mine.yaml").write_text(text)
-    read = recipes.read(str(tmp_path / "mine.yaml"), ["pretrain.stopping.patience=2"])
+    read = recipes.read_recipe(str(tmp_path / "mine.yaml"), ["pretrain.stopping.patience=2"])
     assert call_arguments(train, read["pretrain"])["stopping"] == Stop("loss", 2)
 
 
@@ -189,7 +189,7 @@ def test_an_override_reaches_into_a_dataclass(monkeypatch, tmp_path):
     ],
 )
 def test_a_value_fits_its_hint(value, hint, fitting):
-    assert fits(value, hint) == fitting
+    assert fits_hint(value, hint) == fitting
 
 
 def test_a_type_is_spelled_in_words():

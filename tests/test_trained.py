@@ -106,7 +106,7 @@ def test_a_network_without_a_folder_is_used_alike(tmp_path):
     assert {score.subject for score in evaluation.scores} == {"chance", "raw pixels", "trained"}
     assert evaluation.diagnosis is not None
     assert classify(trained, photos, photos, **QUIET).labelled == 48
-    with pytest.raises(CheckpointError, match="no weights of before training are known for this TinyEncoder"):
+    with pytest.raises(CheckpointError, match="the initial weights of this TinyEncoder"):
         diptych.finetune(trained, photos, photos, labels=1.0, epochs=1, **QUIET)
     known = Trained(encoder("resnet18", "small", 12, channels=(4, 4, 4, 4)), Preprocessing(12))
     tuned = diptych.finetune(known, photos, photos, labels=1.0, epochs=1, batch_size=16, **QUIET)

@@ -111,7 +111,7 @@ def test_blocks_do_not_change_views(monkeypatch):
     images, made = photos(30), everything()
     draws = made.sample(30, random_at(2))
     whole = made.apply(images, draws)
-    monkeypatch.setattr(view, "BLOCK", 7 * 3 * 32 * 32)
+    monkeypatch.setattr(view, "VALUES_PER_BLOCK", 7 * 3 * 32 * 32)
     monkeypatch.setattr("diptych.views.operation.CACHE", 2 * 3 * 32 * 32)
     assert (made.apply(images, draws) - whole).abs().max() <= 1e-6
 

@@ -99,13 +99,13 @@ def limited(out: str, said: str, bytes_a_file: int) -> None:
     """A run that no longer may write files beyond a size."""
     with open(said, "w", buffering=1) as sys.stderr:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, resource.RLIM_INFINITY))
-        ending.run(lambda: tiny_run(Path(out)) and None)
+        ending.run_command(lambda: tiny_run(Path(out)) and None)
 
 
 def ended(out: str, said: str) -> None:
     """A run as the command line ends it."""
     with open(said, "w", buffering=1) as sys.stderr:
-        ending.run(lambda: tiny_run(Path(out)) and None)
+        ending.run_command(lambda: tiny_run(Path(out)) and None)
 
 
 def interrupted_twice(out: str) -> None:

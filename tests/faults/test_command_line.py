@@ -62,7 +62,7 @@ def test_28_a_mistyped_command_is_one_line_before_torch_is_imported():
         ("pretrain.epochs=-1", 2, "epochs is -1; it must be at least 1"),
         ("pretrain.batch_size=0", 2, "batch_size 0 must be at least 2"),
         ("pretrain.batch_size=1", 2, "batch_size 1 must be at least 2"),
-        ("--gpus 9", 2, "--gpus 9 was asked for, but torch sees 0 GPUs; add pretrain.device=cpu"),
+        ("--gpus 9", 2, "--gpus 9 needs 9 GPUs, but torch sees 0; add pretrain.device=cpu"),
         ("NOWHERE", 3, "nowhere"),
     ],
 )
@@ -153,7 +153,7 @@ def test_our_own_bugs_are_not_dressed_up(monkeypatch):
     monkeypatch.setattr(cli, "app", bug)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         diptych("recipes")
-    assert ending.in_words(OSError(2, "No such file")) is None
+    assert ending.as_diptych_error(OSError(2, "No such file")) is None
 
 
 # ---- odd places

@@ -37,7 +37,7 @@ def test_31_a_loss_that_is_not_finite_is_exit_code_5_and_the_last_good_step_is_k
 
     method.compare = broken
     with pytest.raises(SystemExit) as end:
-        ending.run(lambda: tiny_run(tmp_path / "run", method) and None)
+        ending.run_command(lambda: tiny_run(tmp_path / "run", method) and None)
     told = capsys.readouterr().err
     assert end.value.code == DivergedError.exit_code == 5
     assert told.count("\n") == 1 and f"loss {value}" in told and "lower optimizer.lr" in told and "crash" in told

@@ -108,8 +108,8 @@ def test_a_crash_names_the_process_and_the_signal(monkeypatch, tmp_path):
 )
 def test_who_does_not_end_with_the_others_is_ended(last, monkeypatch, tmp_path):
     stub(monkeypatch, tmp_path, f"sys.exit(5) if rank else None\n{last}")
-    monkeypatch.setattr(launch, "PATIENCE", 0.3)
-    monkeypatch.setattr(launch, "MERCY", 0.3)
+    monkeypatch.setattr(launch, "TERMINATE_AFTER", 0.3)
+    monkeypatch.setattr(launch, "KILL_AFTER", 0.3)
     began = time.monotonic()
     assert launch.launch(2, "cpu") == 5
     assert time.monotonic() - began < 20 and nobody_left(tmp_path)
@@ -163,7 +163,7 @@ def test_28_more_processes_than_gpus(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     for device in ("auto", "cuda"):
-        with pytest.raises(RecipeError, match="--gpus 9 was asked for, but torch sees 1 GPUs; use at most 1, or add"):
+        with pytest.raises(RecipeError, match="--gpus 9 needs 9 GPUs, but torch sees 1; use at most 1, or add"):
             launch.launch(9, device)
     with pytest.raises(RecipeError, match="pretrain.device=cuda:1 is one device and --gpus 2 asks for 2"):
         launch.launch(2, "cuda:1")
@@ -235,7 +235,7 @@ def test_a_crash_of_one_process_ends_the_other_within_seconds(two):
     survivor = (out / "stderr_0").read_text()
     assert survivor.startswith("diptych: process 0 of 2 has lost another process, whose own message is the cause; ")
     assert survivor.endswith("run again with --resume\n") and survivor.count("\n") == 1
-    assert seconds < 20  # the survivor has found out by itself: PATIENCE was not needed
+    assert seconds < 20  # the survivor has found out by itself: TERMINATE_AFTER was not needed
     newest = checkpoints.newest(out / "crash" / "checkpoints")
     assert newest.name in ("step_0000005", "step_0000006") and not Run(out / "crash").finished
 

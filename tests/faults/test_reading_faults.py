@@ -53,7 +53,7 @@ def test_14_a_file_of_hashes_must_be_one(tmp_path):
     source = photographs(tmp_path / "photos", count=1)
     (tmp_path / "letter.txt").write_text("Dear all,\n")
     code, _, err = diptych("doctor", source, "--hash", tmp_path / "letter.txt")
-    assert code == 3 and "letter.txt is no list of hashes" in refusal(err)
+    assert code == 3 and "letter.txt is not a list of hashes" in refusal(err)
     code, _, err = diptych("doctor", "--hash", tmp_path / "letter.txt")
     assert code == 2 and "SOURCE" in refusal(err)
     code, _, err = diptych("doctor", source, "--hash", tmp_path / "no" / "folder.txt")

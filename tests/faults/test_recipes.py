@@ -55,7 +55,7 @@ def test_27_a_bad_recipe_is_exit_code_2_and_one_line(old, new, told, tmp_path):
 @pytest.mark.parametrize("text", [GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n")], ids=["plain", "BOM", "CRLF"])
 def test_27_what_editors_do_to_a_recipe_changes_nothing(text, tmp_path):
     (tmp_path / "mine.yaml").write_bytes(text.encode())
-    asked = recipes.read(str(tmp_path / "mine.yaml"))
+    asked = recipes.read_recipe(str(tmp_path / "mine.yaml"))
     assert asked["optimizer"]["lr"] == 0.001 and isinstance(asked["optimizer"]["lr"], float)  # PyYAML alone reads text
     assert asked["pretrain"]["batch_size"] == 8
 
@@ -67,7 +67,7 @@ def places(value, path=()):
         yield from places(inner, (*path, key))
 
 
-DEMO = recipes.strict_yaml.read(shelf.find("demo"))
+DEMO = recipes.strict_yaml.read(shelf.find_recipe("demo"))
 ANYTHING = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
                         max_leaves=4)  # fmt: skip

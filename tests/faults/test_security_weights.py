@@ -167,6 +167,6 @@ def test_a_recipe_says_no_place_of_weights(tmp_path, number):
     option = choices(tmp_path)[number]
     overrides = [f"encoder.{key}={json.dumps(value)}" for key, value in option.items()]
     with pytest.raises(RecipeError) as caught:
-        asked = recipe.read("demo", overrides)
+        asked = recipe.read_recipe("demo", overrides)
         encoder(**asked["encoder"])
     assert is_one_line(caught.value) and tree(tmp_path) == []

@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ending.run(main)
+    ending.run_command(main)

@@ -1,8 +1,12 @@
 """Random numbers from an address, not a state: `random_at(seed, "views", step, view)` always draws the same."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
+
+Draw = Mapping[str, Tensor]  # random numbers drawn for some images: named tensors, one row per image
 
 
 def seed_at(*address: int | str) -> int:

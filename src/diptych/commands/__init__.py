@@ -1,1 +1,1 @@
-"""The command line, and recipes: the one place where names become objects."""
+"""The command line and recipes: only here are names turned into objects."""

@@ -28,29 +28,32 @@ class Built:
 
 
 def build(recipe: dict) -> Built:
-    """Method, views, optimizer and schedule of a recipe that `recipe.read` has checked; weights start from its seed."""
+    """Method, views, optimizer and schedule of a recipe checked by `read_recipe`. Its seed draws the weights."""
     views = build_views(recipe["views"])
     size = recipe["encoder"].get("size") or views[0].size or recipe["images"]["size"]
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU is touched before it is chosen
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU is used before it is chosen
         torch.default_generator.manual_seed(seed_at(recipe["pretrain"]["seed"], "init"))
         network = encoder(**call_arguments(encoder, recipe["encoder"]) | {"size": size})
-        method = make(METHODS, recipe["method"], network)
-    return Built(method, views, make(OPTIMIZERS, recipe["optimizer"], method), make(SCHEDULES, recipe["schedule"]))
+        method = construct(METHODS, recipe["method"], network)
+    return Built(
+        method, views, construct(OPTIMIZERS, recipe["optimizer"], method), construct(SCHEDULES, recipe["schedule"])
+    )
 
 
-def make(makers: dict, options: dict, *first: object):
-    """Call the maker that `options` names."""
+def construct(constructors: dict, options: dict, *first: object):
+    """Call the constructor that `options` names, with `first` and then the other options."""
     rest = {key: value for key, value in options.items() if key != "name"}
-    return makers[options["name"]](*first, **call_arguments(makers[options["name"]], rest))
+    constructor = constructors[options["name"]]
+    return constructor(*first, **call_arguments(constructor, rest))
 
 
 def build_views(options: list[dict]) -> list[View]:
-    """The views of a recipe, in order: a view's position in this list is part of the address of its draws."""
+    """The views of a recipe, in order. A view's position in this list is part of the seed of its random draws."""
     return [view for entry in options for view in repeat_view(**entry)]
 
 
 def repeat_view(do: list, times: int = 1) -> list[View]:
-    """`times` views of the operations `do`, each `{name: {argument: value}}`. Each view draws for itself."""
+    """`times` views of the operations `do`, a list of `{name: {argument: value}}`. The views draw independently."""
     return [
         View([build_operation(name, options) for entry in do for name, options in entry.items()]) for _ in range(times)
     ]
@@ -62,16 +65,16 @@ def build_operation(name: str, options: dict) -> Operation:
 
 
 def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
-    """The readings that the `watch` section asks for, on a fixed choice of the training images."""
+    """The readings of the `watch` section, on a fixed choice of the training images."""
     return watches(built, images, recipe["pretrain"]["seed"], **call_arguments(watches, recipe["watch"]))
 
 
 def watches(
     built: Built, photos: Images, seed: int, *, collapse: bool = True, knn: bool = True, images: int = 512
 ) -> list[Watch]:
-    """Readings on `photos` that `seed` chooses: of collapse on `images` of them, of kNN accuracy on 8 times as many.
+    """Readings on `photos` that `seed` chooses: signs of collapse on `images` of them, kNN accuracy on 8 times as many.
 
-    Without labels there is no reading of kNN accuracy. Raises RecipeError for fewer than 2 images.
+    Without labels, kNN accuracy is left out. Raises RecipeError for fewer than 2 images.
     """
     if not (collapse or knn):
         return []

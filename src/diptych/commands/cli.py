@@ -1,6 +1,6 @@
-"""The command line: verbs, not flags. A flag never mirrors a recipe's field; `optimizer.lr=0.3` sets any of them.
+"""The command line: a subcommand per task. No option repeats a key of a recipe; `optimizer.lr=0.3` sets any of them.
 
-Everything heavy is imported inside a command, so that `--help` and a mistyped option answer at once.
+Commands import torch and what needs it inside their functions, so that `--help` and a mistyped option answer at once.
 """
 
 import os
@@ -13,7 +13,7 @@ import typer
 from diptych.base.memory import keep_freed_memory
 from diptych.base.terminal import open_streams
 from diptych.commands.defaults import given, option_of_finetune
-from diptych.commands.ending import run as run_command
+from diptych.commands.ending import run_command
 from diptych.commands.opening import image_options, open_encoder, open_images, recipe_of
 
 app = typer.Typer(
@@ -25,32 +25,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Source = Annotated[
-    str,
-    typer.Argument(help="Folder, zip, tar, Parquet, .npy/.npz, CIFAR batches, or `demo`.", metavar="SOURCE"),
+SourceArgument = Annotated[
+    str, typer.Argument(help="Folder, zip, tar, Parquet, .npy/.npz, CIFAR batches, or `demo`.", metavar="SOURCE")
 ]
-Recipe = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name (see `diptych recipes`) or file.")]
-Overrides = Annotated[
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a name (see `diptych recipes`) or a file.")]
+OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
 ]
-RunFolder = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
-Labels = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-OwnEncoder = Annotated[
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
+LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", help="A network of your own: the module is imported, from this directory too, and the function "
-                 "called without arguments. This runs their code.", metavar="MODULE:FUNCTION"),
+    typer.Option("--encoder", help="Your own network: the module is imported, from this directory too, and the function "
+                 "is called without arguments. This runs their code.", metavar="MODULE:FUNCTION"),
 ]  # fmt: skip
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Another seed: other crops, weights and views.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is there.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of crops, weights and views.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
 ) -> None:
-    """Train and judge an encoder on photographs that ship with scikit-image and scikit-learn: no download, no GPU."""
+    """Train and evaluate an encoder on photographs of scikit-image and scikit-learn: no download, no GPU."""
     from diptych.commands.demo import run_demo
 
     run_demo(out, seed, resume, overwrite)
@@ -58,75 +57,69 @@ def demo(
 
 @app.command()
 def pretrain(
-    source: Source,
-    overrides: Overrides = None,
-    recipe: Recipe = "barlow-twins-small",
+    source: SourceArgument,
+    overrides: OverridesArgument = None,
+    recipe: RecipeOption = "barlow-twins-small",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/pretrain"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue where there is something to continue, else start.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    gpus: Annotated[
-        int | None, typer.Option(help="Train in so many processes: one a GPU, or with pretrain.device=cpu.", min=1)
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped, else start.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
+    gpus: Annotated[int | None, typer.Option(help="Number of GPUs (or of processes on the CPU).", min=1)] = None,
 ) -> None:
     """Train an encoder on unlabelled images."""
     from diptych.base.processes import rank
-    from diptych.commands import recipe as recipes
     from diptych.commands.build import build, build_watches
     from diptych.commands.launch import launch, launched
+    from diptych.commands.recipe import read_recipe
     from diptych.commands.schema import call_arguments
-    from diptych.commands.tables import finished
+    from diptych.commands.tables import run_summary
     from diptych.training.pretrain import pretrain as train
 
-    asked = recipes.read(recipe, overrides or [])
+    sections = read_recipe(recipe, overrides or [])
     if gpus is not None and not launched():
-        sys.exit(launch(gpus, asked["pretrain"]["device"]))
-    built = build(asked)
-    photos = open_images(source, asked["images"], built.views[0].size)
-    watch = build_watches(asked, built, photos)
+        sys.exit(launch(gpus, sections["pretrain"]["device"]))
+    built = build(sections)
+    photos = open_images(source, sections["images"], built.views[0].size)
+    watch = build_watches(sections, built, photos)
     run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
-                overwrite=overwrite, record={"recipe": recipe, "source": source, **asked},
-                **call_arguments(train, asked["pretrain"]))  # fmt: skip
+                overwrite=overwrite, record={"recipe": recipe, "source": source, **sections},
+                **call_arguments(train, sections["pretrain"]))  # fmt: skip
     if rank() == 0:
-        print_result(finished(run))
+        print_result(run_summary(run))
 
 
 @app.command()
 def evaluate(
-    run: RunFolder,
+    run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to fit on (SOURCE).")],
-    test: Annotated[str, typer.Option(help="Labelled images to judge on (SOURCE).")],
-    labels: Labels = "auto",
-    device: Device = "auto",
-    seed: Annotated[int | None, typer.Option(help="Of the split that chooses the probe's regularisation.")] = None,
-    protocol: Annotated[
-        list[str] | None, typer.Option(help="knn, linear, linear-sgd, ... (repeat for several).")
-    ] = None,
+    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    labels: LabelsOption = "auto",
+    device: DeviceOption = "auto",
+    seed: Annotated[int | None, typer.Option(help="Seed of the split that chooses the probe's regularisation.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="knn, linear, ... (repeat for several).")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the embedding: float32 or bfloat16.")] = None,
-    encoder: OwnEncoder = None,
+    encoder: EncoderOption = None,
 ) -> None:
-    """Judge an encoder: kNN and linear accuracy beside chance, raw pixels and the untrained encoder."""
+    """Evaluate an encoder: kNN and linear accuracy beside chance, raw pixels and the untrained encoder."""
     from diptych.commands.schema import call_arguments
-    from diptych.downstream.evaluate import evaluate as judge
+    from diptych.downstream.evaluate import evaluate as evaluate_encoder
 
     trained = open_encoder(run, encoder)
     options = image_options(trained) | {"labels": labels}
     bank, queries = (open_images(source, options) for source in (train, test))
-    settings = recipe_of(trained).get("evaluate", {}) | given(
-        seed=seed, protocols=protocol or None, precision=precision
-    )
-    settings.pop("encoder", None)  # of runs before `--encoder`
-    print_result(str(judge(trained, bank, queries, device=device, **call_arguments(judge, settings))))
+    options_given = given(seed=seed, protocols=protocol or None, precision=precision)
+    settings = recipe_of(trained).get("evaluate", {}) | options_given
+    settings.pop("encoder", None)  # a key of runs older than `--encoder`
+    arguments = call_arguments(evaluate_encoder, settings)
+    print_result(str(evaluate_encoder(trained, bank, queries, device=device, **arguments)))
 
 
 @app.command()
 def finetune(
-    run: RunFolder,
+    run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to train on (SOURCE).")],
-    test: Annotated[str, typer.Option(help="Labelled images to judge on (SOURCE).")],
+    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
     labels: Annotated[
-        str | None, option_of_finetune("labels", help="A share of each class, 0.01 to 1.0, or 10pc: 10 of each class.")
+        str | None, option_of_finetune("labels", help="The share of every class, 0.01 to 1.0, or 10pc: 10 per class.")
     ] = None,
     epochs: Annotated[int | None, option_of_finetune("epochs", min=1)] = None,
     encoder_lr: Annotated[float | None, option_of_finetune("encoder_lr", min=0.0)] = None,
@@ -136,120 +129,124 @@ def finetune(
         option_of_finetune("seeds", help="Repeat with other labels, crops and weights; mean and spread.", min=1),
     ] = None,
     seed: Annotated[int | None, option_of_finetune("seed", help="The first seed.")] = None,
-    device: Device = "auto",
-    encoder: OwnEncoder = None,
+    device: DeviceOption = "auto",
+    encoder: EncoderOption = None,
 ) -> None:
     """Train encoder and classifier on few labels, beside the same network from scratch on the same labels."""
-    from diptych.downstream.finetune import finetune as tune
+    from diptych.downstream.finetune import finetune as finetune_encoder
 
     trained = open_encoder(run, encoder)
     bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
     options = given(labels=labels, epochs=epochs, encoder_lr=encoder_lr, head_lr=head_lr, seeds=seeds, seed=seed)
-    print_result(str(tune(trained, bank, queries, device=device, **options)))
+    print_result(str(finetune_encoder(trained, bank, queries, device=device, **options)))
 
 
 @app.command()
 def embed(
-    run: RunFolder,
-    source: Source,
+    run: RunArgument,
+    source: SourceArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors.npy, index.jsonl and meta.json.")],
-    labels: Labels = "auto",
-    device: Device = "auto",
-    encoder: OwnEncoder = None,
+    labels: LabelsOption = "auto",
+    device: DeviceOption = "auto",
+    encoder: EncoderOption = None,
 ) -> None:
-    """Turn images into vectors: one row each, with its key and label."""
+    """Turn images into vectors: a row per image, with its key and label."""
     from diptych.base.files import require_free_folder
-    from diptych.downstream.embed import embed as make
+    from diptych.downstream.embed import embed as embed_images
 
     require_free_folder(out)
     trained = open_encoder(run, encoder)
     photos = open_images(source, image_options(trained) | {"labels": labels})
-    rows, width = make(trained, photos, out=out, device=device).shape
+    rows, width = embed_images(trained, photos, out=out, device=device).shape
     print_result(f"{out}/vectors.npy  {rows} x {width} float32, {len(photos.failed)} images failed")
 
 
 @app.command()
 def classify(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
-    source: Source,
+    source: SourceArgument,
     train: Annotated[str, typer.Option(help="Labelled images to fit the head on (SOURCE).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet.")] = Path("labels.csv"),
-    labels: Labels = "auto",
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the split that measures the head.")] = 0,
-    encoder: OwnEncoder = None,
+    labels: LabelsOption = "auto",
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the split that measures the head.")] = 0,
+    encoder: EncoderOption = None,
 ) -> None:
-    """Label images: fit a linear head on labelled ones, write path, label and probability of every other."""
-    from diptych.downstream.classify import classify as make
+    """Label images: fit a linear head on labelled ones, write path, label and probability of all others."""
+    from diptych.downstream.classify import classify as classify_images
     from diptych.downstream.classify import require_table
 
     require_table(out)
     trained = open_encoder(run, encoder)
     options = image_options(trained)
     known, new = open_images(train, options | {"labels": labels}), open_images(source, options | {"labels": "none"})
-    print_result(f"{out}  {make(trained, new, known, out=out, device=device, seed=seed)}")
+    print_result(f"{out}  {classify_images(trained, new, known, out=out, device=device, seed=seed)}")
 
 
 @app.command("import-weights")
 def import_weights(
     file: Annotated[Path, typer.Argument(help="resnet50.pth, checkpoint_0099.pth.tar, a .ckpt, ...", metavar="FILE")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the encoder.")],
-    size: Annotated[int | None, typer.Option(help="Pixels it sees [224; 32 for a small stem].", min=8)] = None,
-    mean: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its images [ImageNet's].")] = None,
-    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its images [ImageNet's].")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of its input in pixels [224; 32 for a small stem].", min=8)
+    ] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of its training images [ImageNet's].")
+    ] = None,
+    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its training images [ImageNet's].")] = None,
 ) -> None:
-    """Make an encoder folder of a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
-    from diptych.runs.foreign import import_weights as make
+    """Make an encoder folder from a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
+    from diptych.runs.foreign import import_weights as import_file
 
-    print_result(str(make(file, out, size, mean, std)))
+    print_result(str(import_file(file, out, size, mean, std)))
 
 
 @app.command()
 def download(
-    name: Annotated[str | None, typer.Argument(help="Which; without it, list them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of the weights; without it, list them.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file [NAME.pth].")] = None,
 ) -> None:
-    """Fetch published weights by name (the network is reached here, and for encoder.pretrained=true)."""
+    """Download published weights by name. Only this and encoder.pretrained=true use the network."""
     from diptych.base.terminal import ProgressBar
     from diptych.runs.download import PUBLISHED, list_published
-    from diptych.runs.download import download as fetch
+    from diptych.runs.download import download as download_weights
 
     if name is None:
         return print_result(list_published())
     with ProgressBar("download (bytes)") as progress:
-        got = fetch(name, out, progress)
-    print_result(f"{got.file}  {got.bytes:,} bytes, sha256 {got.sha256}, licence: {PUBLISHED[name].licence}\n"
-         f"next: diptych import-weights {got.file} --out {name}")  # fmt: skip
+        file = download_weights(name, out, progress)
+    print_result(f"{file.file}  {file.bytes:,} bytes, sha256 {file.sha256}, licence: {PUBLISHED[name].licence}\n"
+         f"next: diptych import-weights {file.file} --out {name}")  # fmt: skip
 
 
 @app.command()
 def views(
-    source: Source,
-    overrides: Overrides = None,
-    recipe: Recipe = "barlow-twins-small",
+    source: SourceArgument,
+    overrides: OverridesArgument = None,
+    recipe: RecipeOption = "barlow-twins-small",
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = Path("views.png"),
     count: Annotated[int, typer.Option(help="How many images.", min=1, max=200)] = 12,
 ) -> None:
-    """Show what the network will see: each image beside its views, as a PNG."""
-    from diptych.commands import recipe as recipes
+    """Show the network's input: images beside their views, as a PNG."""
     from diptych.commands.build import build_views
+    from diptych.commands.recipe import read_recipe
     from diptych.reporting.sheet import view_sheet
 
-    sections = recipes.read(recipe, overrides or [])
+    sections = read_recipe(recipe, overrides or [])
     views = build_views(sections["views"])
     photos = open_images(source, sections["images"], views[0].size)
-    save_png(view_sheet(photos, views, count, sections["pretrain"]["seed"]), out)
+    save_sheet(view_sheet(photos, views, count, sections["pretrain"]["seed"]), out)
     print_result(str(out))
 
 
 @app.command()
 def report(
-    run: RunFolder, out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file.")] = None
+    run: RunArgument, out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file.")] = None
 ) -> None:
     """Write report.html, one file made from the run folder alone."""
-    from diptych.reporting.report import report as write
+    from diptych.reporting.report import report as write_report
 
-    print_result(str(write(run, out)))
+    print_result(str(write_report(run, out)))
 
 
 @app.command()
@@ -262,16 +259,18 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
 
 @app.command()
 def doctor(
-    source: Annotated[str | None, typer.Argument(help="Also scan these images.", metavar="[SOURCE]")] = None,
-    hash: Annotated[Path | None, typer.Option(help="Note each image's content here, or compare with it.")] = None,
+    source: Annotated[str | None, typer.Argument(help="Also check these images.", metavar="[SOURCE]")] = None,
+    hash: Annotated[
+        Path | None, typer.Option(help="Write the images' sha256 to this file, or compare with it.")
+    ] = None,
 ) -> None:
-    """Tell versions, devices, threads, free space and distributed back ends, and scan a source for bad images."""
+    """List versions, devices, threads, free space and distributed back ends; check a source for bad images."""
     from diptych.commands.doctor import examine
 
     print_result(examine(source, hash))
 
 
-def save_png(picture, out: Path) -> None:
+def save_sheet(picture, out: Path) -> None:
     from diptych.base.errors import OutputError
 
     try:
@@ -281,7 +280,7 @@ def save_png(picture, out: Path) -> None:
 
 
 def print_result(text: str) -> None:
-    """A result, on standard output, which nobody may be reading any more (`diptych recipes | head`)."""
+    """Print to standard output, whose reader may have ended already (`diptych recipes | head`)."""
     try:
         typer.echo(text)
     except BrokenPipeError:
@@ -289,7 +288,7 @@ def print_result(text: str) -> None:
 
 
 def main() -> None:
-    """Run the command that the shell asks for; it ends as ending.py says."""
+    """Run the command of sys.argv and exit with its code (see ending.py)."""
     open_streams()
     keep_freed_memory()
     run_command(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def defaults_of(file: str, function: str) -> dict[str, Any]:
-    """The default of each argument in the signature of `function`, in a file of the package ("downstream/finetune.py").
+    """The arguments' defaults in the signature of `function`, in a file of the package ("downstream/finetune.py").
 
     A default is a literal, or the name of a literal of the same file. Raises KeyError where it is neither.
     """
@@ -34,7 +34,7 @@ def literals_of(node: ast.Assign) -> dict[str, Any]:
     """The names that an assignment at the top of a file gives to literals, `A = 1` and `A, B = 1, 2`."""
     try:
         value = ast.literal_eval(node.value)
-    except ValueError:  # a call, another name
+    except ValueError:  # a call or another name
         return {}
     target = node.targets[0]
     if isinstance(target, ast.Name):
@@ -45,11 +45,11 @@ def literals_of(node: ast.Assign) -> dict[str, Any]:
 
 
 def given(**arguments: Any) -> dict[str, Any]:
-    """The arguments that were given: for the others, what is called has defaults of its own."""
+    """The arguments that are not None. The function that gets them has its own defaults for the others."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 def option_of_finetune(name: str, help: str = "", **limits: Any) -> Any:
-    """An option that is an argument of `diptych.finetune`: where it is not given, the signature's default holds."""
+    """An option that is an argument of `diptych.finetune`. Its help shows the default of the signature."""
     default = defaults_of("downstream/finetune.py", "finetune")[name]
     return typer.Option(help=f"{help} (default: {default})".strip(), show_default=False, **limits)

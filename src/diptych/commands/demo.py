@@ -1,9 +1,9 @@
-"""`diptych demo`: train, judge and report on photographs that are already on the disk."""
+"""`diptych demo`: train, evaluate and report on photographs that installed packages contain."""
 
 from pathlib import Path
 
-from diptych.commands import recipe as recipes
 from diptych.commands.build import build, build_watches
+from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
 from diptych.data.images import images
 from diptych.data.photographs import demo_source
@@ -13,14 +13,14 @@ from diptych.training.pretrain import pretrain
 
 
 def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
-    """Train, judge, report; print one table and the report's path."""
-    settings = recipes.read("demo", [f"pretrain.seed={seed}"])
-    built = build(settings)
+    """Train, evaluate and report; print a table and the report's path."""
+    sections = read_recipe("demo", [f"pretrain.seed={seed}"])
+    built = build(sections)
     train, test = images(demo_source("train", seed)), images(demo_source("test", seed))
-    watch = build_watches(settings, built, train)
-    record = {"recipe": "demo", "source": "demo", **settings}
+    watch = build_watches(sections, built, train)
+    record = {"recipe": "demo", "source": "demo", **sections}
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume, overwrite=overwrite, record=record,
-                   **call_arguments(pretrain, settings["pretrain"]))  # fmt: skip
-    print(evaluate(run, train, test, **call_arguments(evaluate, settings["evaluate"])))
+                   **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
+    print(evaluate(run, train, test, **call_arguments(evaluate, sections["evaluate"])))
     print(f"\nreport: {report(run.folder)}")

@@ -1,4 +1,4 @@
-"""What is here: recipes, versions, devices, room; and what a source of images would give before anything is trained."""
+"""`diptych doctor`: versions, devices and free space; and a check of a source of images before training."""
 
 import importlib.util
 import os
@@ -9,53 +9,43 @@ import socket
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = (
-    "diptych",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "safetensors",
-    "pyyaml",
-    "jinja2",
-    "rich",
-    "typer",
-)
+# Beside those that a run records (`runs.environment.RECORDED_PACKAGES`): these change no number.
+OTHER_PACKAGES = ("pyyaml", "jinja2", "rich", "typer")
 EXTRAS = {"demo": ("skimage", "sklearn"), "parquet": ("pyarrow",), "tensorboard": ("tensorboard",)}
 
 
 def examine(source: str | None = None, hashes: Path | None = None) -> str:
-    """Versions, devices, threads, room, extras and distributed back ends, a line each; then a scan of `source`.
+    """Lines with versions, extras, threads, memory, devices and distributed back ends; then the scan of `source`.
 
     Raises RecipeError for `hashes` without a source, and what `scan` raises.
     """
     import torch
 
     from diptych.base.errors import RecipeError
+    from diptych.runs.environment import RECORDED_PACKAGES
 
     if hashes and not source:
-        raise RecipeError(f"--hash {hashes} notes the content of images: name their SOURCE")
+        raise RecipeError(f"--hash {hashes} writes or compares the sha256 of images: name their SOURCE")
 
     lines = [("python", f"{platform.python_version()} on {platform.platform()}")]
-    lines += [(name, version(name)) for name in PACKAGES]
-    lines += [("extra " + name, have(modules)) for name, modules in EXTRAS.items()]
+    lines += [(name, installed_version(name)) for name in (*RECORDED_PACKAGES, *OTHER_PACKAGES)]
+    lines += [("extra " + name, installed_or_missing(modules)) for name, modules in EXTRAS.items()]
     lines += [("cores, threads", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
               ("memory", memory()), ("free space here", f"{shutil.disk_usage('.').free / 1e9:.1f} GB in {Path.cwd()}"),
               ("devices", devices()), ("bfloat16", bfloat16()), ("distributed", backends()),
               ("host name", f"{socket.gethostname()} (gloo binds to its address, or GLOO_SOCKET_IFNAME's)")]  # fmt: skip
-    told = [f"{name:<18} {value}" for name, value in lines]
-    return "\n".join(told + ([""] + scan(source, hashes) if source else []))
+    text = [f"{name:<18} {value}" for name, value in lines]
+    return "\n".join(text + ([""] + scan(source, hashes) if source else []))
 
 
-def version(name: str) -> str:
+def installed_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed as a package" if name == "diptych" else "not installed"
 
 
-def have(modules: tuple[str, ...]) -> str:
+def installed_or_missing(modules: tuple[str, ...]) -> str:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     return f"missing {', '.join(missing)}" if missing else "installed"
 
@@ -74,18 +64,20 @@ def devices() -> str:
 
     if not torch.cuda.is_available():
         return "cpu (torch sees no GPU)"
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return "cpu, " + ", ".join(f"cuda:{i} {p.name} {p.total_memory / 1e9:.0f} GB" for i, p in enumerate(found))
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return "cpu, " + ", ".join(f"cuda:{i} {p.name} {p.total_memory / 1e9:.0f} GB" for i, p in enumerate(gpus))
 
 
 def bfloat16() -> str:
-    """Whether the CPU multiplies bfloat16 itself; where it does not, pretrain.precision=bfloat16 is slower than float32."""
+    """Whether the CPU has bfloat16 instructions. Without them, pretrain.precision=bfloat16 is slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return "unknown"
-    found = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
-    return f"the CPU has {' and '.join(found)}" if found else "the CPU emulates it: prefer pretrain.precision=float32"
+    instructions = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    if not instructions:
+        return "the CPU emulates it: prefer pretrain.precision=float32"
+    return f"the CPU has {' and '.join(instructions)}"
 
 
 def backends() -> str:
@@ -95,10 +87,11 @@ def backends() -> str:
 
 
 def scan(source: str, hashes: Path | None = None) -> list[str]:
-    """What a source holds, what would be skipped and why, what is read but changed; with `hashes`, what has new content.
+    """Counts of images and classes, the images that cannot be read, and those that reading changes.
 
-    Every image is read as in training, on all cores; nothing is kept of it. Raises DataError for a source that cannot
-    be opened, and OutputError.
+    With `hashes`, the images' sha256 is written to that file or compared with it. Images are read as in training, on
+    all cores, and are not kept in memory. Raises DataError for a source that cannot be opened,
+    OutputError where `hashes` cannot be written.
     """
     from collections import Counter
 
@@ -110,13 +103,14 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     from diptych.data.squares import Squares
     from diptych.data.unreadable import too_many
 
-    found = open_source(source)
-    numbers, classes = all_labels(found)
-    squares, total = Squares(found, 32, MAX_PIXELS, "white", "crop"), len(found)
+    images = open_source(source)
+    numbers, classes = all_labels(images)
+    squares, total = Squares(images, 32, MAX_PIXELS, "white", "crop"), len(images)
     bad, readable, changes, digests = [], Counter(), {}, {}
     with ProgressBar("scan", total) as progress:
-        for row, (reason, remarks, digest) in enumerate(in_order(lambda row: look(squares, row, hashes), range(total))):
-            key = found.key(row)
+        examined = in_order(lambda row: examine_image(squares, row, hashes), range(total))
+        for row, (reason, remarks, digest) in enumerate(examined):
+            key = images.key(row)
             if reason:
                 bad.append(f"    {key}: {reason}")
             elif numbers:
@@ -130,16 +124,16 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
         shown = ", ".join(f"{name} ({readable[number]:,})" for number, name in enumerate(classes[:20]))
         lines.append(f"  {len(classes)} classes: {shown}" + (", ..." if len(classes) > 20 else ""))
     if bad:
-        what = "too many, training would stop" if too_many(len(bad), total) else "training would go on without them"
-        lines += [f"  {len(bad):,} cannot be read ({what}):", *bad]
-    if skipped := getattr(found, "skipped", ()):
+        effect = "too many, training would stop" if too_many(len(bad), total) else "training would go on without them"
+        lines += [f"  {len(bad):,} cannot be read ({effect}):", *bad]
+    if skipped := getattr(images, "skipped", ()):
         lines += [f"  {len(skipped):,} entries are left out:", *(f"    {s['key']}: {s['reason']}" for s in skipped)]
     lines += [f"  {len(keys):,} with {remark} (first: {keys[0]})" for remark, keys in changes.items()]
-    return lines if hashes is None else lines + compare(hashes, digests)
+    return lines if hashes is None else lines + compare_hashes(hashes, digests)
 
 
-def look(squares, row: int, hashes: Path | None) -> tuple[str | None, list[str], str]:
-    """(why one image cannot be read, or None; what is changed in reading it; the sha256 of its bytes, if wanted)."""
+def examine_image(squares, row: int, hashes: Path | None) -> tuple[str | None, list[str], str]:
+    """The reason why an image is unreadable (or None), what reading changes in it, its sha256 ("" without `hashes`)."""
     from diptych.data.decode import BadImage, remarks
     from diptych.data.source import digest
 
@@ -153,32 +147,31 @@ def look(squares, row: int, hashes: Path | None) -> tuple[str | None, list[str],
     return None, remarks(data) if isinstance(data, bytes) else [], content
 
 
-def compare(file: Path, digests: dict[str, str]) -> list[str]:
-    """What has other content than `file` says (lines as of sha256sum); without such a file, it is written.
+def compare_hashes(file: Path, digests: dict[str, str]) -> list[str]:
+    """Lines about the images whose sha256 differs from `file`; without it, it is written in the format of sha256sum.
 
-    Damage that decodes to a picture all the same shows in no other way. Raises DataError for a file that is no such list.
+    Only this finds damaged images that still decode. Raises DataError for a file in another format.
     """
     from diptych.base.errors import DataError
     from diptych.base.files import write_file
 
     if not file.exists():
         write_file(file, "".join(f"{digest}  {key}\n" for key, digest in digests.items()).encode())
-        return [
-            f"  the content of {len(digests):,} images is noted in {file}: the same command tells later what changed"
-        ]
+        done = f"the content of {len(digests):,} images is noted in {file}"
+        return [f"  {done}: run the same command again to see what has changed since"]
     try:
         known = {line[66:]: line[:64] for line in file.read_text("utf-8").split("\n") if line}
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} is no list of hashes ({error}): remove it, or name another file") from error
+        raise DataError(f"{file} is not a list of hashes ({error}): remove it, or name another file") from error
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in known.values()):
-        raise DataError(f"{file} is no list of hashes: remove it, or name another file")
-    told = {
+        raise DataError(f"{file} is not a list of hashes: remove it, or name another file")
+    differences = {
         "changed": [key for key in digests if digests[key] != known.get(key, digests[key])],
         "new": [key for key in digests if key not in known],
         "gone or unreadable": [key for key in known if key not in digests],
     }
     same = sum(digests[key] == known.get(key) for key in digests)
-    counts = ", ".join(f"{len(keys):,} {what}" for what, keys in told.items())
+    counts = ", ".join(f"{len(keys):,} {difference}" for difference, keys in differences.items())
     return [f"  beside {file}: {same:,} with the same content, {counts}"] + [
-        f"    {what}: {key}" for what, keys in told.items() for key in keys
+        f"    {difference}: {key}" for difference, keys in differences.items() for key in keys
     ]

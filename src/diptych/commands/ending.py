@@ -1,4 +1,4 @@
-"""How a command ends: with 0, or with one line and the exit code that the README lists."""
+"""How a command ends: with code 0, or with one line of text and an exit code that the README lists."""
 
 import errno
 import os
@@ -14,78 +14,79 @@ from diptych.base.signals import INTERRUPTED, PREEMPTED, Preempted, leaving
 
 UsageError = typer.BadParameter.__base__ or typer.BadParameter  # click's; typer has moved it between versions
 USAGE = 2
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-def run(command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and leave; what a user can cause is one line and its exit code, anything else our traceback and 1."""
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command and exit: with one line and a code for an error a user can fix, a traceback and 1 for a bug."""
     warnings.showwarning = lambda message, *rest, **more: print(f"diptych: {one_line(message)}", file=sys.stderr)
     try:
         with leaving():
             code = command() or 0
     except DiptychError as error:
-        stop(str(error), error.exit_code)
+        exit_with(str(error), error.exit_code)
     except Preempted as request:
-        stop(request.message, PREEMPTED)
+        exit_with(request.message, PREEMPTED)
     except UsageError as error:
-        stop(usage(error), USAGE)
+        exit_with(usage(error), USAGE)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except (OSError, RuntimeError, MemoryError) as error:
-        if (told := in_words(error)) is None:
+        if (known := as_diptych_error(error)) is None:
             raise
-        stop(str(told), told.exit_code)
+        exit_with(str(known), known.exit_code)
     finally:
         if (processes := sys.modules.get("diptych.base.processes")) is not None:
             processes.leave_processes()
     if code == INTERRUPTED:
-        stop("interrupted; nothing is half-written", code)
+        exit_with("interrupted; nothing is half-written", code)
     sys.exit(code)
 
 
-def stop(message: str, code: int) -> NoReturn:
+def exit_with(message: str, code: int) -> NoReturn:
     print(f"diptych: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 
 def one_line(message: object) -> str:
-    """A file's name may hold a line break."""
+    """The message with its line breaks escaped: a file's name may contain some."""
     return str(message).replace("\n", "\\n").replace("\r", "\\r")
 
 
 def usage(error) -> str:
-    """A mistyped command in one line, with the way to its help."""
+    """The error of a mistyped command in one line, with the command that shows its help."""
     path = error.ctx.command_path if error.ctx is not None else "diptych"
     path = "diptych " + path.split("diptych", 1)[-1].strip() if "diptych" in path else path
     problem = " ".join(error.format_message().split()).rstrip(".")
     return f"{problem[:1].lower()}{problem[1:]} (see `{path.strip()} --help`)"
 
 
-def in_words(error: OSError | RuntimeError | MemoryError) -> DiptychError | None:
-    """What came from outside: a full disk, no memory, another process that is gone. None for what is our bug."""
-    said = str(error)
+def as_diptych_error(error: OSError | RuntimeError | MemoryError) -> DiptychError | None:
+    """The error of a full disk, of missing memory or of another process that has ended; None for a bug of Diptych."""
+    message = str(error)
     if isinstance(error, OSError):
-        if error.errno not in DISK:
+        if error.errno not in DISK_ERRORS:
             return None
-        return OutputError(f"cannot write {error.filename or 'a file'} ({(error.strerror or said).lower()}); make room and run "
-                           "again (pretrain: with --resume)")  # fmt: skip
+        reason = (error.strerror or message).lower()
+        return OutputError(f"cannot write {error.filename or 'a file'} ({reason}); make room and run again (pretrain: "
+                           "with --resume)")  # fmt: skip
     if type(error).__name__ == "OutOfMemoryError":
         import torch
 
         peak = torch.cuda.max_memory_allocated() / 1e9
-        asked = next((part for part in said.split(". ") if part.startswith("Tried")), "out of memory")
-        asked = asked[:1].lower() + asked[1:]
-        return RecipeError(f"the GPU has no memory left ({asked}, {peak:.1f} GB at most were in use): {SMALLER}")
-    if isinstance(error, MemoryError) or "can't allocate memory" in said:
-        return RecipeError(f"this machine has no memory left: {SMALLER}")
-    if type(error).__name__.startswith("Dist") or "gloo" in said:
+        request = next((part for part in message.split(". ") if part.startswith("Tried")), "out of memory")
+        request = request[:1].lower() + request[1:]
+        return RecipeError(f"the GPU has no memory left ({request}, {peak:.1f} GB at most were in use): {LESS_MEMORY}")
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:
+        return RecipeError(f"this machine has no memory left: {LESS_MEMORY}")
+    if type(error).__name__.startswith("Dist") or "gloo" in message:
         here, world = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
         return DiptychError(f"process {here} of {world} has lost another process, whose own message is the cause; the last "
                             "checkpoint is kept: run again with --resume")  # fmt: skip
     return None
 
 
-SMALLER = (
-    "halve pretrain.batch_size, or set pretrain.micro_batch to a part of it (slower; batch normalisation sees the part), in a "
-    "new --out; evaluate and embed: use --device cpu"
+LESS_MEMORY = (
+    "halve pretrain.batch_size, or set pretrain.micro_batch to a part of it (slower; batch normalisation uses the "
+    "statistics of the part), in a new --out; evaluate and embed: use --device cpu"
 )

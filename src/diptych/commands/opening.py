@@ -1,4 +1,4 @@
-"""What a command opens: the images of a SOURCE, at the size and in the way that an encoder wants them."""
+"""What a command opens: an encoder, and the images of a SOURCE as the encoder needs them."""
 
 import importlib
 import os
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
     from diptych.runs.encoder import Trained
 
-# What the user's code may end with, when its module is imported or its function called.
+# The errors that the user's code may raise when its module is imported or its function called.
 FAILURES = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError,
             RuntimeError, AssertionError, OSError)  # fmt: skip
 
 
 def open_images(source: str, options: dict, size: int | None = None):
-    """The images of SOURCE at the size of `options`, or else at `size`, which the views ask for."""
+    """The images of SOURCE at the size of `options`, or else at `size`, that of the views."""
     from diptych.base.terminal import ProgressBar
     from diptych.commands.schema import call_arguments
     from diptych.data.images import images
 
-    wanted = options | {"size": options.get("size") or size}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+    arguments = options | {"size": options.get("size") or size}
+    arguments = {key: value for key, value in arguments.items() if value is not None}
     with ProgressBar("read images") as progress:
-        photos = images(source, **call_arguments(images, wanted), progress=progress)
+        photos = images(source, **call_arguments(images, arguments), progress=progress)
         count = len(photos)
         photos.prepare()
         if bad := photos.failed:
@@ -38,49 +38,49 @@ def open_images(source: str, options: dict, size: int | None = None):
 
 
 def open_encoder(folder: Path, own: str | None) -> "Trained":
-    """The trained encoder of a run or encoder folder; own: `package.module:function` that makes the user's own network.
+    """The trained encoder of a run or encoder folder; own: `package.module:function` that returns the user's network.
 
-    Raises RecipeError for a network that cannot be made, CheckpointError as `load`.
+    Raises RecipeError for a network that cannot be built, CheckpointError as `load` does.
     """
     from diptych.runs.encoder import load
 
     return load(folder, None if own is None else own_network(own))
 
 
-def own_network(place: str) -> "nn.Module":
-    """What `function` of `package.module` returns. Importing it and calling it runs the user's own code.
+def own_network(reference: str) -> "nn.Module":
+    """The network that `package.module:function` returns. Importing and calling it runs the user's code.
 
-    The current directory can be imported from, as with `python -m`. Raises RecipeError, in one line, for a module that
-    cannot be imported, a name that it lacks, and anything but a function without arguments that returns an nn.Module.
+    Modules of the current directory can be imported, as with `python -m`. Raises RecipeError for a module that cannot
+    be imported, a name that it lacks, and anything but a function without arguments that returns an nn.Module.
     """
-    import torch  # for nn.Module, beside the user's own imports
+    import torch  # needed for nn.Module
 
-    file, colon, name = place.partition(":")
+    file, colon, name = reference.partition(":")
     if not (file and colon and name):
-        raise RecipeError(f"--encoder {place!r} names no function: write package.module:function")
+        raise RecipeError(f"--encoder {reference!r} names no function: write package.module:function")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(file)
     except FAILURES as error:
-        raise RecipeError(f"--encoder {place}: cannot import {file} ({reason_of(error)})") from error
+        raise RecipeError(f"--encoder {reference}: cannot import {file} ({reason_of(error)})") from error
     function = getattr(module, name, None)
     if function is None:
-        raise RecipeError(f"--encoder {place}: {file} has no {name}; give a function that returns the network")
+        raise RecipeError(f"--encoder {reference}: {file} has no {name}; give a function that returns the network")
     if not callable(function) or isinstance(function, torch.nn.Module):
         kind = type(function).__name__
-        raise RecipeError(f"--encoder {place}: {name} is a {kind}; give a function that returns the network")
+        raise RecipeError(f"--encoder {reference}: {name} is a {kind}; give a function that returns the network")
     try:
         network = function()
     except FAILURES as error:
-        raise RecipeError(f"--encoder {place}: calling {name}() failed ({reason_of(error)})") from error
+        raise RecipeError(f"--encoder {reference}: calling {name}() failed ({reason_of(error)})") from error
     if not isinstance(network, torch.nn.Module):
-        raise RecipeError(f"--encoder {place}: {name}() returns a {type(network).__name__}, not a torch.nn.Module")
+        raise RecipeError(f"--encoder {reference}: {name}() returns a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
 def reason_of(error: BaseException) -> str:
-    """An error of the user's code in one line, with where in that code it came from."""
+    """An error of the user's code in one line, with the file and line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     where = f", {last.filename} line {last.lineno}" if last and not last.filename.startswith("<frozen") else ""
@@ -88,16 +88,16 @@ def reason_of(error: BaseException) -> str:
 
 
 def image_options(trained: "Trained") -> dict:
-    """How an encoder wants its images: its own size; of a run, background, fit and bad images as in training."""
+    """The options of `images` for an encoder: its size; for a run's encoder also its background, fit and on_bad."""
     options = recipe_of(trained).get("images") or {}
-    # Of that set and that machine, not of how to read. A run made in Python wrote down its size and count.
-    others = ("size", "labels", "count", "resident")
-    reading = {key: value for key, value in options.items() if key not in others}
+    # These describe the training set and its machine. A run started from Python has recorded its size and count.
+    left_out = ("size", "labels", "count", "resident")
+    reading = {key: value for key, value in options.items() if key not in left_out}
     return reading | {"size": trained.preprocessing.opened}
 
 
 def recipe_of(trained: "Trained") -> dict:
-    """What the run of an encoder was asked for; {} for an encoder without a run."""
+    """The recipe of an encoder's run; {} for an encoder without a run."""
     from diptych.runs.run import Run, is_run
 
     return Run(trained.folder).recipe if trained.folder is not None and is_run(trained.folder) else {}

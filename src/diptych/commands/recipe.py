@@ -1,9 +1,9 @@
-"""Recipes: the one place where names become objects. A section is checked against the signature of what it will call.
+"""Recipes: a section is checked against the signature of the function or class that it calls.
 
-    images, encoder, method, optimizer, schedule, pretrain, watch, evaluate        each a map of plain arguments
+    images, encoder, method, optimizer, schedule, pretrain, watch, evaluate        a map of arguments
     views                                                                          a list of {times, do: [operations]}
 
-Nothing below this file ever sees a recipe: a library user calls the constructors with plain arguments.
+Only the commands read recipes: a user of the library calls the constructors with plain arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from diptych.base import strict_yaml
 from diptych.base.errors import RecipeError
 from diptych.commands.build import repeat_view, watches
 from diptych.commands.schema import arguments
-from diptych.commands.shelf import fail, find
+from diptych.commands.shelf import fail, find_recipe
 from diptych.data.images import images
 from diptych.downstream.evaluate import evaluate
 from diptych.methods import METHODS
@@ -23,7 +23,7 @@ from diptych.training.pretrain import pretrain
 from diptych.training.schedules import SCHEDULES
 from diptych.views import OPERATIONS
 
-# What a section calls: a function, or one of several by name; `views` calls its own for each of its entries.
+# What a section calls: a function, or one of several by name. `views` calls its function once per entry.
 CALLS: dict[str, Callable | Mapping[str, Callable]] = {
     "images": images,
     "encoder": encoder,
@@ -35,8 +35,8 @@ CALLS: dict[str, Callable | Mapping[str, Callable]] = {
     "watch": watches,
     "evaluate": evaluate,
 }
-# The arguments that YAML could hold, but that a command gives.
-GIVEN: dict[str, set[str]] = {
+# Arguments that a command passes, and a recipe must not.
+GIVEN_BY_COMMAND: dict[str, set[str]] = {
     "images": {"source"},
     "method": {"width"},
     "pretrain": {"out", "resume", "overwrite", "record", "show"},
@@ -44,14 +44,14 @@ GIVEN: dict[str, set[str]] = {
     "evaluate": {"trained", "device", "show"},
 }
 SECTIONS = tuple(CALLS)
-NEEDED = ("encoder", "method", "views", "optimizer", "pretrain")
-# How a recipe of an older version named its views, and where that stands now.
+REQUIRED_SECTIONS = ("encoder", "method", "views", "optimizer", "pretrain")
+# The keys that recipes of older versions have under `views`, and their present place.
 OLDER_VIEWS = {"both": "views.0.do", "first": "views.0.do", "second": "views.1.do"}
 
 
-def read(name: str, overrides: Sequence[str] = ()) -> dict:
-    """A recipe by name or file with `key=value` overrides, completely checked and with every default written out."""
-    path = find(name)
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> dict:
+    """A recipe by name or file with `key=value` overrides, checked, and with every default written out."""
+    path = find_recipe(name)
     recipe = strict_yaml.read(path)
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: a recipe is a map of sections ({', '.join(SECTIONS)})")
@@ -76,7 +76,7 @@ def override(recipe: dict, text: str, where: str) -> None:
                 place[part] = {}
             place = place[part]
         if not isinstance(place, dict | list):
-            raise RecipeError(f"{key}: {part} is a value, it holds nothing")
+            raise RecipeError(f"{key}: {part} is a value and has no keys")
     setting = strict_yaml.parse(value, key)
     if isinstance(place, list):
         place[position(place, last, key)] = setting
@@ -91,73 +91,74 @@ def position(items: list, part: str, key: str) -> int:
 
 
 def refuse_older_views(path: list[str], where: str) -> None:
-    """RecipeError for an override of `views.both`, with what to write instead."""
+    """Raise RecipeError for an override of `views.both`, with what to write instead."""
     if path[0] == "views" and len(path) > 1 and path[1] in OLDER_VIEWS:
-        now = ".".join([OLDER_VIEWS[path[1]], *path[2:]])
-        raise RecipeError(f"{where}: views is a list and has no {path[1]!r}; write {now}=... for {'.'.join(path)}=...")
+        key = ".".join([OLDER_VIEWS[path[1]], *path[2:]])
+        raise RecipeError(f"{where}: views is a list and has no {path[1]!r}; write {key}=... for {'.'.join(path)}=...")
 
 
 def resolve(recipe: dict, where: str) -> dict:
-    """The recipe with every default written out; RecipeError at the first thing that no constructor would take."""
+    """The recipe with every default written out; RecipeError for the first key or value that no constructor takes."""
     for section in recipe:
         if section not in SECTIONS:
             fail(f"{where}: there is no section {section!r}", str(section), SECTIONS)
-    for section in NEEDED:
+    for section in REQUIRED_SECTIONS:
         if not recipe.get(section):
             raise RecipeError(f"{where}: the section {section!r} is missing")
     complete: dict[str, Any] = {}
     for section, call in CALLS.items():
         options = {} if recipe.get(section) is None else recipe[section]
         if section == "views":
-            complete[section] = views(options, f"{where}: views")
+            complete[section] = resolve_views(options, f"{where}: views")
         elif isinstance(call, Mapping):
-            complete[section] = named(section, call, options, where)
+            complete[section] = resolve_named(section, call, options, where)
         else:
-            complete[section] = arguments(call, GIVEN.get(section, ()), options, f"{where}: {section}")
-    if reaching := [key for key in complete["encoder"] if key in REACHING]:
-        raise RecipeError(f"{where}: encoder takes no {reaching[0]}; use pretrained, or import-weights")
+            complete[section] = arguments(call, GIVEN_BY_COMMAND.get(section, ()), options, f"{where}: {section}")
+    if refused := [key for key in complete["encoder"] if key in REACHING]:
+        raise RecipeError(f"{where}: encoder takes no {refused[0]}; use pretrained, or import-weights")
     return complete
 
 
-def named(section: str, makers: Mapping[str, Callable], options: Any, where: str) -> dict:
+def resolve_named(section: str, constructors: Mapping[str, Callable], options: Any, where: str) -> dict:
     """A section that names its constructor: `{name: lars, lr: 0.2}`."""
     if section == "schedule" and not options:
         options = {"name": "warmup_cosine"}
     if not isinstance(options, dict) or "name" not in options:
-        raise RecipeError(f"{where}: {section} needs a name, one of {', '.join(makers)}")
+        raise RecipeError(f"{where}: {section} needs a name, one of {', '.join(constructors)}")
     name = options["name"]
-    check_name(name, makers, f"{where}: {section}.name {name!r} is unknown")
+    check_name(name, constructors, f"{where}: {section}.name {name!r} is unknown")
     rest = {key: value for key, value in options.items() if key != "name"}
-    return {"name": name} | arguments(makers[name], GIVEN.get(section, ()), rest, f"{where}: {section}")
+    given = GIVEN_BY_COMMAND.get(section, ())
+    return {"name": name} | arguments(constructors[name], given, rest, f"{where}: {section}")
 
 
-def check_name(name: Any, makers: Mapping[str, Callable], problem: str) -> None:
-    if not isinstance(name, str) or name not in makers:
-        fail(problem, str(name), list(makers), f"known: {', '.join(makers)}")
+def check_name(name: Any, constructors: Mapping[str, Callable], problem: str) -> None:
+    if not isinstance(name, str) or name not in constructors:
+        fail(problem, str(name), list(constructors), f"known: {', '.join(constructors)}")
 
 
-def views(options: Any, where: str) -> list[dict]:
-    """The list of views: each entry is `{times, do: [operations]}`, `times` views with draws of their own."""
+def resolve_views(options: Any, where: str) -> list[dict]:
+    """The list of views: an entry `{times, do: [operations]}` is `times` views that draw independently."""
     if not isinstance(options, list):
         older = [key for key in OLDER_VIEWS if isinstance(options, dict) and key in options]
         form = "[{do: [...]}, {do: [...]}]" if {"first", "second"} & {*older} else "[{times: 2, do: [...]}]"
         instead = f" and has no {' or '.join(map(repr, older))}" if older else f", not {options!r}"
         raise RecipeError(f"{where} is a list{instead}; write `views: {form}`")
-    return [view(entry, f"{where}.{index}") for index, entry in enumerate(options)]
+    return [resolve_view(entry, f"{where}.{index}") for index, entry in enumerate(options)]
 
 
-def view(entry: Any, where: str) -> dict:
+def resolve_view(entry: Any, where: str) -> dict:
     """One entry of the list of views."""
     entry = arguments(repeat_view, (), entry, where)
     if entry["times"] < 1:
         raise RecipeError(f"{where}.times is {entry['times']}; it must be at least 1")
     if not entry["do"]:
         raise RecipeError(f"{where}.do is an empty list; name an operation, as `- horizontal_flip: {{p: 0.5}}`")
-    operations = [operation(options, f"{where}.do.{index}") for index, options in enumerate(entry["do"])]
+    operations = [resolve_operation(options, f"{where}.do.{index}") for index, options in enumerate(entry["do"])]
     return entry | {"do": operations}
 
 
-def operation(entry: Any, where: str) -> dict[str, dict]:
+def resolve_operation(entry: Any, where: str) -> dict[str, dict]:
     """One operation of a view, `{name: {arguments}}`."""
     entry = {entry: {}} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or len(entry) != 1:

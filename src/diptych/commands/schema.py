@@ -1,7 +1,7 @@
-"""A signature as a schema: which parameters a recipe gives, whether a value fits one, and which object it stands for.
+"""A signature as a schema: the parameters a recipe may set, whether a value fits, and the object it describes.
 
-A recipe gives the parameters whose type hints YAML can hold: true or false, numbers, words, lists and maps of them, and
-frozen dataclasses of them, each written as a map of its fields.
+A recipe may set the parameters whose type hints YAML can hold: true or false, numbers, words, lists and maps of them,
+and frozen dataclasses of them, written as a map of their fields.
 """
 
 import dataclasses
@@ -19,7 +19,9 @@ LISTS = (list, tuple, Sequence)
 
 
 def arguments(make: Callable, given: Collection[str], options: Any, where: str) -> dict:
-    """`options` as plain data, with the defaults of `make`'s signature; `given`: its arguments that a command gives.
+    """`options` as plain data, with the defaults of `make`'s signature.
+
+    given: arguments that a command passes; a recipe must not set them.
 
     Raises RecipeError for an unknown key, a missing one or a value of a wrong type. A function that takes `**options`
     takes unknown keys too, and checks them itself.
@@ -32,7 +34,7 @@ def arguments(make: Callable, given: Collection[str], options: Any, where: str) 
         for key in options:
             if key not in known:
                 fail(f"{where} has no {key!r}", str(key), list(known), f"it takes {', '.join(known)}")
-    values = {key: checked(value, known[key], f"{where}.{key}") if key in known else value
+    values = {key: checked_value(value, known[key], f"{where}.{key}") if key in known else value
               for key, value in options.items()}  # fmt: skip
     defaults = {
         name: parameters[name].default for name in known if parameters[name].default is not inspect.Signature.empty
@@ -50,13 +52,13 @@ def call_arguments(make: Callable, options: Mapping[str, Any]) -> dict:
 
 
 def as_object(value: Any, hint: Any) -> Any:
-    """The dataclass that a map stands for; any other value as it is."""
+    """The dataclass that a map describes; any other value unchanged."""
     record = dataclass_of(hint)
     return record(**call_arguments(record, value)) if record and isinstance(value, Mapping) else value
 
 
 def as_data(value: Any) -> Any:
-    """Tuples as lists and dataclasses as maps, so that what is written to recipe.yaml equals what is read from it."""
+    """Tuples as lists and dataclasses as maps, so that writing a recipe and reading it gives the same recipe."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -70,23 +72,23 @@ def hints_of(make: Callable) -> dict[str, Any]:
     return typing.get_type_hints(make.__init__ if initialised else make)
 
 
-def checked(value: Any, hint: Any, where: str) -> Any:
-    """A value that fits its hint, a dataclass's map with its defaults; RecipeError for another."""
+def checked_value(value: Any, hint: Any, where: str) -> Any:
+    """The value, with its defaults where it is the map of a dataclass; RecipeError where it does not fit its hint."""
     record = dataclass_of(hint)
     if record and isinstance(value, Mapping):
         value = arguments(record, (), value, where)
         try:
-            as_object(value, record)  # what the dataclass itself refuses is refused before an image is read
+            as_object(value, record)  # the dataclass's own checks run before an image is read
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from None
         return value
-    if not fits(value, hint):
+    if not fits_hint(value, hint):
         raise RecipeError(f"{where} is {value!r}, which is not {spell(hint)}")
     return value
 
 
 def is_data(hint: Any) -> bool:
-    """Whether YAML can hold values of a type; of `X | Y`, whether it can of one of them."""
+    """Whether YAML can hold values of a type; of `X | Y`, whether it can hold those of X or of Y."""
     kind, inner = kind_of(hint), typing.get_args(hint)
     if members := members_of(hint):
         return any(is_data(member) for member in members if member is not types.NoneType)
@@ -97,11 +99,11 @@ def is_data(hint: Any) -> bool:
     return is_record(hint) and all(is_data(field) for field in typing.get_type_hints(hint).values())
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can stand for a parameter of this type (a list for a tuple, a whole number for a float)."""
+def fits_hint(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can be passed to a parameter of this type (a list as a tuple, a whole number as a float)."""
     kind, inner = kind_of(hint), typing.get_args(hint)
     if members := members_of(hint):
-        return any(fits(value, member) for member in members)
+        return any(fits_hint(value, member) for member in members)
     if hint is Any:
         return True
     if kind is typing.Literal:
@@ -116,15 +118,15 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def items_fit(items: Sequence, inner: tuple) -> bool:
-    """Whether items fit the arguments of a hint: none, one for all (`list[int]`, `tuple[int, ...]`), one an item."""
+    """Whether items fit the arguments of a hint: none, one for all (`list[int]`, `tuple[int, ...]`) or one per item."""
     inner = tuple(hint for hint in inner if hint is not Ellipsis)
     if len(inner) > 1:
-        return len(items) == len(inner) and all(map(fits, items, inner))
-    return all(fits(item, hint) for hint in inner for item in items)
+        return len(items) == len(inner) and all(map(fits_hint, items, inner))
+    return all(fits_hint(item, hint) for hint in inner for item in items)
 
 
 def spell(hint: Any) -> str:
-    """A type in a user's words; of `X | Y`, those that YAML can hold."""
+    """A type in words for messages; of `X | Y`, the types that YAML can hold."""
     if members := members_of(hint):
         return " or ".join(spell(member) for member in members if is_data(member))
     kind = kind_of(hint)
@@ -155,6 +157,6 @@ def is_map(kind: Any) -> bool:
 
 
 def is_record(hint: Any) -> bool:
-    """Whether a type is a frozen dataclass, which holds values and nothing that changes."""
+    """Whether a type is a frozen dataclass: its values do not change."""
     parameters = getattr(hint, "__dataclass_params__", None)
     return inspect.isclass(hint) and parameters is not None and parameters.frozen

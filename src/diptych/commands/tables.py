@@ -1,4 +1,4 @@
-"""What a command prints of a run that has ended."""
+"""The text that a command prints when a run has ended."""
 
 from diptych.base.files import read_json_lines
 from diptych.downstream.results import verdict_of
@@ -6,8 +6,8 @@ from diptych.embeddings.diagnose import Diagnosis
 from diptych.runs.run import Run
 
 
-def finished(run: Run) -> str:
-    """The run's folder, the last verdict, what to do next."""
+def run_summary(run: Run) -> str:
+    """The run's folder, the last verdict and the next command."""
     lines = read_json_lines(run.folder / "evaluations.jsonl")
     diagnoses = [Diagnosis(**line["diagnosis"]) for line in lines if "diagnosis" in line]
     after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE, or diptych report {run.folder}"

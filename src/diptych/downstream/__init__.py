@@ -1,1 +1,1 @@
-"""A trained encoder at work: evaluation, embeddings, classifiers."""
+"""Uses of a trained encoder: evaluation, embeddings, classifiers."""

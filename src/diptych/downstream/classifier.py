@@ -1,4 +1,4 @@
-"""Training on labels: a linear layer on an encoder, frozen or not, cross-entropy, views and orders by address."""
+"""Training on labels: a linear layer on an encoder, frozen or not, by cross-entropy, with reproducible views and orders."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +19,9 @@ from diptych.training.schedules import Schedule
 from diptych.views import HorizontalFlip, Normalize, RandomResizedCrop, View
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> (inputs, classes) of each step
-Tell = Callable[[int, str], object]  # told the steps done, and what is going on
+Tell = Callable[[int, str], object]  # called with the number of steps done and a description of the current work
 Start = Callable[..., Tensor]  # (weight, generator=rng): fills a layer's weights in place
-BATCH = 512
+IMAGES_PER_BATCH = 512  # of `stream` and of reading images once
 
 
 def small_normal_(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -33,7 +33,7 @@ class Classifier(nn.Module):
     """An encoder and a linear layer: images (N, 3, S, S) -> logits (N, classes).
 
     frozen: the encoder stays in evaluation mode and gets no gradient. The layer starts as in Barlow Twins' evaluate.py:
-    normal weights of deviation 0.01, no bias; start_(weight, generator=rng) fills them otherwise.
+    normal weights of deviation 0.01, zero bias; start_(weight, generator=rng) replaces this initialisation.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Classifier(nn.Module):
 
 
 def linear_head(width: int, classes: int, seed: int, start_: Start = small_normal_) -> nn.Linear:
-    """A linear layer whose weights `start_` fills from an address of their own; biases are zero."""
+    """A linear layer whose weights `start_` fills from a separate random generator; biases are zero."""
     rng = random_at(seed, "labels", "head")
-    # torch fills a new layer from the CPU's global generator; these numbers are then replaced.
+    # torch initialises a new layer from the CPU's global generator; these numbers are then replaced.
     with torch.random.fork_rng(devices=[]):
         head = nn.Linear(width, classes)
     start_(head.weight, generator=rng)
@@ -80,9 +80,9 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     tell: Tell | None = None,
 ) -> None:
-    """Train `network` in place by cross-entropy (+ `penalty()`); afterwards it is in evaluation mode.
+    """Train `network` in place by cross-entropy (+ `penalty()`) and leave it in evaluation mode.
 
-    total: the steps over which the schedule runs from 0 to 1. Raises DivergedError at the end of an epoch whose last
+    total: the number of steps over which the schedule runs from 0 to 1. Raises DivergedError at the end of an epoch whose last
     loss is not finite.
     """
     network.train()
@@ -99,10 +99,10 @@ def fit(
                 loss.backward()
                 optimizer.step()
                 step += 1
-            last = float(loss.detach())  # waits for the device, once an epoch
+            last = float(loss.detach())  # waits for the device, once per epoch
             if not math.isfinite(last):
                 raise DivergedError(
-                    f"training on labels: loss {last} in epoch {epoch + 1} of {epochs}; lower its rates"
+                    f"training on labels: loss {last} in epoch {epoch + 1} of {epochs}; lower its learning rates"
                 )
             if tell is not None:
                 tell(step, f"epoch {epoch + 1} of {epochs}, loss {last:.4g}")
@@ -112,8 +112,8 @@ def fit(
 def image_batches(
     images: Images, classes: Tensor, view: View, batch_size: int, seed: int, device: torch.device
 ) -> Batches:
-    """The views of all images in a new order each epoch; a short last batch is kept, except one of a single image,
-    which has no batch statistics: that image waits for the next epoch."""
+    """Views of all images, in a new order every epoch. The last batch may be short, but a single image is left out until
+    the next epoch, because it has no batch statistics."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(images), generator=random_at(seed, "labels", "order", epoch))
@@ -127,28 +127,28 @@ def image_batches(
 
 
 def steps_of(images: int, batch_size: int) -> int:
-    """Steps an epoch of `image_batches`."""
+    """Steps per epoch of `image_batches`."""
     return max(1, math.ceil((images - (images % batch_size == 1)) / batch_size))
 
 
 def readable(images: Images) -> Images:
-    """The images that can be read, so that rows, labels and keys go together. A set that is not held in memory is read
-    once for it."""
+    """The images that can be read, so that rows, labels and keys match. A set that is not in memory is read once to find
+    them."""
     images.prepare()
     if images.resident:
         return images
-    used = torch.cat([rows for rows, _ in images.read(range(len(images)), BATCH)])
+    used = torch.cat([rows for rows, _ in images.read(range(len(images)), IMAGES_PER_BATCH)])
     return images if len(used) == len(images) else images.subset(used)
 
 
 def stream(images: Images) -> Iterator[Tensor]:
-    """All images that can be read, as (n, 3, S, S) uint8 batches."""
+    """All readable images, as (n, 3, S, S) uint8 batches."""
     images.prepare()
-    yield from (pixels for _, pixels in images.read(range(len(images)), BATCH))
+    yield from (pixels for _, pixels in images.read(range(len(images)), IMAGES_PER_BATCH))
 
 
 def logits(classifier: nn.Module, images: Images, expected: Preprocessing) -> Tensor:
-    """(N, classes) on the CPU, of plain images: resized and cropped in the middle, evaluation mode."""
+    """(N, classes) on the CPU, in evaluation mode, of images without augmentation: resized and centre-cropped."""
     return embeddings(classifier, stream(images), expected)
 
 
@@ -157,19 +157,19 @@ def normalize(expected: Preprocessing) -> Normalize:
 
 
 def crop_and_flip(expected: Preprocessing) -> View:
-    """The training images of Barlow Twins' evaluate.py."""
+    """The augmentation of training images in Barlow Twins' evaluate.py."""
     return View([RandomResizedCrop(expected.size), HorizontalFlip(), normalize(expected)])
 
 
 def class_names(images: Images, what: str) -> list[str]:
-    """The class name of each image, so that two sets with other numbers for their classes are never mixed up."""
+    """The class name of each image: unlike class numbers, names can be compared between two sets."""
     if images.labels is None or images.classes is None:
-        raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source that has some")
+        raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source with labels")
     return [images.classes[label] for label in images.labels]
 
 
 def targets(train_labels: Sequence[str], test_labels: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
-    """Both sets' classes as numbers, and the class names that these number. Raises DataError as `check_classes`."""
+    """The classes of both sets as numbers, and the names of the classes. Raises DataError as `check_classes` does."""
     classes = check_classes(train_labels, test_labels)
     number = {name: i for i, name in enumerate(classes)}
     y_train, y_test = (torch.tensor([number[name] for name in labels]) for labels in (train_labels, test_labels))

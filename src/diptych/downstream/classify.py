@@ -1,4 +1,4 @@
-"""Labels for images that have none: a linear head fitted on labelled images, and a table with a row for every image.
+"""Label images by a linear head fitted on labelled images, and write a table with one row per image.
 
 z: embedding, N: images, E: width, K: classes.
 """
@@ -27,25 +27,25 @@ from diptych.embeddings.scores import accuracy_interval, check_classes
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 
-COLUMNS = ("path", "label", "probability", "reason")
+TABLE_COLUMNS = ("path", "label", "probability", "reason")
 ENDINGS = (".csv", ".parquet")
-FACTORS = torch.logspace(-2, 2, 401, dtype=torch.float64)  # tried on the logits; 1 leaves them as they are
+LOGIT_FACTORS = torch.logspace(-2, 2, 401, dtype=torch.float64)  # candidates; 1 leaves the logits unchanged
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a head fitted on the other labelled images did on a fifth of each class that it never saw."""
+    """Accuracy on a held-out fifth of each class, of a head fitted on the other labelled images."""
 
     accuracy: float
     interval: tuple[float, float]  # 95 %, over the choice of images
     fitted_on: int
     judged_on: int
-    largest_class: float  # accuracy of always naming the most frequent class
+    largest_class: float  # accuracy of always predicting the most frequent class
 
 
 @dataclass(frozen=True)
 class Classified:
-    """Rows (path, label, probability, reason), one an image; as text, the summary a person reads."""
+    """Rows (path, label, probability, reason), one per image; as text, a readable summary."""
 
     rows: list[tuple[str, str | None, float | None, str | None]]
     held_out: HeldOut | None
@@ -54,7 +54,7 @@ class Classified:
 
     @property
     def counts(self) -> Counter:
-        """How many images of each class; None: how many could not be read."""
+        """Number of images of each class, and under None of images that could not be read."""
         return Counter(label for _, label, _, _ in self.rows)
 
     def __str__(self) -> str:
@@ -67,14 +67,14 @@ class Classified:
         text.append(f"labelled by a linear head fitted on all {self.labelled:,} labelled images")
         if self.held_out is None:
             return "\n".join(
-                [*text, "its accuracy is not known: with one labelled image a class nothing can be held out"]
+                [*text, "its accuracy is not known: with one labelled image per class nothing can be held out"]
             )
-        one = self.held_out
-        low, high = (100 * end for end in one.interval)
-        text.append(f"held-out accuracy {100 * one.accuracy:.1f} % [{low:.1f}-{high:.1f}], of a like head fitted on "
-                    f"{one.fitted_on:,} of them and judged on the other {one.judged_on:,}; always the most frequent class: "
-                    f"{100 * one.largest_class:.1f} %")  # fmt: skip
-        text.append("for new images like the labelled ones; photographs of another place or camera may fare worse")
+        test = self.held_out
+        low, high = (100 * end for end in test.interval)
+        text.append(f"held-out accuracy {100 * test.accuracy:.1f} % [{low:.1f}-{high:.1f}], of a similar head fitted on "
+                    f"{test.fitted_on:,} of them and tested on the other {test.judged_on:,}; always the most frequent class: "
+                    f"{100 * test.largest_class:.1f} %")  # fmt: skip
+        text.append("valid for new images like the labelled ones; accuracy may be lower for another place or camera")
         return "\n".join(text)
 
 
@@ -88,16 +88,16 @@ def classify(
     device: str = "auto",
     show: bool = True,
 ) -> Classified:
-    """Label `images` by a linear head on the embeddings of `train`; with `out`, also as a .csv or .parquet file.
+    """Label `images` by a linear head on the embeddings of `train`; with `out`, also write a .csv or .parquet file.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one.
-    The head is the linear probe of `evaluate`, fitted on every labelled image. Beforehand a like head is fitted on four
-    fifths of each class, which chooses the penalty of both: the last fifth gives the accuracy that is reported, and the
-    factor on the logits under which probabilities are right as often as they say (temperature scaling, Guo et al. 2017).
+    The head is the linear probe of `evaluate`, fitted on all labelled images. First, a similar head is fitted on four
+    fifths of each class to choose the penalty of both. The remaining fifth gives the reported accuracy, and the factor on
+    the logits that calibrates the probabilities (temperature scaling, Guo et al. 2017).
 
-    Output, labels and classes are checked before the first image is embedded. Raises OutputError for another ending, or a
-    file that exists or cannot be written, CheckpointError when there is no encoder, DataError for images or labels that
-    cannot be used.
+    Output, labels and classes are checked before the first image is embedded. Raises OutputError for another file
+    extension, or a file that exists or cannot be written, CheckpointError when there is no encoder, DataError for images
+    or labels that cannot be used.
     """
     file = None if out is None else require_table(Path(out))
     trained, where = as_trained(trained), choose_device(device)
@@ -119,7 +119,7 @@ def classify(
 
 
 def labels_of_embedded(train: Images) -> list[str]:
-    """The class of each labelled image that has an embedding: a stream leaves bad images out as it goes."""
+    """The class of each labelled image that has an embedding: a stream skips bad images when it reads them."""
     bad = {row["key"] for row in train.failed}
     return [label for key, label in zip(train.keys, class_names(train, "labelled"), strict=True) if key not in bad]
 
@@ -127,7 +127,7 @@ def labels_of_embedded(train: Images) -> list[str]:
 def label(
     train: Tensor, train_labels: Sequence[str], z_NE: Tensor, seed: int = 0
 ) -> tuple[list[str], list[float], HeldOut | None, float]:
-    """Labels and probabilities of embeddings (N, E) from labelled ones, the held-out accuracy, the logits' factor.
+    """Labels and probabilities of embeddings (N, E) from labelled ones, the held-out accuracy, and the factor on the logits.
 
     Raises DataError for embeddings that are not finite or of another width, and for fewer than two classes.
     """
@@ -139,8 +139,8 @@ def label(
     fitted, held = split(y_M, seed)
     held_out, sharpness, penalties = None, 1.0, PENALTIES
     if len(held):
-        first = fit_probe(z_ME[fitted], y_M[fitted], len(classes), seed=seed)
-        scores, penalties = first.scores(z_ME[held]), (first.penalty,)
+        probe = fit_probe(z_ME[fitted], y_M[fitted], len(classes), seed=seed)
+        scores, penalties = probe.scores(z_ME[held]), (probe.penalty,)
         right = scores.argmax(1) == y_M[held]
         largest = torch.bincount(y_M[fitted]).argmax()
         held_out = HeldOut(right.double().mean().item(), accuracy_interval(right), len(fitted), len(held),
@@ -152,17 +152,18 @@ def label(
 
 
 def best_factor(scores_NK: Tensor, y_N: Tensor) -> float:
-    """The factor from 0.01 to 100 on logits (N, K) under which their softmax makes the labels likeliest.
+    """The factor from 0.01 to 100 on logits (N, K) that maximises the likelihood of the labels.
 
-    As if, of N + 2 images, one more were right and one wrong (Platt 1999): a few that are all right prove no certainty.
+    One right and one wrong prediction are added to the N images (Platt 1999), so that few images that are all right do
+    not give certainty.
     """
     doubt = 2 / (len(y_N) + 2)
-    losses = [F.cross_entropy(factor * scores_NK.double(), y_N, label_smoothing=doubt) for factor in FACTORS]
-    return FACTORS[torch.stack(losses).argmin()].item()
+    losses = [F.cross_entropy(factor * scores_NK.double(), y_N, label_smoothing=doubt) for factor in LOGIT_FACTORS]
+    return LOGIT_FACTORS[torch.stack(losses).argmin()].item()
 
 
 def require_table(file: Path) -> Path:
-    """`file`, when a table may be written there. Raises OutputError, before hours of work rather than after."""
+    """Return `file` if a table can be written there. Raises OutputError, before hours of work rather than after them."""
     if file.suffix not in ENDINGS:
         raise OutputError(f"{file} ends in neither {' nor '.join(ENDINGS)}; choose another --out")
     if file.suffix == ".parquet":
@@ -171,10 +172,10 @@ def require_table(file: Path) -> Path:
 
 
 def as_csv(rows: list[tuple]) -> bytes:
-    """RFC 4180, UTF-8, with a header. A spreadsheet runs a cell that begins with = + - or @: such text gets a ' in front."""
+    """RFC 4180, UTF-8, with a header. Text that starts with = + - or @ gets a ' in front, as a spreadsheet would execute it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(COLUMNS)
+    writer.writerow(TABLE_COLUMNS)
     for path, answer, probability, reason in rows:
         number = "" if probability is None else f"{probability:.6f}"
         writer.writerow([harmless(path), harmless(answer), number, harmless(reason)])
@@ -186,18 +187,18 @@ def harmless(cell: str | None) -> str:
 
 
 def as_parquet(rows: list[tuple]) -> bytes:
-    """The same columns, empty cells null; text as it is, because no program runs a Parquet cell."""
+    """The same columns, with null for empty cells. Text is unchanged, because no program executes a Parquet cell."""
     library = pyarrow()
     kinds = (library.string(), library.string(), library.float64(), library.string())
     columns = [library.array(values, kind) for values, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
     sink = library.BufferOutputStream()
-    library.parquet.write_table(library.table(columns, names=list(COLUMNS)), sink)
+    library.parquet.write_table(library.table(columns, names=list(TABLE_COLUMNS)), sink)
     return sink.getvalue().to_pybytes()
 
 
 def pyarrow():
     try:
-        import pyarrow.parquet  # an extra, and slow to import: only when needed
+        import pyarrow.parquet  # an optional dependency that is slow to import
     except ImportError as error:
         raise OutputError('writing Parquet needs pyarrow: pip install "diptych[parquet]", or use .csv') from error
     return pyarrow

@@ -1,4 +1,4 @@
-"""The embeddings of any images, in memory or as a folder."""
+"""Embed images, in memory or as a folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +26,13 @@ def embed(
     precision: str = "float32",
     show: bool = True,
 ) -> Tensor:
-    """The embeddings of images, (M, E) float32 on the CPU, in their order; with `out`, also as a folder of vectors.npy,
-    index.jsonl (key, label, status: a bad image keeps its row there and has no vector) and meta.json.
+    """Embed images: (M, E) float32 on the CPU, in their order. With `out`, also write a folder of vectors.npy, index.jsonl
+    (key, label, status; an unreadable image has a row there but no vector) and meta.json.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32 or bfloat16.
 
-    Raises OutputError for a folder that is already there, before anything is embedded, CheckpointError when there is no
-    encoder, DataError for images that cannot be read.
+    Raises OutputError for a folder that already exists, before the first image is embedded, CheckpointError when there is
+    no encoder, DataError for images that cannot be read.
     """
     if out is not None:
         require_free_folder(Path(out))
@@ -61,7 +61,7 @@ def embed(
 def embed_sets(
     trained: Trained, sets: Sequence[Images], *, device: torch.device, precision: str, progress: ProgressBar, what: str
 ) -> list[Tensor]:
-    """The embeddings of several sets, on `device`, one after the other; the progress counts through all of them."""
+    """Embed several sets on `device`, one after the other; the progress counts the images of all sets."""
     total, vectors = sum(map(len, sets)), []
     for images in sets:
         before = sum(len(earlier) for earlier in sets[: len(vectors)])

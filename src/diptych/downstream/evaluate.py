@@ -1,4 +1,4 @@
-"""What a trained encoder is worth on labelled images, beside chance, raw pixels and itself before training."""
+"""Evaluate a trained encoder on labelled images, beside chance, raw pixels and the untrained encoder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,9 +29,9 @@ from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.pictures import picture_path, save_picture
 from diptych.runs.run import Run, is_run
 
-DEFAULT = ("knn", "linear")  # quick, and made of embeddings alone
-MAPPED = 600  # test images on the report's map
-QUERIES, SHOWN_NEIGHBOURS = 10, 6  # rows and columns of the report's neighbours
+DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
+MAPPED = 600  # test images in the map of the report
+QUERIES, SHOWN_NEIGHBOURS = 10, 6  # rows and columns of neighbours in the report
 THUMBNAIL = 48  # pixels
 
 
@@ -49,16 +49,16 @@ def evaluate(
     device: str = "auto",
     show: bool = True,
 ) -> Evaluation:
-    """Judge an encoder on labelled images; a run keeps the result for its report.
+    """Evaluate an encoder on labelled images. A run folder stores the result for its report.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. protocols: names of
     `downstream.protocols.PROTOCOLS`; each has a score for "chance", "trained" and, with `baselines`, "raw pixels" and
-    "untrained". The probe's regularisation is chosen on a held-out part of `train`; `test` is looked at once. Embedding,
+    "untrained". The probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding,
     kNN and the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
-    RecipeError for an unknown protocol, OutputError for a run folder that cannot keep the result.
+    RecipeError for an unknown protocol, OutputError for a run folder that cannot be written.
     """
     trained, where = as_trained(trained), choose_device(device)
     protocols = list(dict.fromkeys(protocols))
@@ -67,11 +67,11 @@ def evaluate(
     require_precision(precision)
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
     train, test = labelled(train, test)
-    truth = class_names(test, "test")
-    scores = [replace(chance(truth), protocol=name, subject="chance") for name in protocols]
+    test_labels = class_names(test, "test")
+    scores = [replace(chance(test_labels), protocol=name, subject="chance") for name in protocols]
     after, before = None, None
     with ProgressBar("evaluate", show=show) as progress:
-        task = Task(train, test, class_names(train, "training"), truth, trained.preprocessing, where, k, temperature, seed,
+        task = Task(train, test, class_names(train, "training"), test_labels, trained.preprocessing, where, k, temperature, seed,
                     progress)  # fmt: skip
         for subject in subjects(trained, task, baselines=baselines, precision=precision, progress=progress):
             scores += scores_of(subject, task, protocols, progress)
@@ -81,7 +81,7 @@ def evaluate(
                 before = subject.test
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
-    evaluation = Evaluation(scores, diagnose(after.test, *training_signs(run), untrained=before))
+    evaluation = Evaluation(scores, diagnose(after.test, last_projections(run), untrained=before))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
@@ -89,9 +89,9 @@ def evaluate(
 
 
 def labelled(train: Images, test: Images) -> tuple[Images, Images]:
-    """The images of both sets that can be read, when they have labels that fit together.
+    """The readable images of both sets. Raises DataError when labels are missing or `test` has other classes than `train`.
 
-    Raises DataError. Labels are checked before any image is read, and again where bad images have been left out.
+    Labels are checked before any image is read, and again after bad images have been left out.
     """
     check_classes(class_names(train, "training"), class_names(test, "test"))
     train, test = readable(train), readable(test)
@@ -102,7 +102,7 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
 def subjects(
     trained: Trained, task: Task, *, baselines: bool, precision: str, progress: ProgressBar
 ) -> Iterator[Subject]:
-    """What the trained encoder is compared with, where asked for, and then the trained encoder itself."""
+    """The baselines, if `baselines`, and then the trained encoder."""
     sets, expected = (task.train, task.test), task.expected
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
     if baselines:
@@ -119,7 +119,7 @@ def subjects(
 
 
 def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: ProgressBar) -> list[Score]:
-    """The scores of one subject, by every protocol that has something to say about it."""
+    """The scores of one subject, by every protocol that applies to it."""
     scores = []
     for name in protocols:
         progress.say(f"{name} accuracy of {subject.name} ...")
@@ -129,48 +129,34 @@ def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: 
     return scores
 
 
-def training_signs(run: Run | None) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
-    """The projections of two views and the last loss that a run left: they may show a collapse that embeddings hide."""
+def last_projections(run: Run | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The projections of two views that a run saved at its end. They can show a collapse that embeddings hide."""
     if run is None or not (path := picture_path(run.folder, "projections")).is_file():
-        return None, None
+        return None
     with np.load(path, allow_pickle=False) as arrays:
-        epochs = run.lines("epoch")
-        return (arrays["z1"], arrays["z2"]), epochs[-1]["loss"] if epochs else None
+        return arrays["z1"], arrays["z2"]
 
 
 def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, test: Images, seed: int) -> None:
-    """Arrays for the report: a map of some test images, and the nearest training images of a few."""
+    """Store arrays for the report: a map of some test images, and the nearest training images of a few."""
     order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
-    xy, made_by = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
-    classes = test.classes or []
-    save_picture(
-        run.folder,
-        "map",
-        xy=xy,
-        labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
-        thumbnails=thumbnails(test, order),
-        classes=np.array(classes),
-        made_by=np.array(made_by),
-    )
-    few = order[:QUERIES]
-    similarity, index = (part.cpu() for part in nearest(queries[few.to(queries.device)], bank, SHOWN_NEIGHBOURS))
-    shown = thumbnails(train, index.flatten())
-    known = {name: i for i, name in enumerate(classes)}
-    labels = [known.get(name, -1) for name in class_names(train, "training")]
-    save_picture(
-        run.folder,
-        "neighbours",
-        query=thumbnails(test, few),
-        similarity=similarity.numpy(),
-        neighbours=shown.reshape(*index.shape, *shown.shape[1:]),
-        query_labels=np.array([(test.labels or [])[int(i)] for i in few]),
-        neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
-        query_keys=np.array([test.keys[int(i)] for i in few]),
-        classes=np.array(classes),
-    )
+    xy, algorithm = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
+    classes, name_of_algorithm = test.classes or [], {"made_by": np.array(algorithm)}
+    save_picture(run.folder, "map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
+                thumbnails=load_thumbnails(test, order), classes=np.array(classes), **name_of_algorithm)  # fmt: skip
+    shown = order[:QUERIES]
+    similarity, index = (part.cpu() for part in nearest(queries[shown.to(queries.device)], bank, SHOWN_NEIGHBOURS))
+    neighbours = load_thumbnails(train, index.flatten())
+    number_of = {name: i for i, name in enumerate(classes)}
+    labels = [number_of.get(name, -1) for name in class_names(train, "training")]
+    save_picture(run.folder, "neighbours", query=load_thumbnails(test, shown), similarity=similarity.numpy(),
+                neighbours=neighbours.reshape(*index.shape, *neighbours.shape[1:]),
+                query_labels=np.array([(test.labels or [])[int(i)] for i in shown]),
+                neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
+                query_keys=np.array([test.keys[int(i)] for i in shown]), classes=np.array(classes))  # fmt: skip
 
 
-def thumbnails(images: Images, rows: Tensor) -> np.ndarray:
-    """Some images as (n, t, t, 3) uint8, t at most THUMBNAIL."""
-    some = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
-    return pictures.thumbnails(some, THUMBNAIL)
+def load_thumbnails(images: Images, rows: Tensor) -> np.ndarray:
+    """The images at `rows` as (n, t, t, 3) uint8, t at most THUMBNAIL."""
+    squares = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
+    return pictures.shrink_to_fit(squares, THUMBNAIL)

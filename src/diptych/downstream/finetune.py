@@ -1,4 +1,4 @@
-"""How few labels suffice: the trained encoder fine-tuned on some of them, beside the same network from scratch."""
+"""Fine-tune the trained encoder on a part of the labels, beside the same network trained from scratch."""
 
 import copy
 import math
@@ -40,12 +40,12 @@ from diptych.training.schedules import cosine
 
 EPOCHS, BATCH_SIZE = 20, 256
 ENCODER_LR, HEAD_LR = 0.005, 0.5  # Barlow Twins' README, for 1 % of ImageNet's labels
-SCRATCH_LR = 0.1  # a network without pretraining learns little at 0.005: it would lose for that alone
+SCRATCH_LR = 0.1  # without pretraining a network learns little at 0.005, which would make the comparison unfair
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How encoder and layer are trained: epochs, images a step, and the highest learning rate of each."""
+    """How encoder and linear layer are trained: epochs, images per step, and the peak learning rates of both."""
 
     epochs: int
     batch_size: int
@@ -72,16 +72,16 @@ def finetune(
     """Train a copy of an encoder and a linear layer on few labels, beside the same network from scratch on the same labels.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one.
-    labels: a share of each class (1.0: all), or "10pc", 10 of each class. The images of seed s are the same for both, and
-    those of a smaller share are among those of a larger one.
-    The rates are those of Barlow Twins' evaluate.py for 1 % of ImageNet (README; it took encoder_lr 0.002 for 10 %): SGD,
+    labels: a share of each class (1.0: all), or "10pc" for 10 images of each class. Both networks train on the same images
+    for a given seed, and the images of a smaller share are a subset of those of a larger one.
+    The rates are those of Barlow Twins' evaluate.py for 1 % of ImageNet (README; it used encoder_lr 0.002 for 10 %): SGD,
     momentum 0.9, no decay, cosine by epoch. From scratch, encoder and layer both have `scratch_lr`.
-    seeds: repeat with seed, seed + 1, ...: other images, crops and starting weights; accuracies are then means.
+    seeds: repeat with seed, seed + 1, ..., with other images, crops and initial weights; accuracies are then means.
 
-    Returns the accuracies after the last epoch, of chance, "trained" and "from scratch"; a run keeps them. Everything is
-    checked before the first step. Raises RecipeError for impossible arguments, DataError for missing labels or too few
-    images, CheckpointError when there is no encoder or none to start from scratch, OutputError for a run folder that
-    cannot keep the result, DivergedError for a loss that is not finite.
+    Returns the accuracies after the last epoch, of chance, "trained" and "from scratch"; a run folder stores them.
+    Everything is checked before the first step. Raises RecipeError for invalid arguments, DataError for missing labels or
+    too few images, CheckpointError when there is no encoder or no network to train from scratch, OutputError for a run
+    folder that cannot be written, DivergedError for a loss that is not finite.
     """
     if min(epochs, batch_size - 1, seeds) < 1:
         raise RecipeError(f"epochs {epochs}, seeds {seeds} must be at least 1, batch_size {batch_size} at least 2")
@@ -91,7 +91,7 @@ def finetune(
     starts = {"trained": Tuning(epochs, batch_size, encoder_lr, head_lr),
               "from scratch": Tuning(epochs, batch_size, scratch_lr, scratch_lr)}  # fmt: skip
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
-    check_labels(train, test, amount, seed)
+    require_labels(train, test, amount, seed)
     from_scratch(trained, seed)
     test = readable(test)
     scores: dict[str, list[Score]] = {subject: [] for subject in starts}
@@ -113,11 +113,11 @@ def finetune(
     return evaluation
 
 
-def check_labels(train: Images, test: Images, amount: float | int, seed: int) -> None:
-    """Raises DataError where labels are missing, do not fit together, or are too few, before any image is read."""
-    known = class_names(train, "training")
-    check_classes(known, class_names(test, "test"))
-    subset(known, amount, seed)
+def require_labels(train: Images, test: Images, amount: float | int, seed: int) -> None:
+    """Raises DataError when labels are missing, do not match between the sets, or are too few, before any image is read."""
+    labels = class_names(train, "training")
+    check_classes(labels, class_names(test, "test"))
+    subset(labels, amount, seed)
 
 
 def tune(
@@ -131,7 +131,7 @@ def tune(
     seed: int,
     tell: Tell | None = None,
 ) -> Score:
-    """Train `network` (in place) and a linear layer on the labels of `train`; the accuracy on `test` after the last epoch."""
+    """Train `network` (in place) and a linear layer on the labels of `train`. Returns the accuracy on `test` at the end."""
     y_train, y_test, classes = targets(class_names(train, "training"), class_names(test, "test"))
     classifier = Classifier(network, len(classes), seed).to(device)
     optimizer = sgd(classifier, tuning.head_lr, groups=[{"match": "encoder", "lr": tuning.encoder_lr}])
@@ -146,11 +146,11 @@ def tune(
 
 def finetune_copy(network: nn.Module, train: Images, test: Images, expected: Preprocessing, *, device: torch.device,
                   seed: int, tell: Tell | None, scratch: bool) -> Score:  # fmt: skip
-    """`tune` with the published numbers on all labels, on a copy; with `scratch`, at the rates of an untrained network."""
+    """`tune` a copy on all labels with the published settings; scratch: with the rates for an untrained network."""
     rates = (SCRATCH_LR, SCRATCH_LR) if scratch else (ENCODER_LR, HEAD_LR)
     tuning = Tuning(EPOCHS, BATCH_SIZE, *rates)
-    one = tune(copy.deepcopy(network), train, test, expected, tuning=tuning, device=device, seed=seed, tell=tell)
-    return mean_score([one], 1.0)
+    tuned = tune(copy.deepcopy(network), train, test, expected, tuning=tuning, device=device, seed=seed, tell=tell)
+    return mean_score([tuned], 1.0)
 
 
 def mean_score(scores: Sequence[Score], labels: float | str) -> Score:
@@ -162,7 +162,7 @@ def mean_score(scores: Sequence[Score], labels: float | str) -> Score:
     mean = statistics.fmean(accuracies)
     details |= {"seeds": len(scores), "accuracies": accuracies, "spread": statistics.stdev(accuracies)}
     details.pop("top5_accuracy", None)  # of the first seed only
-    interval = accuracy_interval(torch.full((first.test_images,), mean))  # Wilson needs the share and the count alone
+    interval = accuracy_interval(torch.full((first.test_images,), mean))  # Wilson needs only the share and the count
     return replace(first, accuracy=mean, interval=interval, details=details)
 
 
@@ -181,10 +181,10 @@ def parse_labels(labels: float | str) -> float | int:
 
 
 def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int) -> Tensor:
-    """Which images keep their label, in rising order: of each class the first in an order that `seed` makes.
+    """The indices of the images whose labels are used, sorted: the first of each class in a random order given by `seed`.
 
-    amount: a share (float) of each class, rounded, at least one image, or a number (int) of images of each. A smaller
-    subset is part of a larger one of the same seed. Raises DataError when a class has fewer images than asked for.
+    amount: a share (float) of each class, rounded, at least one image, or a number (int) of images per class. A smaller
+    subset is part of a larger one of the same seed. Raises DataError when a class has fewer images than that number.
     """
     members: dict[str | int, list[int]] = {}
     for row in torch.randperm(len(labels), generator=random_at(seed, "labels", "subset")).tolist():
@@ -198,15 +198,15 @@ def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int
 
 
 def take_labels(train: Images, amount: float | int, seed: int) -> Images:
-    """The images of `subset`; of a set that is not held in memory, only these are read."""
+    """The images of `subset`. From a set that is not in memory, only these are read."""
     train.prepare()
     return readable(train.subset(subset(class_names(train, "training"), amount, seed)))
 
 
 def from_scratch(trained: Trained, seed: int) -> nn.Module:
-    """The encoder's network with fresh weights; of a user's own module, with those it had before training.
+    """The encoder's network with new initial weights; for a user's own module, with its weights before training.
 
-    Raises CheckpointError where neither is known.
+    Raises CheckpointError when neither is available.
     """
     if trained.built_with is not None:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -215,12 +215,12 @@ def from_scratch(trained: Trained, seed: int) -> nn.Module:
     untrained = trained.untrained()
     if untrained is None:
         kind, place = type(trained.encoder).__name__, f" in {trained.folder}" if trained.folder else ""
-        raise CheckpointError(f"no weights of before training are known for this {kind}{place}, so it cannot be trained "
-                              "from scratch beside: finetune a run of diptych.pretrain, which keeps them")  # fmt: skip
+        raise CheckpointError(f"the initial weights of this {kind}{place} are not available, so it cannot be trained "
+                              "from scratch for comparison: finetune a run of diptych.pretrain, which stores them")  # fmt: skip
     return untrained.encoder
 
 
 def least_to_most(counts: Tensor) -> str:
-    """`5`, or `4 to 6`."""
+    """The range of `counts` as text: `5`, or `4 to 6`."""
     least, most = int(counts.min()), int(counts.max())
     return str(most) if least == most else f"{least} to {most}"

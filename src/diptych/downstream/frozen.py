@@ -1,4 +1,4 @@
-"""What is judged, on which images, and a linear layer trained on views of them through the frozen encoder."""
+"""Subject and task of an evaluation, and a linear layer trained on views of images through a frozen encoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from diptych.views import View
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the embeddings it gives, and the network that gave them (None: raw pixels)."""
+    """The subject of an evaluation: its embeddings, and the network that computed them (None: raw pixels)."""
 
     name: str
     train: Tensor  # (M, E), on the task's device
@@ -37,7 +37,7 @@ class Subject:
     network: nn.Module | None
     folder: Path | None  # of the run or encoder
     pretrained: bool = False  # whether the network's weights come from training
-    names: Mapping[str, str] = field(default_factory=dict)  # what it is called in the table of some protocols
+    names: Mapping[str, str] = field(default_factory=dict)  # other names in the table, by protocol
 
     def name_in(self, protocol: str) -> str:
         return self.names.get(protocol, self.name)
@@ -45,7 +45,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Task:
-    """The labelled images, and how to treat them."""
+    """The labelled images of an evaluation, and its settings."""
 
     train: Images
     test: Images
@@ -70,10 +70,10 @@ def frozen(
     details: dict[str, Any],
     start_: Start = small_normal_,
 ) -> Score | None:
-    """A linear layer trained by SGD on views of the images through the frozen encoder, which must not move by a single bit.
+    """Train a linear layer by SGD on views of the images through the frozen encoder, which must not change by a single bit.
 
-    total: the steps of the schedule. details: epochs, batch_size, lr and weight_decay, and what the score tells of
-    itself beside them. start_: fills the layer's weights. None of a subject without a network.
+    total: the steps of the schedule. details: epochs, batch_size, lr and weight_decay, and further details of the score.
+    start_: fills the layer's weights. Returns None for a subject without a network.
     """
     if subject.network is None:
         return None
@@ -90,7 +90,7 @@ def frozen(
 
 
 def require_unmoved(before: dict[str, Tensor], encoder: nn.Module) -> None:
-    """Raises RuntimeError, our bug, when a weight or a running statistic of a frozen encoder has changed."""
+    """Raises RuntimeError, a bug of this package, when a weight or a running statistic of a frozen encoder has changed."""
     moved = [key for key, value in encoder.state_dict().items() if not torch.equal(value, before[key].to(value.device))]
     if moved:
         raise RuntimeError(f"the frozen encoder has moved: {', '.join(moved[:3])}")

@@ -1,4 +1,4 @@
-"""The linear layers by which the two Keras examples judge: of the projector, of the embedding, on flips."""
+"""The linear evaluation of the two Keras examples: on the projector, on the embedding, with flips."""
 
 import inspect
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from diptych.training.optimizers import lamb
 from diptych.training.schedules import constant, cosine
 from diptych.views import HorizontalFlip, Resize, VerticalFlip, View
 
-glorot_uniform_ = nn.init.xavier_uniform_  # as Keras' Dense starts
+glorot_uniform_ = nn.init.xavier_uniform_  # initialisation of Keras' Dense
 
 
 def linear_keras(subject: Subject, task: Task) -> Score | None:
     """Keras' Barlow Twins example: one Dense layer on the frozen *projector*'s output, LAMB, L2 0.02, 35 epochs.
 
-    Of the trained run alone: the untrained projector is not kept, raw pixels have none.
+    Only for the trained run: the untrained projector is not stored, and raw pixels have none.
     """
     if not subject.pretrained:
         return None
@@ -42,18 +42,18 @@ def linear_keras(subject: Subject, task: Task) -> Score | None:
 
 
 def linear_keras_embedding(subject: Subject, task: Task) -> Score:
-    """`linear-keras` on the encoder's embedding instead, as the example's later version does."""
+    """`linear-keras` on the encoder's embedding, as in the example's later version."""
     return keras_dense("linear-keras-embedding", subject.train, subject.test, task, on="embedding")
 
 
 def keras_dense(name: str, train: Tensor, test: Tensor, task: Task, *, on: str) -> Score:
-    """Fit Keras' Dense layer to vectors (M, E). Its `l2(0.02)` adds 0.02 |w|^2 to the loss: a decay of 0.04 w, and
-    one that LAMB's trust ratio sees. The example validates on whole batches of 512 only; this on every test image."""
+    """Fit Keras' Dense layer to vectors (M, E). Its `l2(0.02)` adds 0.02 |w|^2 to the loss: a decay of 0.04 w, which
+    also enters LAMB's trust ratio. The example validates only on full batches of 512; here on every test image."""
     epochs, batch_size, lr, l2 = 35, 512, 1e-3, 0.02
     y_train, y_test, classes = targets(task.train_labels, task.test_labels)
     head = linear_head(train.shape[1], len(classes), task.seed, glorot_uniform_).to(task.device)
     vectors, numbers = train.to(task.device), y_train.to(task.device)
-    steps = max(1, len(vectors) // batch_size)  # an epoch; drop_remainder
+    steps = max(1, len(vectors) // batch_size)  # per epoch; drop_remainder
 
     def batches(epoch: int):
         order = torch.randperm(len(vectors), generator=random_at(task.seed, "labels", "order", epoch))
@@ -77,7 +77,7 @@ def linear_keras_simsiam(subject: Subject, task: Task) -> Score | None:
     expected = task.expected
     resize = [Resize(expected.size)] if task.train.size != expected.size else []
     view = View([*resize, HorizontalFlip(), VerticalFlip(), normalize(expected)])
-    # The example's cosine counts whole batches only, so its last step or two stand at rate 0.
+    # The example's cosine counts full batches only, so the last step or two have rate 0.
     total = 5 * max(1, len(task.train_labels) // 128)
     details = {"as_in": "Keras' SimSiam example", "epochs": 5, "batch_size": 128, "lr": 0.03, "weight_decay": 0.0,
                "augmentation": "flips both ways"}  # fmt: skip
@@ -86,13 +86,13 @@ def linear_keras_simsiam(subject: Subject, task: Task) -> Score | None:
 
 
 def projector_of(folder: Path | None, width: int) -> nn.Module:
-    """The trained projector (N, E) -> (N, D) of a run, in evaluation mode, from its newest checkpoint and its recipe.
+    """Load the trained projector (N, E) -> (N, D) of a run, in evaluation mode, from its newest checkpoint and its recipe.
 
-    Raises CheckpointError where there is no checkpoint or it does not fit, RecipeError where no recipe says how the
-    projector was built.
+    Raises CheckpointError when there is no checkpoint or it does not match, RecipeError when no recipe describes the
+    projector.
     """
     checkpoint, make, arguments = projector_source(folder)
-    with torch.random.fork_rng(devices=[]):  # its starting weights are replaced
+    with torch.random.fork_rng(devices=[]):  # its initial weights are replaced
         method = make(nn.Identity(), **arguments, width=width)
     weights = checkpoints.read_tensors(checkpoint / "model.safetensors").items()
     own = {key.removeprefix("projector."): value for key, value in weights if key.startswith("projector.")}
@@ -102,7 +102,7 @@ def projector_of(folder: Path | None, width: int) -> nn.Module:
 
 
 def projector_source(folder: Path | None) -> tuple[Path, Callable[..., Method], dict[str, Any]]:
-    """The checkpoint that holds a run's projector, and the call that builds its method. Raises as `projector_of`."""
+    """The checkpoint of a run's projector, and the callable and arguments that build its method. Raises as `projector_of`."""
     checkpoint = checkpoints.newest(folder / "checkpoints") if folder is not None and is_run(folder) else None
     if folder is None or checkpoint is None:
         place = folder or "a network without a run folder"
@@ -121,7 +121,7 @@ KERAS_PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "linear-keras-simsiam": linear_keras_simsiam,
 }
 
-# What they need of the encoder, beyond its embeddings.
+# What they require of the encoder, in addition to its embeddings.
 KERAS_REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
     "linear-keras": lambda trained: projector_source(trained.folder),
     "linear-keras-simsiam": lambda trained: embedding_width(trained.encoder, None),

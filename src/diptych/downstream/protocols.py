@@ -1,7 +1,8 @@
-"""Protocols by name: what "accuracy" means. Each tells in its details which one it is and what it stands on.
+"""Evaluation protocols by name. The details of a score contain its source and the vectors that it uses.
 
-A protocol is a function of a subject (what is judged) and a task (the labelled images). It returns None where it has
-nothing to say, as training on crops has of raw pixels. Every number is of the last epoch; the test set chooses nothing.
+A protocol is a function of a subject (what is evaluated) and a task (the labelled images). It returns None for a subject
+to which it does not apply, such as training on crops for raw pixels. All accuracies are of the last epoch; nothing is
+chosen on the test set.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,14 +34,14 @@ def linear(subject: Subject, task: Task) -> Score:
 
 
 def with_source(score: Score, as_in: str, on: str) -> Score:
-    """The score with where its protocol comes from, and on which vectors it stands."""
+    """Add the source of the protocol and the vectors that it uses to the details of a score."""
     return replace(score, details={"as_in": as_in, "on": on} | score.details)
 
 
 def linear_sgd(subject: Subject, task: Task) -> Score | None:
     """Barlow Twins' evaluate.py: crops and flips, frozen encoder in evaluation mode, SGD 0.3 cosine, 100 epochs of 256.
 
-    Its number is the best of all epochs on the test set; this is the last one.
+    The published number is the best of all epochs on the test set; this one is of the last epoch.
     """
     total = 100 * steps_of(len(task.train_labels), 256)
     details = {"as_in": "evaluate.py (Barlow Twins)", "epochs": 100, "batch_size": 256, "lr": 0.3, "weight_decay": 1e-6,
@@ -50,7 +51,7 @@ def linear_sgd(subject: Subject, task: Task) -> Score | None:
 
 
 def fine_tuned(subject: Subject, task: Task) -> Score | None:
-    """`diptych.finetune` on all labels of the training images; of the untrained encoder it is training from scratch."""
+    """`diptych.finetune` on all labels of the training images; for the untrained encoder this is training from scratch."""
     if subject.network is None:
         return None
     return finetune_copy(subject.network, task.train, task.test, task.expected, device=task.device, seed=task.seed,
@@ -58,7 +59,7 @@ def fine_tuned(subject: Subject, task: Task) -> Score | None:
 
 
 def require_protocols(protocols: Sequence[str], trained: Trained) -> None:
-    """Raises RecipeError for an unknown protocol, and what else a protocol would raise for this encoder, before any work."""
+    """Raises RecipeError for an unknown protocol, and the errors that a protocol would raise for this encoder later."""
     for name in protocols:
         if name not in PROTOCOLS:
             raise RecipeError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
@@ -74,7 +75,7 @@ PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "finetune": fine_tuned,
 }
 
-# What a protocol needs of the encoder, beyond its embeddings: each raises the error that its protocol would end with.
+# What a protocol requires of the encoder, in addition to its embeddings. They raise the errors of the protocol itself.
 REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
     **KERAS_REQUIREMENTS,
     "linear-sgd": lambda trained: embedding_width(trained.encoder, None),

@@ -1,4 +1,4 @@
-"""What `evaluate` and `finetune` return: scores by protocol and subject, a diagnosis, and both as a table for people."""
+"""The result of `evaluate` and `finetune`: scores by protocol and subject, a diagnosis, and both as a readable table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ from diptych.base.errors import RecipeError
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.scores import Score
 
-TRAINED = "trained"  # the subject that an evaluation is about
+TRAINED = "trained"  # the main subject of an evaluation
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, each with its protocol and its subject ("chance", "raw pixels", "untrained", "trained", "from scratch"), and
-    the diagnosis of the test images' embeddings (None where nothing was embedded). As text, the table."""
+    """Scores with their protocol and subject ("chance", "raw pixels", "untrained", "trained", "from scratch"), and the
+    diagnosis of the embeddings of the test images (None if nothing was embedded). `str` returns the table."""
 
     scores: list[Score]
     diagnosis: Diagnosis | None = None
 
     def score(self, protocol: str, subject: str = TRAINED) -> Score:
-        """The score of one protocol and subject. Raises RecipeError where there is none."""
+        """The score of one protocol and subject. Raises RecipeError if there is none."""
         for score in self.scores:
             if (score.protocol, score.subject) == (protocol, subject):
                 return score
-        known = ", ".join(f"{score.protocol} of {score.subject}" for score in self.scores)
-        raise RecipeError(f"nothing says how good {subject!r} is by {protocol!r}; there are {known}")
+        existing = ", ".join(f"{score.protocol} of {score.subject}" for score in self.scores)
+        raise RecipeError(f"there is no score of {subject!r} by {protocol!r}; there are {existing}")
 
     def lines(self) -> list[dict]:
-        """Lines of a run's evaluations.jsonl: one a score, then one with the diagnosis."""
+        """Lines of a run's evaluations.jsonl: one per score, then one with the diagnosis."""
         lines = [score.line() for score in self.scores]
         return lines if self.diagnosis is None else [*lines, {"diagnosis": vars(self.diagnosis)}]
 
     def table(self) -> str:
-        """A row a subject, a column a protocol, then the spread over seeds where there are several, then the verdict."""
+        """One row per subject and one column per protocol, then the spread over several seeds, then the verdict."""
         text = [*accuracy_table(self.scores), *seeds_of(self.scores)]
         if self.diagnosis is not None:
             text.append(verdict_of(self.diagnosis))
@@ -73,6 +73,6 @@ def seeds_of(scores: Sequence[Score]) -> list[str]:
 
 
 def verdict_of(diagnosis: Diagnosis) -> str:
-    """The verdict, why, and what to try, a line each."""
+    """The verdict with its reasons, then the advice, one line each."""
     first = "; ".join([f"verdict: {diagnosis.verdict}", *diagnosis.reasons])
     return "\n  try: ".join([first, *diagnosis.advice])

@@ -1,1 +1,1 @@
-"""Functions of (M, E) arrays, on anybody's vectors: they know no run and no network."""
+"""Functions of (M, E) arrays of any origin, independent of runs and networks."""

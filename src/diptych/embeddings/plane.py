@@ -1,4 +1,4 @@
-"""Embeddings on a plane: UMAP or t-SNE where installed, else the two principal axes."""
+"""Embeddings in two dimensions: t-SNE where scikit-learn is installed, else the two principal components."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from diptych.base.errors import DataError
 def principal_map(vectors: np.ndarray) -> np.ndarray:
     """The first two principal components of (m, E) vectors, as (m, 2) float32.
 
-    The sign of a component is free; here its largest loading is positive, so equal vectors give equal maps.
+    The sign of a component is arbitrary; here its largest loading is positive, so equal vectors give equal maps.
     Raises `DataError` when a vector is not finite.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
@@ -27,16 +27,16 @@ def principal_map(vectors: np.ndarray) -> np.ndarray:
 
 
 def map_2d(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
-    """Lays (m, E) embeddings out on a plane: `(xy (m, 2) float32, how it was made)`.
+    """Map (m, E) embeddings to two dimensions: `(xy (m, 2) float32, name of the algorithm)`.
 
-    t-SNE (van der Maaten and Hinton 2008) of the vectors' directions where scikit-learn is installed and they
-    are ten or more, otherwise principal components. The same vectors and seed give the same map. Its
-    distances are not to be read.
+    t-SNE (van der Maaten and Hinton 2008) of the vectors' directions if scikit-learn is installed and there are at least
+    ten, otherwise principal components. The same vectors and seed give the same map. Distances in the map have no
+    meaning.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     directions = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     start = principal_map(directions)
-    if start.size and start.std() < 1e-6:  # all directions equal but for rounding, which is nothing to draw
+    if start.size and start.std() < 1e-6:  # all directions are equal up to rounding, so there is nothing to show
         return np.zeros_like(start), "principal components"
     if len(start) < 10:
         return start, "principal components"
@@ -45,7 +45,7 @@ def map_2d(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
         from threadpoolctl import threadpool_limits
     except ImportError:
         return start, "principal components"
-    # One thread: with several, the order of a sum, and with it the map, changes from call to call.
+    # With several threads the order of a sum, and with it the map, differs from call to call.
     with threadpool_limits(1):
         begin, perplexity = start / start[:, 0].std() * 1e-4, min(30, (len(start) - 1) / 3)
         tsne = TSNE(init=begin, perplexity=perplexity, random_state=seed)

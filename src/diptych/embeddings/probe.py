@@ -2,8 +2,8 @@
 standardized, w: weights, b: bias, y: class.
 
 The objective is that of scikit-learn's `LogisticRegression` with C = 1 / (N penalty): mean cross-entropy +
-penalty / 2 |w|^2, the bias free. Full batch, L-BFGS with a strong Wolfe line search; the only randomness is
-the split that chooses the penalty.
+penalty / 2 |w|^2, without a penalty on the bias. Full-batch L-BFGS with a strong Wolfe line search; the only random
+choice is the split that selects the penalty.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from diptych.base.random_at import random_at
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2  # share of each class of the training set on which the penalty is chosen
-DOUBLE = 2**22  # numbers, images x width: up to here float64 costs little (10,000 x 256 are 2.6 million)
-BLOCK = 2**24  # numbers: logits held at a time
+DOUBLE = 2**22  # images x width up to which float64 costs little (10,000 x 256 are 2.6 million)
+LOGITS_PER_BLOCK = 2**24  # logits in memory at a time
 TOLERANCE = 1e-5  # L-BFGS stops when no entry of the preconditioned gradient is larger
 CONVERGED = 1e-4  # scikit-learn's bound on the gradient of the same objective
 MOST_ITERATIONS = 1000
 
 
 class Solution(NamedTuple):
-    """Where the objective is smallest: `x @ weight_EK + bias_K` are the logits."""
+    """The minimum of the objective; the logits are `x @ weight_EK + bias_K`."""
 
     weight_EK: Tensor
     bias_K: Tensor
-    gradient_norm: float  # its largest entry, in w and b
+    gradient_norm: float  # its largest absolute entry, over w and b
     iterations: int
 
     @property
@@ -57,25 +57,25 @@ class Probe:
 def fit_probe(z_NE: Tensor, y_N: Tensor, classes: int, penalties: Sequence[float] = PENALTIES, seed: int = 0) -> Probe:
     """Fit on (N, E) embeddings of classes 0 to classes - 1; the penalty is chosen on a held-out part of them.
 
-    From the strongest penalty to the weakest, each fit starting from the one before; the path ends early when
-    two weaker penalties in a row did no better. Of equals the stronger wins. Then one fit on everything. With
-    one image a class there is nothing to hold out: the middle penalty is taken and `tried` is empty. Raises
-    RecipeError for a penalty <= 0.
+    Penalties are tried from the strongest to the weakest, and each fit starts from the previous one. The search stops
+    after two weaker penalties in a row without improvement. Among equally good ones the strongest is chosen. Then the
+    probe is fitted on all embeddings. With one image per class nothing can be held out: the middle penalty is used and
+    `tried` is empty. Raises RecipeError for a penalty <= 0.
     """
     path = sorted(penalties, reverse=True)
     if not path or path[-1] <= 0:
         raise RecipeError(f"penalties are numbers above 0, such as {PENALTIES}; got {tuple(penalties)}")
     mean_E, scale_E = location_and_scale(z_NE)
     x_NE = standardized(z_NE, mean_E, scale_E)
-    kept, held = split(y_N, seed)
-    x_kept, y_kept = x_NE[kept], y_N[kept]
-    gram_EE = x_kept.T @ x_kept / len(x_kept)
+    fitted, held = split(y_N, seed)
+    x_fitted, y_fitted = x_NE[fitted], y_N[fitted]
+    gram_EE = x_fitted.T @ x_fitted / len(x_fitted)
     solutions, tried, best = [], [], len(path) // 2
     for penalty in path if len(held) else ():
         start = solutions[-1] if solutions else None
-        found = softmax_regression(x_kept, y_kept, classes, penalty, start, gram_EE)
-        right = (x_NE[held] @ found.weight_EK + found.bias_K).argmax(1) == y_N[held]
-        solutions.append(found)
+        solution = softmax_regression(x_fitted, y_fitted, classes, penalty, start, gram_EE)
+        right = (x_NE[held] @ solution.weight_EK + solution.bias_K).argmax(1) == y_N[held]
+        solutions.append(solution)
         tried.append({"penalty": penalty, "accuracy": right.double().mean().item()})
         best = max(range(len(tried)), key=lambda i: tried[i]["accuracy"])
         if len(tried) - 1 - best == 2:
@@ -92,13 +92,12 @@ def softmax_regression(
     start: Solution | None = None,
     gram_EE: Tensor | None = None,
 ) -> Solution:
-    """The minimum of mean cross-entropy(x w + b, y) + penalty / 2 |w|^2, in x_NE's precision, where it lies.
+    """The minimum of mean cross-entropy(x w + b, y) + penalty / 2 |w|^2, in the precision and on the device of x_NE.
 
-    Embeddings are strongly correlated, and L-BFGS alone then takes hundreds of iterations. Here it runs on v
-    = L' w with L L' = x'x / (N K) + penalty. The Hessian at w = 0 is (1 - 11'/K) / K (x) x'x / N + penalty,
-    so in v it is close to the identity (everywhere it is bounded with 1/2 for 1/K: Boehning 1992). The
-    minimum is the same. x_NE should be centred; start: a solution nearby; gram_EE: x'x / N, where it is known
-    already.
+    Embeddings are strongly correlated, so that plain L-BFGS takes hundreds of iterations. Here it runs on v = L' w with
+    L L' = x'x / (N K) + penalty. The Hessian at w = 0 is (1 - 11'/K) / K (x) x'x / N + penalty, so in v it is close to
+    the identity (and bounded everywhere, with 1/2 for 1/K: Boehning 1992). The minimum is the same. x_NE should be
+    centred. start: a solution nearby. gram_EE: x'x / N, if already computed.
     """
     curvature_EE = (x_NE.T @ x_NE / len(x_NE) if gram_EE is None else gram_EE) / classes
     # The small share of the trace keeps float32 rounding of duplicate or constant columns positive definite.
@@ -134,14 +133,12 @@ def softmax_regression(
 def value_and_gradient(
     x_NE: Tensor, y_N: Tensor, w_EK: Tensor, b_K: Tensor, penalty: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective and its slopes in w and b, in blocks of rows: never more than `BLOCK` logits at a
-    time."""
+    """The objective and its gradients in w and b, in blocks of rows of at most `LOGITS_PER_BLOCK` logits."""
     n, classes = len(x_NE), len(b_K)
-    loss = (
-        penalty / 2 * w_EK.square().sum(dtype=torch.float64)
-    )  # the line search compares losses closer than float32 tells
+    # The line search compares losses whose difference is below the precision of float32.
+    loss = penalty / 2 * w_EK.square().sum(dtype=torch.float64)
     slope_EK, slope_K = penalty * w_EK, torch.zeros_like(b_K)
-    rows = max(1, BLOCK // classes)
+    rows = max(1, LOGITS_PER_BLOCK // classes)
     for x, y in zip(x_NE.split(rows), y_N.split(rows), strict=True):
         log_p = torch.addmm(b_K, x, w_EK).log_softmax(1)
         loss = loss - log_p.gather(1, y[:, None]).sum(dtype=torch.float64) / n
@@ -153,23 +150,21 @@ def value_and_gradient(
 
 
 def split(y_N: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit on and rows held out, `HELD_OUT` of each class and at least one, but never a class' only
-    row."""
+    """Rows to fit on and rows held out: `HELD_OUT` of each class, at least one, but not the only row of a class."""
     order = torch.randperm(len(y_N), generator=random_at(seed, "probe", "split"))
     order = order[y_N.cpu()[order].argsort(stable=True)]  # class by class, shuffled within
-    kept, held = [], []
+    fitted, held = [], []
     for members in order.split(torch.bincount(y_N.cpu()).tolist()):
         count = max(1, round(HELD_OUT * len(members))) if len(members) > 1 else 0
         held.append(members[:count])
-        kept.append(members[count:])
-    return torch.cat(kept).to(y_N.device), torch.cat(held).to(y_N.device)
+        fitted.append(members[count:])
+    return torch.cat(fitted).to(y_N.device), torch.cat(held).to(y_N.device)
 
 
 def location_and_scale(z_NE: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, float64 where the set is small; a constant column has scale
-    1.
+    """Mean and standard deviation of each column, in float64 for a small set; a constant column has scale 1.
 
-    A column is constant when it varies by rounding only: dividing by that would turn rounding into a signal.
+    A column that varies only by rounding counts as constant: division would turn rounding into a signal.
     """
     z_NE = z_NE.to(torch.float64 if z_NE.numel() <= DOUBLE else torch.float32)
     std_E, mean_E = torch.std_mean(z_NE, dim=0, correction=0)

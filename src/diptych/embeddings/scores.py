@@ -1,9 +1,8 @@
 """Accuracy of embeddings. M: training embeddings, N: test embeddings, E: width, K: classes, k: neighbours; z:
 embedding, s: similarity, y: class.
 
-Arrays in, numbers out: torch tensors or numpy arrays of embeddings, labels as whole numbers or names. Where
-training and test images come from separate folders, names are the safe choice: numbers say nothing about a
-class that one of them lacks.
+Embeddings are torch tensors or numpy arrays; labels are integers or names. Use names when training and test images come
+from separate folders: their numbers may differ when one folder lacks a class.
 """
 
 from collections import Counter
@@ -25,7 +24,7 @@ NEIGHBOURS, TEMPERATURE = 200, 0.1  # k and temperature of the vote
 
 @dataclass(frozen=True)
 class Score:
-    """How good, and how it was measured. interval: 95 %, over the choice of test images, not over runs."""
+    """An accuracy and how it was measured. interval: 95 %, over the choice of test images, not over runs."""
 
     protocol: str
     accuracy: float
@@ -35,7 +34,7 @@ class Score:
     classes: int
     seed: int | None = None  # None: no randomness in this protocol
     details: dict = field(default_factory=dict)
-    subject: str | None = None  # whose accuracy, such as "trained" or "untrained"; None: of the arrays that were given
+    subject: str | None = None  # whose accuracy, such as "trained" or "untrained"; None: of the given arrays
 
     def line(self) -> dict:
         """A line of evaluations.jsonl."""
@@ -44,7 +43,7 @@ class Score:
 
 
 class CheckedSets(NamedTuple):
-    """Checked embeddings of both sets, their labels as positions among `classes`, and these, sorted."""
+    """Checked embeddings of both sets, their labels as indices into `classes`, and the sorted `classes`."""
 
     z_ME: Tensor
     y_M: Tensor
@@ -64,9 +63,9 @@ def knn_accuracy(
 ) -> Score:
     """Weighted kNN: the k training embeddings of highest cosine s vote with exp(s / temperature).
 
-    Wu et al. 2018, sec. 3.4. train (M, E), test (N, E). k is at most M; where it was capped, the details say
-    so. Deterministic, on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes` say,
-    RecipeError for k < 1 and a temperature of 0 or less.
+    Wu et al. 2018, sec. 3.4. train (M, E), test (N, E). k is capped at M, with a note in the details. Deterministic,
+    on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes` do, RecipeError for k < 1 and
+    a temperature of 0 or less.
     """
     check_vote(k, temperature)
     sets = _checked_sets(train, train_labels, test, test_labels)
@@ -78,7 +77,7 @@ def knn_accuracy(
 
 
 def check_vote(k: int, temperature: float) -> None:
-    """Raises RecipeError for a number of neighbours or a temperature that no vote can be taken with."""
+    """Raises RecipeError for an invalid number of neighbours or temperature of a kNN vote."""
     if k < 1:
         raise RecipeError(f"k is the number of neighbours, at least 1; got {k}")
     if temperature <= 0:
@@ -88,7 +87,7 @@ def check_vote(k: int, temperature: float) -> None:
 def votes(z_ME: Tensor, y_M: Tensor, z_NE: Tensor, classes: int, *, k: int, temperature: float) -> Tensor:
     """The sum of exp(s / temperature) for each class, (N, K), of the k nearest of z_ME (classes y_M) to each of z_NE.
 
-    In units of the nearest neighbour's vote: the order is the same and a low temperature does not overflow.
+    In units of the nearest neighbour's vote, which does not change the order and avoids overflow at a low temperature.
     """
     s_Nk, index_Nk = nearest(z_NE, z_ME, k)
     weights_Nk = ((s_Nk - s_Nk[:, :1]) / temperature).exp()
@@ -106,10 +105,10 @@ def linear_probe(
 ) -> Score:
     """Softmax regression on frozen embeddings, (M, E) and (N, E), standardized by the training set.
 
-    The L2 penalty is chosen on a seeded, stratified part of the training set; the test set is looked at once.
-    The details tell what was tried, the choice, whether it lies at the end of the list, and how well the
-    optimizer converged. Runs on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes`
-    say, RecipeError for a penalty <= 0.
+    The L2 penalty is chosen on a seeded, stratified part of the training set; the test set is used once. The details
+    contain the penalties tried, the choice, whether it is at an end of the list, and how well the optimizer converged.
+    Runs on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes` do, RecipeError for a
+    penalty <= 0.
     """
     sets = _checked_sets(train, train_labels, test, test_labels)
     probe = fit_probe(sets.z_ME, sets.y_M, len(sets.classes), penalties, seed)
@@ -124,12 +123,12 @@ def linear_probe(
         "dtype": str(probe.mean_E.dtype).removeprefix("torch."),
     }
     if not probe.tried:
-        details["note"] = "one image a class: the penalty could not be chosen, it is the middle one"
+        details["note"] = "one image per class: the penalty could not be chosen, so it is the middle one"
     return score("linear", probe.scores(sets.z_NE), sets.y_N, len(sets.y_M), len(sets.classes), seed, details)
 
 
 def chance(labels: Labels) -> Score:
-    """The share of the most frequent class among the test `labels`: what one constant answer would reach."""
+    """The share of the most frequent class among the test `labels`: the accuracy of one constant answer."""
     labels = _labels(labels, None, "test")
     answer, count = Counter(labels).most_common(1)[0]
     right = torch.arange(len(labels)) < count
@@ -138,9 +137,9 @@ def chance(labels: Labels) -> Score:
 
 
 def accuracy_interval(correct: Array | Sequence[bool]) -> tuple[float, float]:
-    """95 % interval of an accuracy, from (N,) right or wrong (Wilson 1927): sensible at 0 and 100 % too.
+    """95 % interval of an accuracy, from (N,) right or wrong (Wilson 1927). It is valid at 0 and 100 % too.
 
-    It covers the choice of the N test images; another seed or training run varies on top of it.
+    It covers the choice of the N test images; variation between seeds and training runs comes on top.
     """
     n, z = len(correct), 1.959964
     share = float(torch.as_tensor(correct).double().mean())
@@ -158,8 +157,8 @@ def top_k_accuracy(scores_NK: Tensor, y_N: Tensor, k: int) -> float:
 def check_classes(train_labels: Labels, test_labels: Labels | None = None) -> list:
     """The sorted classes of the training labels; a test set may lack some of them.
 
-    Raises DataError, naming both lists, when the test set has a class that was not trained on, and when there
-    is only one class.
+    Raises DataError, with both lists, when the test set has a class that the training set lacks, and when there is only
+    one class.
     """
     classes = sorted(set(_labels(train_labels, None, "training")))
     tested = classes if test_labels is None else sorted(set(_labels(test_labels, None, "test")))
@@ -174,9 +173,9 @@ def check_classes(train_labels: Labels, test_labels: Labels | None = None) -> li
 def _checked_sets(train: Array, train_labels: Labels, test: Array, test_labels: Labels) -> CheckedSets:
     z_ME = checked_embeddings(train, "training")
     z_NE = checked_embeddings(test, "test", z_ME)
-    known, truth = _labels(train_labels, len(z_ME), "training"), _labels(test_labels, len(z_NE), "test")
-    classes = check_classes(known, truth)
-    y_M, y_N = _numbers(known, classes, z_ME.device), _numbers(truth, classes, z_ME.device)
+    labels_M, labels_N = _labels(train_labels, len(z_ME), "training"), _labels(test_labels, len(z_NE), "test")
+    classes = check_classes(labels_M, labels_N)
+    y_M, y_N = _numbers(labels_M, classes, z_ME.device), _numbers(labels_N, classes, z_ME.device)
     return CheckedSets(z_ME, y_M, z_NE, y_N, classes)
 
 

@@ -1,4 +1,4 @@
-"""A folder that keeps embeddings: vectors.npy, index.jsonl and meta.json."""
+"""A folder of embeddings: vectors.npy, index.jsonl and meta.json."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from diptych.base.files import require_free_folder
 
 
 class Saved(NamedTuple):
-    """What `load_embeddings` reads: vectors (M, E), `index` with a row for every image, and `meta`."""
+    """The result of `load_embeddings`: vectors (M, E), `index` with one row per image, and `meta`."""
 
     vectors: Tensor
     index: list[dict]
@@ -32,16 +32,13 @@ def save_embeddings(
     status: Sequence[str | None] | None = None,
     meta: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write vectors.npy (float32), index.jsonl and meta.json into a new `folder`, all or nothing; returns the
-    folder.
+    """Write vectors.npy (float32), index.jsonl and meta.json into a new `folder`, all or nothing. Returns the folder.
 
-    keys, labels, status: one entry for each image that was asked for, in order. status: None or "ok" for an
-    image that has a vector, otherwise why it has none: it keeps its row in the index, with the error, and is
-    absent from the vectors. index.jsonl: {"key", "label", "status": "ok" or "failed", "row": its row of
-    vectors.npy or null[, "error"]}, ASCII.
+    keys, labels, status: one entry per requested image, in order. status: None or "ok" for an image that has a vector,
+    otherwise the reason why it has none. Such an image has a row in the index, with the error, but no vector.
+    index.jsonl: {"key", "label", "status": "ok" or "failed", "row": its row of vectors.npy or null[, "error"]}, ASCII.
 
-    Raises DataError when the counts do not fit, OutputError when the folder is not empty or cannot be
-    written.
+    Raises DataError when the counts do not match, OutputError when the folder is not empty or cannot be written.
     """
     folder = require_free_folder(Path(folder))
     array = np.ascontiguousarray(torch.as_tensor(vectors).detach().cpu().numpy(), dtype=np.float32)
@@ -65,7 +62,7 @@ def save_embeddings(
         _write(work / "index.jsonl", "".join(json.dumps(row) + "\n" for row in index))
         _write(work / "meta.json", json.dumps(described, indent=2) + "\n")
         if folder.is_dir():
-            folder.rmdir()  # empty, as seen above
+            folder.rmdir()  # it is empty, as checked above
         work.rename(folder)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}); it needs {array.nbytes:,} bytes") from error
@@ -75,8 +72,7 @@ def save_embeddings(
 
 
 def load_embeddings(folder: str | Path) -> Saved:
-    """What `save_embeddings` wrote. Raises DataError when a file is missing, damaged or does not fit the
-    others."""
+    """Read what `save_embeddings` wrote. Raises DataError when a file is missing, damaged or does not match the others."""
     folder = Path(folder)
     try:
         vectors = torch.from_numpy(np.load(folder / "vectors.npy", allow_pickle=False))

@@ -1,7 +1,7 @@
 """Barlow Twins: Zbontar, Jing, Misra, LeCun and Deny, ICML 2021 (arXiv:2103.03230).
 
-Two views of an image should have the same projection, and no two columns of the projection should say the
-same thing. With z1, z2 standardised over a batch of N images:
+Two views of an image should have the same projection, and the columns of the projection should not be
+redundant. With z1, z2 standardised over a batch of N images:
 
     C_ij = 1/N sum_b z1_bi z2_bj                                  (eq. 2)
     L    = sum_i (1 - C_ii)^2  +  lambda sum_i sum_j!=i C_ij^2    (eq. 1)
@@ -17,15 +17,15 @@ from diptych.networks.projectors import mlp
 
 
 class BarlowTwins(Method):
-    """An encoder and a projector whose two projections are made to correlate column by column.
+    """An encoder and a projector, trained so that the two projections correlate column by column.
 
     encoder: images (N, 3, s, s) -> embedding (N, E).
-    projector: output widths of its Linear layers, with BN and ReLU between, wide is good (fig. 4); or a module of your
-    own, (N, E) -> (N, D).
-    bias: biases in these Linear layers; solo-learn has them, the authors do not.
+    projector: output widths of its Linear layers, with BN and ReLU between; wider is better (fig. 4). Or a module,
+    (N, E) -> (N, D).
+    bias: biases in these Linear layers; solo-learn has them, the authors' program does not.
     off_diagonal_weight: lambda of eq. 1.
     eps: added to the variances by which projections are standardised.
-    scale: multiplies the loss. LARS hides it from the weights, but biases and BN feel it.
+    scale: multiplies the loss. With LARS it does not affect the weights, but it affects biases and BN.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
@@ -49,7 +49,7 @@ class BarlowTwins(Method):
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         view1, view2 = two_views(views)  #           (N, 3, s, s)
         z1 = self.projector(self.encoder(view1))  #  (N, 3, s, s) -> (N, E) -> (N, D)
-        z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
+        z2 = self.projector(self.encoder(view2))  #  a separate forward pass: batch statistics are per view
         return {"z1": z1, "z2": z2}
 
     def compare(self, projections: Projections, progress: Progress) -> Compared:

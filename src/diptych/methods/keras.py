@@ -1,6 +1,6 @@
 """Barlow Twins and SimSiam as the two Keras examples train them (A. Eranti, 2021; S. Paul, 2021 and 2023).
 
-Their mathematics is the papers'. What differs lies in the layers, `diptych.networks.keras`: biases, batch normalisation, starting
+Their losses are those of the papers. Their layers differ, see `diptych.networks.keras`: biases, batch normalisation, initial
 weights, and a predictor with ReLU before BN.
 """
 
@@ -21,7 +21,7 @@ def keras_barlow_twins(
     eps: float = 0.0,
     width: int | None = None,
 ) -> BarlowTwins:
-    """Barlow Twins with the example's projector, its weight, and variances without an epsilon.
+    """Barlow Twins with the example's projector and off-diagonal weight, and variances without an epsilon.
 
     projector: output widths of its Linear layers, with biases, and with BN and ReLU between.
     off_diagonal_weight, eps, width: as `BarlowTwins`.
@@ -37,14 +37,14 @@ def keras_simsiam(
     frozen_statistics: bool = False,
     width: int | None = None,
 ) -> SimSiam:
-    """SimSiam with the example's projector, whose last BN has scale and shift, and its predictor.
+    """SimSiam with the example's predictor and its projector, whose last BN has scale and shift.
 
     projector: output widths of its Linear layers; predictor: width of its hidden layer.
-    frozen_statistics: BN takes its moving averages for mean and variance, which then never change, and nothing is normalised
-    by its batch; the encoder's layers too, in place. The example trains so, as its train_step does not say `training=True`.
+    frozen_statistics: BN normalises by its moving averages, which never change, instead of by the batch. It also applies to
+    the encoder's layers, in place. The example trains like this because its train_step does not pass `training=True`.
     width: as `SimSiam`.
 
-    Raises RecipeError for frozen statistics of an encoder with batch normalisation that is not Keras'.
+    Raises RecipeError for frozen statistics if the encoder has batch normalisation that is not Keras'.
     """
     if frozen_statistics:
         freeze_statistics(encoder)

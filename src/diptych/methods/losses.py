@@ -1,7 +1,7 @@
 """Losses. N: images of a batch, D: width of a projection, z: projection, p: prediction, c: correlation.
 
-Functions of tensors, without state. Means over N run over the rows of all processes, in value and gradient,
-so each process returns the loss of the global batch. In float32 whatever autocast says; float64 stays.
+Functions of tensors, without state. Means over N are over the rows of all processes, in value and gradient, so each
+process returns the loss of the global batch. They compute in float32 also under autocast; float64 stays float64.
 """
 
 import torch
@@ -25,7 +25,7 @@ def barlow_twins(
     if _gram_is_cheaper(sum(counts), z1_ND.shape[1]):
         z1_ND, z2_ND = standardize(z1_ND, eps), standardize(z2_ND, eps)
         c_ii = _mean_of_all((z1_ND * z2_ND).sum(0), rows=len(z1_ND))
-        # |z1' z2|^2 = <z1 z1', z2 z2'>, exactly: two (N, N) matrices instead of one (D, D), own rows by all rows
+        # |z1' z2|^2 = <z1 z1', z2 z2'>, exactly: two (N, N) matrices instead of one (D, D), rows of this process by all rows
         all1_ND, all2_ND = gather_rows(z1_ND, counts), gather_rows(z2_ND, counts)
         own_squares = (_matmul(z1_ND, all1_ND.T) * _matmul(z2_ND, all2_ND.T)).sum()
         all_squares = mean_over_ranks(own_squares) * len(counts) / len(all1_ND) ** 2
@@ -42,8 +42,8 @@ def barlow_twins(
 def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     """Minus the mean cosine of prediction and projection: SimSiam, Chen & He 2021, eq. 1.
 
-    p_ND, z_ND: (N, D). Returns a scalar in [-1, 1]. Nothing is detached here: the stop-gradient is the
-    method's. Raises ValueError when the shapes differ.
+    p_ND, z_ND: (N, D). Returns a scalar in [-1, 1]. Nothing is detached here: the method applies the
+    stop-gradient. Raises ValueError when the shapes differ.
     """
     _check_pair(p_ND, z_ND)
     cosine_N = F.cosine_similarity(_wide(p_ND), _wide(z_ND), dim=1)
@@ -60,7 +60,7 @@ def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float) -> Tensor:
 def standardize(z_ND: Tensor, eps: float) -> Tensor:
     """Each dimension to mean 0 and variance 1 over the rows: (z - mean) / sqrt(variance + eps), (N, D).
 
-    The variance is the population's, as batch normalisation without affine parameters has it. A constant
+    The variance is the population's, as in batch normalisation without affine parameters. A constant
     dimension becomes 0, with finite gradients as long as eps > 0.
     """
     z_ND = _wide(z_ND)
@@ -70,12 +70,12 @@ def standardize(z_ND: Tensor, eps: float) -> Tensor:
 
 
 def _gram_is_cheaper(rows: int, width: int) -> bool:
-    """4 n N D operations against 2 n D^2, n of the N rows of all ranks on this one; and 2 N D numbers travel instead of D^2."""
+    """4 n N D operations against 2 n D^2, n of the N rows of all ranks on this one; and 2 N D numbers are sent instead of D^2."""
     return 2 * rows < width
 
 
 def _mean_of_all(total: Tensor, rows: int) -> Tensor:
-    """The mean over the rows of all ranks, from this rank's sum; ranks need not hold equally many rows."""
+    """The mean over the rows of all ranks, from this rank's sum; ranks may have different numbers of rows."""
     return mean_over_ranks(total) / mean_over_ranks(total.new_full((), rows))
 
 
@@ -84,13 +84,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The one operation here that autocast would round to 16 bits."""
+    """A product in full precision: the only operation here that autocast would round to 16 bits."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
 
 def _check_pair(first: Tensor, second: Tensor) -> None:
-    """Broadcasting would return a number that means nothing."""
+    """Prevents broadcasting, which would return a meaningless number."""
     if first.ndim != 2 or first.shape != second.shape:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise ValueError(f"expected two (N, D) of one shape, got {shapes}")

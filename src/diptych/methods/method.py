@@ -1,4 +1,4 @@
-"""The contract that every method keeps: views in, a loss out, and nothing else that a loop has to know."""
+"""The interface of every method: it takes views and returns a loss. The loop depends on nothing else."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
+from diptych.base.random_at import Draw
 
-Draw = Mapping[str, Tensor]  # randomness of a method's own: named tensors, a row an image
-Projections = Mapping[str, Tensor]  # what the networks give: named tensors, a row an image
-Progress = float | Tensor  # share of training that is done, in [0, 1]; in a loop a 0-d tensor on the device
-Rule = Mapping[str, Any]  # of an optimizer's parameter groups, see diptych.optimizers
+Projections = Mapping[str, Tensor]  # outputs of the networks: named tensors, one row per image
+Progress = float | Tensor  # completed share of training, in [0, 1]; the loop passes a 0-d tensor on the device
+Rule = Mapping[str, Any]  # for an optimizer's parameter groups, see diptych.training.optimizers
 
 
 class Compared(NamedTuple):
@@ -20,53 +20,55 @@ class Compared(NamedTuple):
 
     loss: Tensor  # scalar, of the global batch
     parts: dict[str, Tensor]  # named terms of the loss, detached scalars
-    kept: dict[str, Tensor] = {}  # this process' rows that `after_step` needs (keys, a teacher's outputs), detached
+    kept: dict[str, Tensor] = {}  # rows of this process that `after_step` needs (keys, a teacher's outputs), detached
 
 
 class Method(nn.Module, ABC):
-    """What is trained: an encoder, what stands on it, and a loss.
+    """Trains an encoder: holds it, the networks on top of it, and a loss.
 
-    Its two halves let a batch that does not fit have its exact loss (gradient caching): `project` runs the networks on
-    pieces of a batch, `compare` sees the projections of all of it. Adding up losses of pieces would be another loss.
+    The two halves allow the exact loss of a batch that does not fit into memory (gradient caching): `project` runs the
+    networks on pieces of a batch, `compare` sees the projections of the complete batch. The sum of the losses of pieces
+    would be a different loss.
 
     Everything that changes during training is a parameter or a buffer and is changed in place, so that checkpoints, a
-    resumed run and a step that is not finite see it. A method takes any number of rows from two on: before step 0 it is
-    tried on a few images.
+    resumed run and the handling of a step that is not finite include it. A method accepts any number of rows from two
+    on: before step 0 it is tried on a few images.
     """
 
-    encoder: nn.Module  # what remains: saved, watched, evaluated
-    views: range = range(2, 3)  # how many views it takes
-    statistics_rows: int | None = None  # rows that share batch statistics; None: all of a step, over all processes
-    rules: Sequence[Rule] = ()  # parameter groups it insists on; an optimizer's own `groups` come before them
+    encoder: nn.Module  # remains after training: it is saved, watched and evaluated
+    views: range = range(2, 3)  # numbers of views that it accepts
+    statistics_rows: int | None = None  # rows that share batch statistics; None: all rows of a step, over all processes
+    rules: Sequence[Rule] = ()  # parameter groups that it requires; an optimizer's own `groups` take precedence
 
     def draw(self, n: int, rng: torch.Generator) -> Draw:
-        """Randomness of its own for `n` images, on the CPU: named tensors (n, ...). The loop gives each process its rows."""
+        """Draw random numbers for `n` images, on the CPU: named tensors (n, ...). The loop gives each process its rows."""
         return {}
 
     @abstractmethod
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
-        """Run the networks on views (N, 3, s, s), each by itself, with its own batch statistics; draw: N rows of `draw`."""
+        """Run the networks on views (N, 3, s, s), each view with its own batch statistics; draw: N rows from `self.draw`."""
 
     @abstractmethod
     def compare(self, projections: Projections, progress: Progress) -> Compared:
-        """The mathematics: the loss, its parts, and what `after_step` needs. Uses no network and changes nothing."""
+        """Compute the loss, its parts, and what `after_step` needs. Uses no network and changes nothing."""
 
     def forward(self, views: Sequence[Tensor], draw: Draw | None = None, progress: Progress = 0.0) -> Compared:
         return self.compare(self.project(views, draw or {}), progress)
 
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:  # noqa: B027
-        """After an update, with what `compare` kept of it: move in place what gradients do not (target, queue, centre).
+        """Update in place what has no gradient (target, queue, centre), after each optimizer step.
 
-        progress: after the step. Over several processes it must do the same on each: `gather` the rows it needs.
+        kept: from `compare` of this step. progress: after the step. Over several processes it must do the same on each:
+        `gather` the rows it needs.
         """
 
     def shown(self, projections: Projections) -> tuple[Tensor, Tensor] | None:
-        """Two projections (N, D) of the same images, for the watch, the diagnosis and the report; None: it has no pair."""
+        """Two projections (N, D) of the same images, for the watch, the diagnosis and the report; None: there is no pair."""
         return None
 
 
 def embedding_width(encoder: nn.Module, width: int | None) -> int:
-    """E: `width` if given, else the encoder's `num_features`. Raises RecipeError if neither tells."""
+    """E: `width` if given, else the encoder's `num_features`. Raises RecipeError if both are missing."""
     columns = getattr(encoder, "num_features", None) if width is None else width
     if not isinstance(columns, int):
         name = type(encoder).__name__
@@ -75,7 +77,7 @@ def embedding_width(encoder: nn.Module, width: int | None) -> int:
 
 
 def two_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The views of a method that compares two. Raises RecipeError unless they are two, of as many images."""
+    """Return the two views of a method that compares two. Raises RecipeError unless there are two, of equally many images."""
     rows = [len(view) for view in views]
     if len(rows) != 2 or rows[0] != rows[1]:
         raise RecipeError(f"this method compares two views of the same images, got views of {rows} images")

@@ -1,11 +1,11 @@
 """SimSiam: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021 (arXiv:2011.10566).
 
-From the projection of one view a predictor guesses the projection of the other, which is held still:
+A predictor predicts the projection of one view from that of the other; the target gets no gradient:
 
     D(p, z) = - p/|p| . z/|z|                                       (eq. 1)
     L       = 1/2 D(p1, stopgrad(z2)) + 1/2 D(p2, stopgrad(z1))     (eq. 4)
 
-Without stopgrad it collapses: all images get one projection, and the loss its minimum, -1 (sec. 4.1).
+Without stopgrad it collapses: all images get the same projection, and the loss reaches its minimum, -1 (sec. 4.1).
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ class SimSiam(Method):
     """An encoder, a projector, and a predictor whose target gets no gradient.
 
     encoder: images (N, 3, s, s) -> embedding (N, E).
-    projector: output widths of its Linear layers, with BN and ReLU between and BN last, two for CIFAR-10; or a module of
-    your own, (N, E) -> (N, D).
-    predictor: width of its hidden layer, a bottleneck of a quarter of the projection (sec. 3); or a module of your own,
+    projector: output widths of its Linear layers, with BN and ReLU between and BN last, two for CIFAR-10; or a module,
+    (N, E) -> (N, D).
+    predictor: width of its hidden layer, a bottleneck of a quarter of the projection (sec. 3); or a module,
     (N, D) -> (N, D).
-    stop_gradient: False trains eq. 2 instead, to watch the collapse.
+    stop_gradient: False trains eq. 2 instead, to demonstrate the collapse.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
 
-    Raises RecipeError for a width of a predictor beside a projector of your own, whose D only you know.
+    Raises RecipeError for a predictor given by a width when the projector is a module, whose D is unknown.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SimSiam(Method):
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         view1, view2 = two_views(views)  #           (N, 3, s, s)
         z1 = self.projector(self.encoder(view1))  #  (N, 3, s, s) -> (N, E) -> (N, D)
-        z2 = self.projector(self.encoder(view2))  #  a forward of its own: batch statistics are per view
+        z2 = self.projector(self.encoder(view2))  #  a separate forward pass: batch statistics are per view
         return {"z1": z1, "z2": z2, "p1": self.predictor(z1), "p2": self.predictor(z2)}  # (N, D)
 
     def compare(self, projections: Projections, progress: Progress) -> Compared:
@@ -65,7 +65,7 @@ class SimSiam(Method):
         if self.stop_gradient:
             z1, z2 = z1.detach(), z2.detach()
         d1, d2 = negative_cosine(p1, z2), negative_cosine(p2, z1)  # eq. 1, mean over the rows
-        parts = {"similarity_1": -d1.detach(), "similarity_2": -d2.detach()}  # of each guess, in [-1, 1]
+        parts = {"similarity_1": -d1.detach(), "similarity_2": -d2.detach()}  # of each prediction, in [-1, 1]
         return Compared((d1 + d2) / 2, parts)
 
     def shown(self, projections: Projections) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Encoders, projectors and their layers, and an encoder applied to images."""
+"""Encoders, projectors and their layers, and the embedding of images by an encoder."""

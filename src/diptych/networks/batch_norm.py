@@ -16,11 +16,11 @@ from diptych.base.processes import mean_over_ranks, world_size
 
 @contextmanager
 def shared_statistics(module: nn.Module, rows: int | None = None) -> Iterator[None]:
-    """Inside, `rows` rows share batch statistics in every BatchNorm of `module`; afterwards each is of its own class again.
+    """Inside the context, `rows` rows share batch statistics in every BatchNorm of `module`; afterwards its class is restored.
 
-    rows: as `Method.statistics_rows`; None: all rows of all processes. Parameters, buffers, hooks and state-dict keys stay
-    the very same, so an optimizer made before remains right. On one process None changes nothing. Raises DiptychError at a
-    kind of batch normalisation that it does not know, RecipeError for fewer rows than one.
+    rows: as `Method.statistics_rows`; None: all rows of all processes. Parameters, buffers, hooks and state-dict keys do
+    not change, so existing optimizers remain valid. On one process None changes nothing. Raises DiptychError for an
+    unknown kind of batch normalisation, RecipeError for fewer than one row.
     """
     before = [(layer, type(layer)) for layer in module.modules() if isinstance(layer, _BatchNorm)]
     try:
@@ -32,7 +32,7 @@ def shared_statistics(module: nn.Module, rows: int | None = None) -> Iterator[No
 
 
 def share_statistics(module: nn.Module, rows: int | None = None) -> nn.Module:
-    """`shared_statistics` without an end: changes the BatchNorms of `module` in place and returns it."""
+    """`shared_statistics` for good: changes the BatchNorms of `module` in place and returns it."""
     if rows is not None and rows < 1:
         raise RecipeError(f"statistics_rows is {rows}; it must be at least 1, or None for all rows of a step")
     if rows is None and world_size() == 1:
@@ -55,14 +55,15 @@ def share_statistics(module: nn.Module, rows: int | None = None) -> nn.Module:
 
 @cache
 def _shared(kind: type[_BatchNorm], rows: int | None) -> type[_BatchNorm]:
-    """`kind` with the forward pass of SharedBatchNorm. A layer's own `remember(mean, variance, count)` stays."""
+    """`kind` with the forward pass of SharedBatchNorm. A layer's own `remember(mean, variance, count)` is preserved."""
     return type(f"Shared{kind.__name__}", (SharedBatchNorm, kind), {"rows": rows, "__module__": __name__})
 
 
 class SharedBatchNorm(_BatchNorm):
-    """BatchNorm over the rows of all ranks, or over groups of `rows` consecutive ones: any device, any float type.
+    """BatchNorm over the rows of all ranks, or over groups of `rows` consecutive rows, on any device, in any float type.
 
-    In evaluation it is the layer that it replaces and talks to nobody. Children (timm's drop and act) follow in their order.
+    In evaluation it behaves like the layer that it replaces, without communication. Its children (timm's drop and act)
+    follow in their order.
     """
 
     rows: int | None = None
@@ -81,12 +82,12 @@ class SharedBatchNorm(_BatchNorm):
         return x
 
     def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """As torch remembers: running statistics move towards the mean and the unbiased variance."""
+        """Update the running statistics as torch does: towards the mean and the unbiased variance."""
         means, variances, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if means is None or variances is None or batches is None:
             return
         batches.add_(1)
-        # momentum None is torch's plain average over all batches; float() waits for the device
+        # momentum None means the plain average over all batches, as in torch; float() waits for the device
         share = 1 / float(batches) if self.momentum is None else self.momentum
         means.lerp_(mean.to(means.dtype), share)
         variances.lerp_((variance * count / (count - 1)).to(variances.dtype), share)
@@ -95,19 +96,19 @@ class SharedBatchNorm(_BatchNorm):
 def _normalize_groups(
     x: Tensor, rows: int, *, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each group of `rows` rows of x (N, C, ...) by its own statistics, without a word to other processes.
+    """Normalise each group of `rows` rows of x (N, C, ...) by its own statistics, without communication.
 
-    Also the mean of these means and (population) variances over the groups of all processes, for the running statistics:
-    one small collective, without gradient; and the values that one group has a channel.
+    Also returns the mean of these means and (population) variances over the groups of all processes, for the running
+    statistics, by one small collective without gradient; and the number of values per channel in a group.
     """
     groups, rest = divmod(len(x), rows)
     if rest or not groups:
         raise RecipeError(
-            f"statistics_rows is {rows} and a batch normalisation got {len(x)} rows: let each process' share of the batch "
-            f"(and micro_batch) be a multiple of {rows}"
+            f"statistics_rows is {rows} and a batch normalisation got {len(x)} rows: each process' share of the batch "
+            f"(and micro_batch) must be a multiple of {rows}"
         )
     dtype, channels = x.dtype if x.dtype == torch.float64 else torch.float32, x.shape[1]
-    # Under momentum 1 running statistics become a group's own: no second pass over x.
+    # With momentum 1 the running statistics become those of the group, without a second pass over x.
     statistics = torch.zeros(2, groups, channels, dtype=dtype, device=x.device)
     y = torch.cat(
         [
@@ -124,9 +125,8 @@ def _normalize_groups(
 class _NormalizeOverRanks(torch.autograd.Function):
     """`weight * (x - mean) / sqrt(variance + eps) + bias` over the rows of all ranks, and those statistics.
 
-    x: (N, C, ...). Ioffe & Szegedy 2015, algorithm 1 and its gradients, in float32 (float64 stays). Written
-    out, not composed, so that only x is kept for the backward pass, as in torch's own. Three small
-    collectives a step.
+    x: (N, C, ...). Ioffe & Szegedy 2015, algorithm 1 and its gradients, in float32 (float64 stays float64). It is one
+    autograd function, so that only x is saved for the backward pass, as in torch. Three small collectives per step.
     """
 
     @staticmethod
@@ -135,7 +135,7 @@ class _NormalizeOverRanks(torch.autograd.Function):
         dims, column = _layout(x)
         count = wide.new_full((1,), x.numel() // x.shape[1])
         variance, mean = torch.var_mean(wide, dims, correction=0)
-        # Pool means, then spreads around the pooled mean (Chan et al. 1979): no difference of large squares
+        # Pool means, then variances around the pooled mean (Chan et al. 1979): avoids a difference of large squares
         pooled = mean_over_ranks(torch.cat([count * mean, count]))
         share, global_mean = count / pooled[-1], pooled[:-1] / pooled[-1]
         variance = mean_over_ranks(share * (variance + (mean - global_mean).square()))
@@ -155,7 +155,7 @@ class _NormalizeOverRanks(torch.autograd.Function):
         gradient = gradient.to(mean.dtype)
         standard = (x.to(mean.dtype) - mean.view(column)) * inverse.view(column)
         to_bias, to_weight = gradient.sum(dims), (gradient * standard).sum(dims)
-        # What all rows do together, through the mean and through the variance
+        # The effect of all rows through the mean and through the variance
         by_mean, by_variance = mean_over_ranks(torch.stack([to_bias, to_weight])) / mean_count
         to_x = gradient - by_mean.view(column) - standard * by_variance.view(column)
         to_x = to_x * (inverse if weight is None else inverse * weight).view(column)
@@ -164,5 +164,5 @@ class _NormalizeOverRanks(torch.autograd.Function):
 
 
 def _layout(x: Tensor) -> tuple[list[int], list[int]]:
-    """All dimensions but the channels', and the shape in which one number a channel meets x."""
+    """All dimensions but the channels', and the shape that broadcasts one number per channel over x."""
     return [d for d in range(x.ndim) if d != 1], [-1 if d == 1 else 1 for d in range(x.ndim)]

@@ -1,4 +1,4 @@
-"""Encoders by name, images (N, 3, S, S) -> embedding (N, E): timm's networks and the few of this package."""
+"""Encoders by name, images (N, 3, S, S) -> embedding (N, E): timm's networks and those of this package."""
 
 import copy
 import difflib
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from diptych.base.errors import RecipeError
 from diptych.networks.keras import KERAS_NETWORKS
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {**KERAS_NETWORKS}  # of this package
+NETWORKS: dict[str, Callable[[], nn.Module]] = {**KERAS_NETWORKS}  # defined in this package
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
-# Options by which timm reads or fetches what they name: not for recipes and encoder folders, which others may have made.
+# Options that make timm read or fetch files: not allowed in recipes and encoder folders, which may come from others.
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
-# The arguments of `encoder` for each network that it has built and that is still in use.
+# The arguments of `encoder` for every network that it has built and that is still in use.
 _ARGUMENTS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
-SMALL = 64  # pixels, up to which "auto" takes the small stem: the standard one would leave maps of 2x2
+SMALL_STEM_PIXELS = 64  # "auto" takes the small stem up to this size: the standard one would leave maps of 2x2
 
 
 def encoder(
@@ -35,15 +35,15 @@ def encoder(
     """A network without classifier: images (N, 3, S, S) -> embedding (N, E). E is its `num_features`.
 
     name: any timm name ("resnet18", "convnext_tiny", ...) or one of `NETWORKS`.
-    stem: "small" makes the first convolution 3x3 at stride 1 and takes out the max-pool, "small-stride2" the
-    same at stride 2, "small-padded" the same at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34
-    pixels from 32), "standard" changes nothing. "auto" is "small" for images of up to 64 pixels where the
-    network has such a stem and no pretrained weights, else "standard".
-    size: S in pixels. A network that is built for one size (a ViT) is built for this one.
-    pretrained: with timm's weights, from its cache or the network.
-    options: of the timm network: `channels=(32, 64, 128, 256)`, `zero_init_last=False`, `drop_path_rate=0.1`.
+    stem: "small" makes the first convolution 3x3 at stride 1 and removes the max-pool, "small-stride2" does so at
+    stride 2, "small-padded" at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34 pixels from 32),
+    "standard" changes nothing. "auto" is "small" for images of up to 64 pixels if the network has such a stem and no
+    pretrained weights, else "standard".
+    size: S in pixels. A network of fixed size (a ViT) is built for this size.
+    pretrained: load timm's weights, from its cache or from the internet.
+    options: for the timm network: `channels=(32, 64, 128, 256)`, `zero_init_last=False`, `drop_path_rate=0.1`.
 
-    Raises RecipeError for an unknown name, stem or option, and for weights that cannot be had.
+    Raises RecipeError for an unknown name, stem or option, and for weights that are not available.
     """
     if stem not in STEMS:
         raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
@@ -58,14 +58,14 @@ def encoder(
 
 
 def built_with(network: nn.Module) -> dict[str, Any] | None:
-    """The arguments with which `encoder` builds such a network again, without its weights; None for a network of another
-    origin. A `copy.deepcopy` of an encoder is of another origin: use `copy_of`, as for a target network that is saved."""
+    """The arguments with which `encoder` builds such a network again, without its weights; None if `encoder` did not build
+    it. A `copy.deepcopy` of an encoder has no such record: use `copy_of`, as for a target network that is saved."""
     arguments = _ARGUMENTS.get(network)
     return None if arguments is None else dict(arguments)
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """A deep copy with tensors of its own; `built_with` knows it as it knows `network`."""
+    """A deep copy with separate tensors, for which `built_with` returns the same arguments as for `network`."""
     twin = copy.deepcopy(network)
     if network in _ARGUMENTS:
         _ARGUMENTS[twin] = dict(_ARGUMENTS[network])
@@ -73,7 +73,7 @@ def copy_of(network: nn.Module) -> nn.Module:
 
 
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `encoder` but those that say where weights are."""
+    """The arguments of `encoder` except those that say where weights come from."""
     return {key: value for key, value in options.items() if key not in (*REACHING, "pretrained")}
 
 
@@ -86,12 +86,12 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
         raise RecipeError(f"stem {stem!r} discards a pretrained layer of {name}: {fix}")
 
     network = _from_timm(name, size, pretrained, options)
-    if stem == "auto" and size is not None and size <= SMALL and _has_stem(network):
+    if stem == "auto" and size is not None and size <= SMALL_STEM_PIXELS and _has_stem(network):
         stem = "small"
     if stem.startswith("small"):
         _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)
     width = _embedding_width(network, name, size or network.pretrained_cfg["input_size"][-1])
-    if network.num_features != width:  # timm may count before a last, widening layer (MobileNetV3, VGG)
+    if network.num_features != width:  # timm may give the width before a last, widening layer (MobileNetV3, VGG)
         network.num_features = width
     return network
 
@@ -99,19 +99,19 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
 def _own_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
     refused = [*options, *["pretrained"] * pretrained, *[f"stem {stem!r}"] * stem.startswith("small")]
     if refused:
-        raise RecipeError(f"{name} is a network without choices, it does not take {', '.join(refused)}")
+        raise RecipeError(f"{name} has no options and does not take {', '.join(refused)}")
     return NETWORKS[name]()
 
 
 def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
-    """An nn.Module that carries what timm hangs on its networks."""
+    """An nn.Module with the attributes that timm adds to its networks."""
     if "img_size" in options:
         raise RecipeError(f"say size instead of img_size (for {name})")
     try:
         if size is not None and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
             options = {"img_size": size, **options}
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except OSError as error:  # no network, offline mode, no such repository: all of the hub's are OSErrors
+    except OSError as error:  # no internet, offline mode, no such repository: the hub raises OSErrors for all
         problem = f"cannot fetch the pretrained weights of {name} ({type(error).__name__})"
         raise RecipeError(f"{problem}: connect once to have them cached, or use pretrained false") from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -138,7 +138,7 @@ def _near(word: str, known: Iterable[str]) -> str:
 
 
 def _has_stem(network: nn.Module) -> bool:
-    convolution = getattr(network, "conv1", None)  # three in a row in a deep stem
+    convolution = getattr(network, "conv1", None)  # three in a sequence in a deep stem
     return isinstance(convolution, nn.Conv2d | nn.Sequential) and hasattr(network, "maxpool")
 
 
@@ -155,7 +155,7 @@ def _make_stem_small(network: Any, name: str, stride: int, padding: int) -> None
 
 
 def _embedding_width(network: nn.Module, name: str, size: int) -> int:
-    """E, by embedding one black image: what a network says of itself is not always what it returns."""
+    """E, measured by embedding one black image: the width that a network states is not always what it returns."""
     network.eval()
     try:
         with torch.no_grad():

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from diptych.base.errors import DataError, RecipeError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RAW_SIZE = 32  # pixels: a larger image is shrunk before its pixels are compared, 3 x 32 x 32 numbers are enough
+RAW_SIZE = 32  # pixels: larger images are shrunk to this size before their pixels are compared
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects: square RGB images of `size` pixels in [0, 1], minus `mean`, over `std` (per channel).
+    """The input of an encoder: square RGB images of `size` pixels in [0, 1], minus `mean`, over `std` (per channel).
 
-    resize: pixels of the shorter side before the middle `size` are cut out, as 256 for 224; None: `size` itself.
+    resize: pixels of the shorter side before the centre crop of `size`, such as 256 for 224; None: `size`.
     """
 
     size: int
@@ -28,7 +28,7 @@ class Preprocessing:
 
     @property
     def opened(self) -> int:
-        """At which size, in pixels, the squares are best read: everything after is then a crop."""
+        """The size in pixels at which squares should be read, so that only a crop remains to be done."""
         return self.resize or self.size
 
 
@@ -44,13 +44,13 @@ def embeddings(
     precision: str = "float32",
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """The embeddings of images as (M, E) float32 on `output_device`, in their order.
+    """Embed images: (M, E) float32 on `output_device`, in their order.
 
     pixels: (M, 3, H, W) uint8, or an iterable of such batches when not all fit into memory at once. Each image is scaled
-    to [0, 1], resized and cropped in the middle where its size differs, and normalized, as `preprocessing` says. The
-    encoder is in evaluation mode meanwhile, and each of its modules has its own mode back afterwards. device: where to
-    compute; the encoder is moved there and stays (default: where it is). precision: "float32" or "bfloat16" (autocast).
-    progress: called with the images done so far.
+    to [0, 1], resized and centre-cropped if its size differs, and normalized according to `preprocessing`. The encoder
+    runs in evaluation mode; afterwards the mode of each of its modules is restored. device: the encoder is moved there
+    and remains there (default: its current device). precision: "float32" or "bfloat16" (autocast). progress: called with
+    the number of images embedded so far.
 
     Raises DataError for no images or ones that are not uint8 (M, 3, H, W), RecipeError for an unknown precision or an
     encoder that does not give (n, E).
@@ -71,7 +71,7 @@ def embeddings(
                 raise RecipeError(
                     f"the encoder gives {tuple(vector.shape)} for {len(batch)} images; embeddings are (n, E)"
                 )
-            vectors.append(vector.float().to(output_device))  # to another device: waits for the computing one
+            vectors.append(vector.float().to(output_device))  # a copy to another device waits for the computation
             done += len(batch)
             if progress is not None:
                 progress(done)
@@ -81,7 +81,7 @@ def embeddings(
 
 
 def require_precision(precision: str) -> None:
-    """Raises RecipeError for a number format that an encoder cannot compute in."""
+    """Raises RecipeError for an unknown precision."""
     if precision not in PRECISIONS:
         raise RecipeError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
 
@@ -94,11 +94,10 @@ def raw_pixels(
     *,
     output_device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The baseline without any network: the normalized pixels of each image as one vector, (M, 3 * s * s) float32.
+    """The baseline without a network: the normalized pixels of each image as one vector, (M, 3 * s * s) float32.
 
-    Images of other sizes than s = min(size, their shorter side) are resized and cropped: by default,
-    everything above 32 pixels is shrunk to 32, so that the baseline of large images stays affordable. Raises
-    DataError as `embeddings`.
+    s = min(size, shorter side of the images). Images of another size are resized and cropped: by default, images above
+    32 pixels are shrunk to 32, which limits the cost of the baseline. Raises DataError as `embeddings` does.
     """
     rows = [
         prepare(batch, mean, std, min(size, *batch.shape[2:])).flatten(1).to(output_device)
@@ -112,11 +111,10 @@ def raw_pixels(
 def prepare(
     pixels: Tensor, mean: Sequence[float], std: Sequence[float], size: int | None = None, resize: int | None = None
 ) -> Tensor:
-    """(n, 3, H, W) uint8 as the encoder wants it: (n, 3, size, size) float32, normalized; without `size`, (n,
-    3, H, W).
+    """Preprocess (n, 3, H, W) uint8 for an encoder: (n, 3, size, size) float32, normalized; without `size`, (n, 3, H, W).
 
-    The shorter side is resized to `resize` pixels (`size` unless given; bilinear, antialiased: Pillow's way) and
-    the middle is kept.
+    The shorter side is resized to `resize` pixels (default `size`; bilinear with antialias, as in Pillow), and the centre
+    is cropped.
     """
     images = pixels.float() / 255
     height, width = images.shape[2:]
@@ -133,14 +131,14 @@ def prepare(
 def _batches(pixels: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
     for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
-            raise DataError(f"images to embed are uint8 (n, 3, H, W); these are {batch.dtype} {tuple(batch.shape)}")
+            raise DataError(f"images to embed must be uint8 (n, 3, H, W); these are {batch.dtype} {tuple(batch.shape)}")
         if len(batch):
             yield batch
 
 
 @contextmanager
 def _evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module's own mode again: a part that was frozen on purpose stays
+    """Evaluation mode inside the context; afterwards the mode of each module is restored, so that frozen parts remain
     frozen."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()

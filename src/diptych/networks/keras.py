@@ -1,9 +1,9 @@
 """The networks of the two Keras examples, layer for layer: Barlow Twins' ResNet-34, SimSiam's ResNet-20 v2, projectors.
 
-Modules are made in the order of Keras' `model.layers`, so walking `modules()` meets the same weights in the
-same order. What PyTorch does otherwise and is kept here: biases in every convolution, 'same' padding (at
-stride 2 the odd pixel goes after), batch normalisation with epsilon 1e-3 that remembers the population
-variance, and the starting weights.
+Modules are created in the order of Keras' `model.layers`, so `modules()` yields the same weights in the same order.
+These properties of Keras differ from PyTorch and are reproduced here: biases in every convolution, 'same' padding (at
+stride 2 the odd pixel is added after), batch normalisation with epsilon 1e-3 and a running population variance, and the
+initial weights.
 """
 
 import math
@@ -22,9 +22,9 @@ from diptych.networks.projectors import mlp
 
 
 class KerasBatchNorm(_BatchNorm):
-    """Keras' `BatchNormalization`: epsilon 1e-3, momentum 0.99 (0.01 in PyTorch's count), the population variance remembered.
+    """Keras' `BatchNormalization`: epsilon 1e-3, momentum 0.99 (0.01 in PyTorch's convention), running population variance.
 
-    frozen: it normalises by its moving averages and never changes them, in training as in evaluation.
+    frozen: it normalises by its moving averages and never updates them, in training as in evaluation.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class KerasBatchNorm(_BatchNorm):
     def forward(self: Any, input: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # Under momentum 1 these two become the batch's own mean and (unbiased) variance: no second pass over the input.
+        # With momentum 1 these two become the batch's mean and (unbiased) variance, without a second pass over the input.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         y = F.batch_norm(input, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
         count = input.numel() // input.shape[1]
@@ -49,7 +49,7 @@ class KerasBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def remember(self: Any, mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
-        """Move the running statistics towards the mean and the population variance (C,) of `count` values a channel."""
+        """Move the running statistics towards the mean and the population variance (C,) of `count` values per channel."""
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
         self.num_batches_tracked += 1
@@ -64,7 +64,7 @@ class KerasBatchNorm2d(KerasBatchNorm, nn.BatchNorm2d):
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Freeze every batch normalisation of `network`, in place. Raises RecipeError at one that is not Keras'."""
+    """Freeze every batch normalisation of `network`, in place. Raises RecipeError for one that is not Keras'."""
     for name, layer in network.named_modules():
         if isinstance(layer, KerasBatchNorm):
             layer.frozen = True
@@ -77,17 +77,17 @@ def freeze_statistics(network: nn.Module) -> None:
 
 
 def he_normal_(weight: Tensor) -> Tensor:
-    """Fill with Keras' `he_normal`: variance 2 / fan_in, cut at two deviations (He et al. 2015, eq. 10)."""
-    left_by_the_cut = 0.8796256610342398  # deviation of N(0, 1) between -2 and 2
-    deviation = math.sqrt(2 / weight[0].numel()) / left_by_the_cut
+    """Fill with Keras' `he_normal`: variance 2 / fan_in, truncated at two deviations (He et al. 2015, eq. 10)."""
+    truncated_deviation = 0.8796256610342398  # of N(0, 1) between -2 and 2
+    deviation = math.sqrt(2 / weight[0].numel()) / truncated_deviation
     return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 def start_as_keras(network: nn.Module, kernel_: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_) -> None:
-    """Fill the convolutions and Linear layers of `network` as Keras does.
+    """Initialise the convolutions and Linear layers of `network` as Keras does.
 
-    Kernels by `kernel_`, by default Keras' own default, `glorot_uniform` (PyTorch's `xavier_uniform_`, Glorot
-    and Bengio 2010, eq. 16); biases zero.
+    Kernels by `kernel_`, by default Keras' default, `glorot_uniform` (PyTorch's `xavier_uniform_`, Glorot and Bengio
+    2010, eq. 16); biases are zero.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -97,7 +97,7 @@ def start_as_keras(network: nn.Module, kernel_: Callable[[Tensor], Tensor] = nn.
 
 
 class SamePad(nn.Module):
-    """Keras' padding 'same': zeros around (N, C, H, W), so that `stride` makes ceil(H / stride) of H."""
+    """Keras' padding 'same': zeros around (N, C, H, W), so that a convolution with `stride` returns ceil(H / stride) rows."""
 
     def __init__(self, kernel: int, stride: int):
         super().__init__()
@@ -139,9 +139,9 @@ class BasicBlock(nn.Module):
 class KerasResNet34(nn.Module):
     """The encoder of Keras' Barlow Twins example: images (N, 3, 32, 32) -> embedding (N, 512).
 
-    A 7x7 stem over images with three zeros around them, then stages of 3, 4, 6 and 3 blocks, in pixels
-    32 -> 38 -> 19 -> 10 -> 10 -> 5 -> 3 -> 2, then a mean. As published the mean is a 2x2 average pool, which
-    sees just these 2x2 pixels; here it takes all that are left, so other sizes of image work too.
+    A 7x7 stem over images padded by three zeros, then stages of 3, 4, 6 and 3 blocks, in pixels
+    32 -> 38 -> 19 -> 10 -> 10 -> 5 -> 3 -> 2, then a mean. The published mean is a 2x2 average pool over these
+    2x2 pixels; here it is over all remaining pixels, so that other image sizes work too.
     """
 
     num_features = 512
@@ -149,7 +149,7 @@ class KerasResNet34(nn.Module):
     def __init__(self):
         super().__init__()
         stem = [nn.ZeroPad2d(3), *_same_conv(3, 64, 7, stride=2), *_norm_relu(64)]
-        pool = [SamePad(3, 2), nn.MaxPool2d(3, 2)]  # after a ReLU no maximum notices padding by zeros
+        pool = [SamePad(3, 2), nn.MaxPool2d(3, 2)]  # after a ReLU, padding by zeros does not change a maximum
         self.stem = nn.Sequential(*stem, *pool)
         blocks, channels = [], 64
         for out, count, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
@@ -164,7 +164,7 @@ class KerasResNet34(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A pre-activation bottleneck, 1x1, 3x3, 1x1 (He et al. 2016); the shortcut takes x before any of it."""
+    """A pre-activation bottleneck, 1x1, 3x3, 1x1 (He et al. 2016); the shortcut takes x itself."""
 
     def __init__(self, channels: int, inner: int, out: int, stride: int):
         super().__init__()
@@ -172,7 +172,7 @@ class Bottleneck(nn.Module):
         middle = [*_norm_relu(inner), *_same_conv(inner, inner, 3, stride), *_norm_relu(inner)]
         self.residual = nn.Sequential(*narrow, *middle)
         self.shortcut = nn.Identity() if channels == out else Conv2d(channels, out, 1, stride)
-        self.widen = Conv2d(inner, out, 1)  # made after the shortcut, as Keras orders them
+        self.widen = Conv2d(inner, out, 1)  # created after the shortcut, in the order of Keras
 
     def forward(self, x: Tensor) -> Tensor:
         return self.widen(self.residual(x)) + self.shortcut(x)
@@ -181,9 +181,8 @@ class Bottleneck(nn.Module):
 class KerasResNet20v2(nn.Module):
     """The encoder of Keras' SimSiam example: images (N, 3, S, S) in [0, 1] -> embedding (N, 256).
 
-    Rescales to [-1, 1] inside, as the example does (from [0, 255]), so its views end without `normalize`.
-    The mean is over a sum of residuals: the last BN-ReLU of such networks belongs to the classifier, which
-    the example leaves out.
+    It rescales to [-1, 1] itself, as the example does (from [0, 255]), so its views need no `normalize`. The mean is
+    over a sum of residuals: the last BN-ReLU of such networks belongs to the classifier, which the example omits.
     """
 
     num_features = 256
@@ -208,7 +207,7 @@ class KerasResNet20v2(nn.Module):
 def keras_projector(
     widths: Sequence[int], *, bias: bool = False, last_norm: bool = False, frozen: bool = False
 ) -> nn.Sequential:
-    """`mlp(widths, bias)` with Keras' batch normalisation and starting weights; last_norm: a BN after the last Linear too.
+    """`mlp(widths, bias)` with Keras' batch normalisation and initial weights; last_norm: a BN after the last Linear too.
 
     frozen: batch normalisation with frozen statistics. Raises RecipeError without an output width.
     """
@@ -219,7 +218,7 @@ def keras_projector(
 
 
 def keras_predictor(width: int, hidden: int, frozen: bool = False) -> nn.Sequential:
-    """The predictor of Keras' SimSiam example, (N, width) -> (N, hidden) -> (N, width): ReLU stands before BN."""
+    """The predictor of Keras' SimSiam example, (N, width) -> (N, hidden) -> (N, width): with ReLU before BN."""
     if hidden < 1:
         raise RecipeError(f"predictor is {hidden}; it must be 1 or more")
     first, norm = nn.Linear(width, hidden, bias=False), KerasBatchNorm1d(hidden, frozen=frozen)

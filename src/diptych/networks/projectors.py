@@ -1,4 +1,4 @@
-"""Projectors and predictors: small networks that stand on the encoder while it trains."""
+"""Projectors and predictors: small networks on top of the encoder, used only in training."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -24,9 +24,9 @@ def mlp(
         mlp((2048, 2048, 2048, 2048), last_norm="plain")  # SimSiam's projector (sec. 3)
         mlp((2048, 512, 2048), last_bias=True)            # SimSiam's predictor (sec. 3): a bottleneck
 
-    bias: biases in the Linear layers; last_bias: in the last one, as `bias` unless given.
+    bias: biases in the Linear layers; last_bias: in the last one, by default as `bias`.
     last_norm: a BN after the last Linear, "plain" (no learned scale and shift) or "affine".
-    batch_norm: makes a BN of a width; takes `affine` as torch's does.
+    batch_norm: a callable that returns a BN of a given width and accepts `affine` as torch's does.
 
     Raises RecipeError without an output width.
     """

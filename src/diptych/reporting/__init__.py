@@ -1,1 +1,1 @@
-"""The page that a run folder becomes, and its pictures."""
+"""The HTML report of a run folder, and its pictures."""

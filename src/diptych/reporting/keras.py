@@ -1,6 +1,6 @@
-"""The protocols of the two Keras examples in the report's words."""
+"""What the report writes about the protocols of the two Keras examples: title and description."""
 
-KERAS_PROTOCOLS = {
+KERAS_PROTOCOL_TEXTS = {
     "linear-keras": (
         "linear-keras",
         "One linear layer on the frozen projector's output, as Keras' Barlow Twins example.",

@@ -1,24 +1,23 @@
-"""The report's numbers: accuracies beside their references, what the run cost, what it was made with."""
+"""The report's numbers: accuracies beside their references, the cost of the run, its environment."""
 
 import statistics
 
 from diptych.reporting.charts import number
 from diptych.reporting.figures import values
-from diptych.reporting.keras import KERAS_PROTOCOLS
+from diptych.reporting.keras import KERAS_PROTOCOL_TEXTS
 from diptych.reporting.record import Record, clip, real
 from diptych.runs.run import flatten
 
 SUBJECTS = {
-    "chance": "guessing, without looking",
+    "chance": "guessing, without the image",
     "raw pixels": "the images themselves, no network",
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
 }
-MAYBE = {
-    "from scratch": "the same network, never pretrained, trained on the same labels"
-}  # a row only where it was judged
-PROTOCOLS = {
-    "knn": ("kNN", "Each test image gets the class of its nearest training images; nothing is fitted."),
+# A row only where a score of it exists.
+OPTIONAL_SUBJECTS = {"from scratch": "the same network, never pretrained, trained on the same labels"}
+PROTOCOL_TEXTS = {
+    "knn": ("kNN", "A test image gets the class of its nearest training images; nothing is fitted."),
     "linear": (
         "linear",
         "One linear layer is fitted to the frozen encoder's embeddings of the training images.",
@@ -27,36 +26,36 @@ PROTOCOLS = {
         "linear-sgd",
         "One linear layer is trained by SGD on crops and flips through the frozen encoder.",
     ),
-    **KERAS_PROTOCOLS,
+    **KERAS_PROTOCOL_TEXTS,
     "finetune": ("finetune", "Encoder and linear layer are trained together on labels."),
 }
-SIZES = {"train_images": "training images", "test_images": "test images", "classes": "classes"}
+SIZE_TEXTS = {"train_images": "training images", "test_images": "test images", "classes": "classes"}
 
 
-def accuracy_table(run: Record) -> dict | None:
-    """Rows chance, raw pixels, untrained, trained; a column for each protocol; None before an evaluation."""
+def accuracy_section(run: Record) -> dict | None:
+    """Accuracies: a row per subject (chance, raw pixels, ...), a column per protocol. None before an evaluation."""
     results = {(line["protocol"], line["subject"]): line for line in run.results}
-    guess = next((line for line in run.results if line["subject"] == "chance"), None)
-    found = [protocol for protocol, subject in results if subject != "chance"]
-    protocols = list(dict.fromkeys([name for name in PROTOCOLS if name in found] + found))[:6]
+    chance = next((line for line in run.results if line["subject"] == "chance"), None)
+    measured = [protocol for protocol, subject in results if subject != "chance"]
+    protocols = list(dict.fromkeys([name for name in PROTOCOL_TEXTS if name in measured] + measured))[:6]
     if not protocols:
         return None
     rows = []
     for subject in list(dict.fromkeys([*SUBJECTS, *(subject for _, subject in results)]))[:20]:
-        # Guessing does not depend on the protocol: one such line serves every column.
-        lines = [results.get((name, subject), guess if subject == "chance" else None) for name in protocols]
+        # Chance does not depend on the protocol: one line of it is used in all columns.
+        lines = [results.get((name, subject), chance if subject == "chance" else None) for name in protocols]
         cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
-        rows.append({"subject": subject, "why": (SUBJECTS | MAYBE).get(subject, ""), "cells": cells})
+        rows.append({"subject": subject, "why": (SUBJECTS | OPTIONAL_SUBJECTS).get(subject, ""), "cells": cells})
     return {
         "protocols": [protocol_note(name, run.results) for name in protocols],
         "rows": rows,
         "missing": any(c is None for row in rows for c in row["cells"]),
-        "chance": guess["accuracy"] if guess else None,
+        "chance": chance["accuracy"] if chance else None,
     }
 
 
 def cell(line: dict | None, untrained: dict | None) -> dict | None:
-    """One accuracy with its interval, and for the trained encoder the difference to the untrained one."""
+    """One accuracy with its interval; for the trained encoder also the difference to the untrained one, in points."""
     if line is None:
         return None
     accuracy, ends = line["accuracy"], line["interval"]
@@ -73,8 +72,8 @@ def protocol_note(name: str, results: list[dict]) -> dict:
     """A protocol in words: what it does, on how many images, with which settings."""
     lines = [line for line in results if line["protocol"] == name and line["subject"] != "chance"]
     line = next((line for line in lines if line["subject"] == "trained"), lines[0])
-    title, explained = PROTOCOLS.get(name, (name, PROTOCOLS.get(name.split(",")[0], ("", ""))[1]))
-    sizes = [(real(line.get(key)), what) for key, what in SIZES.items()]
+    title, explained = PROTOCOL_TEXTS.get(name, (name, PROTOCOL_TEXTS.get(name.split(",")[0], ("", ""))[1]))
+    sizes = [(real(line.get(key)), what) for key, what in SIZE_TEXTS.items()]
     details = flatten(line["details"]) if isinstance(line.get("details"), dict) else {}
     details = dict(list(details.items())[:12]) | {"seed": line.get("seed")}
     return {
@@ -82,53 +81,55 @@ def protocol_note(name: str, results: list[dict]) -> dict:
         "text": explained,
         "sizes": ", ".join(f"{number(size)} {what}" for size, what in sizes if size is not None),
         "settings": ", ".join(setting(key, value) for key, value in details.items() if value is not None),
-        "told": max(line["told"] for line in lines),
+        "measurements": max(line["measurements"] for line in lines),
     }
 
 
 def setting(key: object, value: object) -> str:
     """`k 200`, `converged yes`."""
-    found = real(value)
-    word = "yes" if value is True else "no" if value is False else clip(value, 60)
-    told = number(found) if found is not None else word
-    return f"{clip(key, 40).replace('_', ' ')} {told}"
+    finite = real(value)
+    if finite is not None:
+        text = number(finite)
+    else:
+        text = "yes" if value is True else "no" if value is False else clip(value, 60)
+    return f"{clip(key, 40).replace('_', ' ')} {text}"
 
 
 def summary(accuracy: dict | None) -> str:
     """The result in one sentence."""
-    title, trained = judged(accuracy)
+    title, trained = main_result(accuracy)
     if trained is None:
         return ""
-    said = f"The trained encoder reaches {number(trained['value'], percent=True)} ({title} accuracy)"
+    text = f"The trained encoder reaches {number(trained['value'], percent=True)} ({title} accuracy)"
     if trained["gain"] is None:
-        return f"{said}."
+        return f"{text}."
     if trained["apart"] is False:
-        return f"{said}, which cannot be told from the same encoder untrained: training has not paid yet."
+        return f"{text}, which cannot be distinguished from the same encoder untrained: training has shown no gain yet."
     more = "more" if trained["gain"] > 0 else "less"
-    return f"{said}, {abs(trained['gain']):.1f} points {more} than the same encoder untrained."
+    return f"{text}, {abs(trained['gain']):.1f} points {more} than the same encoder untrained."
 
 
-def judged(accuracy: dict | None) -> tuple[str, dict | None]:
-    """The protocol that judges the run (linear, else the last that judged the trained encoder), and what it found."""
+def main_result(accuracy: dict | None) -> tuple[str, dict | None]:
+    """The title and the cell of the trained encoder under `linear`, else under the last protocol that has one."""
     rows = {row["subject"]: row["cells"] for row in accuracy["rows"]} if accuracy else {}
     titles = [protocol["title"] for protocol in accuracy["protocols"]] if accuracy else []
-    found = [pair for pair in zip(titles, rows.get("trained", []), strict=True) if pair[1] is not None]
-    return next((pair for pair in found if pair[0] == "linear"), found[-1] if found else ("", None))
+    cells = [pair for pair in zip(titles, rows.get("trained", []), strict=True) if pair[1] is not None]
+    return next((pair for pair in cells if pair[0] == "linear"), cells[-1] if cells else ("", None))
 
 
 def facts(run: Record) -> list[str]:
     """The run in a few words: method, encoder, source."""
-    found = []
+    names = []
     for key in ("method", "encoder", "source"):
         value = run.recipe.get(key)
         value = value.get("name") if isinstance(value, dict) else value
         if isinstance(value, str):
-            found.append(clip(value, 80).replace("_", " ") if key == "method" else clip(value, 80))
-    return found
+            names.append(clip(value, 80).replace("_", " ") if key == "method" else clip(value, 80))
+    return names
 
 
 def cost(run: Record) -> list[tuple[str, str]]:
-    """What the run took: (name, value)."""
+    """Time, images, steps and device of the run: (name, value)."""
     last, end = run.steps[-1] if run.steps else {}, run.end or {}
     rates = [rate for _, rate in values(run.steps, "images_per_second") if rate > 0]
     seconds = real((run.end or last).get("elapsed_seconds"))
@@ -150,7 +151,7 @@ def cost(run: Record) -> list[tuple[str, str]]:
 
 
 def environment_rows(run: Record) -> list[tuple[str, str]]:
-    """environment.json, a line for each value."""
+    """The values of environment.json: (name, value)."""
     rows = []
     for key, value in list(flatten(run.environment).items())[:60]:
         value = " ".join(map(str, value)) if isinstance(value, list) else value
@@ -158,17 +159,17 @@ def environment_rows(run: Record) -> list[tuple[str, str]]:
     return rows
 
 
-def texts(value: object) -> list[str]:
-    """A list of texts, whatever was there."""
+def clipped_texts(value: object) -> list[str]:
+    """At most 12 texts of bounded length, from a list or one text; [] for anything else."""
     items = value if isinstance(value, list) else [value] if isinstance(value, str) else []
     return [clip(item) for item in items[:12]]
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.1 s, 41 s, 3 min 12 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Seconds in readable units: 4.1 s, 41 s, 3 min 12 s, 2 h 05 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"

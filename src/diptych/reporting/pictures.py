@@ -1,6 +1,6 @@
 """Pictures made of arrays: thumbnails, the contact sheet of views, maps in two dimensions.
 
-Pure functions of numpy arrays. Images are (n, H, W, 3) uint8, the order that image files want.
+Pure functions of numpy arrays. Images are (n, H, W, 3) uint8, in the order of axes that image files use.
 """
 
 import base64
@@ -14,50 +14,51 @@ from PIL import Image, ImageDraw, ImageFont
 from diptych.base.errors import DataError
 
 PAPER, SOFT, FAINT = (252, 251, 248), (95, 91, 84), (222, 218, 210)
-INKS = ((36, 112, 196), (214, 96, 24), (40, 140, 90), (150, 80, 170), (120, 120, 40), (70, 70, 70))  # of lines, in turn
+# Colours of the first, second, ... line of a chart.
+INKS = ((36, 112, 196), (214, 96, 24), (40, 140, 90), (150, 80, 170), (120, 120, 40), (70, 70, 70))
 SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels of one image on a contact sheet
-LONGEST_LINE = 8  # views beside each other on a contact sheet
+VIEWS_PER_LINE = 8  # beside each other on a contact sheet
 
 
-def thumbnails(images: np.ndarray, size: int) -> np.ndarray:
-    """Shrinks (n, H, W, 3) uint8 images to fit `size` x `size` pixels, on paper where they are not square.
+def shrink_to_fit(images: np.ndarray, size: int) -> np.ndarray:
+    """Shrink (n, H, W, 3) uint8 images to `size` x `size` pixels, on a plain background where they are not square.
 
-    Images that are small enough come back as they are: a 32-pixel image gains nothing by being enlarged here.
+    Images that are small enough are returned unchanged: enlarging them would only make the file larger.
+    Raises `DataError` for another shape or dtype.
     """
-    images = _checked(images)
+    images = _require_rgb(images)
     if max(images.shape[1:3]) <= size:
         return images
     return np.array([np.asarray(_tile(image, size)) for image in images]).reshape(-1, size, size, 3)
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An (H, W, 3) or (H, W, 4) uint8 image as a PNG in text, for the `src` of a page without other files."""
+    """An (H, W, 3) or (H, W, 4) uint8 image as a PNG in base64, to embed in the HTML."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=9)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def contact_sheet(originals: np.ndarray, views: Sequence[np.ndarray]) -> Image.Image:
-    """One picture of n rows, each an image beside its views: `originals` and each of `views` (n, H, W, 3) uint8.
+    """One picture of n rows, an image beside its views: `originals` and all arrays of `views` are (n, H, W, 3) uint8.
 
-    Views of any size fill tiles of one size. Small images are enlarged by whole pixels, or nobody could judge them.
-    More than LONGEST_LINE views stand in several lines, many rows in blocks. Raises `DataError` without views or
-    images, and where an array has another number of images than `originals`.
+    All tiles have one size. Small images are enlarged by a whole number, so that their pixels stay sharp.
+    More than VIEWS_PER_LINE views take several lines; many rows are placed in blocks beside each other.
+    Raises `DataError` without views or images, and where an array has another number of images than `originals`.
     """
-    originals, *views = (_checked(images) for images in (originals, *views))
+    originals, *views = (_require_rgb(images) for images in (originals, *views))
     counts = [len(images) for images in (originals, *views)]
     if not views or set(counts) != {counts[0]} or not counts[0]:
         raise DataError(f"a contact sheet needs as many images as views, got {counts}")
     side = max(max(view.shape[1:3]) for view in views)
     tile = min(side * math.ceil(SMALLEST_TILE / side), LARGEST_TILE)
-    lines = math.ceil(len(views) / LONGEST_LINE)
+    lines = math.ceil(len(views) / VIEWS_PER_LINE)
     line = math.ceil(len(views) / lines)
     n = counts[0]
-    blocks = max(
-        1, round((1 if n <= 6 else 2 if n <= 16 else 3) * 3 / (1 + line))
-    )  # 3 tiles, an image and two views, a block
+    # Blocks for rows of 3 tiles (an image and two views); with longer rows, fewer.
+    blocks = max(1, round((1 if n <= 6 else 2 if n <= 16 else 3) * 3 / (1 + line)))
     rows = math.ceil(n / blocks)
-    # Pixels; the views stand closer to each other than to their image.
+    # In pixels. The gap between views (hinge) is smaller than the gap between an image and its views (apart).
     margin, hinge, apart, heading = 24, 3, 14, 26
     block = tile + apart + line * (tile + hinge) - hinge + 2 * margin
     row = lines * (tile + hinge) - hinge + apart
@@ -81,7 +82,7 @@ def contact_sheet(originals: np.ndarray, views: Sequence[np.ndarray]) -> Image.I
 def line_picture(chart: dict, size: tuple[int, int], scale: int = 3) -> Image.Image:
     """A chart of `charts.line_chart` (places in `size` units) as a picture of `size` times `scale` pixels.
 
-    Drawn four times as large and shrunk: Pillow draws lines without grey edges.
+    The picture is drawn four times as large and then shrunk, because Pillow does not smooth the edges of lines.
     """
     fine, (width, height) = 4 * scale, size
     heading = 26  # units above the chart: its title, and the lines' names where there are several
@@ -94,12 +95,12 @@ def line_picture(chart: dict, size: tuple[int, int], scale: int = 3) -> Image.Im
 
     across = [x for x, _ in chart["x_ticks"]] + [place[0] for line in chart["lines"] for place in line["hover"]]
     left, right = min(across), max(across)
-    for y, told in chart["y_ticks"]:
+    for y, text in chart["y_ticks"]:
         draw.line([at(left, y), at(right, y)], fill=FAINT, width=fine)
-        draw.text(at(left - 5, y), told, fill=SOFT, font=small, anchor="rm")
+        draw.text(at(left - 5, y), text, fill=SOFT, font=small, anchor="rm")
     bottom = max(y for y, _ in chart["y_ticks"])
-    for x, told in chart["x_ticks"]:
-        draw.text(at(x, bottom + 6), told, fill=SOFT, font=small, anchor="mt")
+    for x, text in chart["x_ticks"]:
+        draw.text(at(x, bottom + 6), text, fill=SOFT, font=small, anchor="mt")
     draw.text(at(right, bottom + 18), "step", fill=SOFT, font=small, anchor="rt")
     draw.text(at(left, -heading + 6), chart["title"], fill=(30, 28, 26), font=title, anchor="lt")
     if chart["reference"]:
@@ -119,20 +120,20 @@ def line_picture(chart: dict, size: tuple[int, int], scale: int = 3) -> Image.Im
     return sheet.resize((scale * width, scale * (height + heading)), Image.Resampling.LANCZOS)
 
 
-def _checked(images: np.ndarray) -> np.ndarray:
+def _require_rgb(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
-        raise DataError(f"pictures are made of images (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
+        raise DataError(f"pictures need images (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
     return images
 
 
 def _tile(image: np.ndarray, size: int) -> Image.Image:
-    """One image with its longer side `size`, in the middle of a square of paper."""
+    """One image with its longer side `size`, in the middle of a square of the background colour."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
-    # Enlarged pixels stay visible as pixels; a shrunk image is filtered, or it would alias.
-    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    # Enlarged pixels keep sharp edges. A shrunk image is filtered, or it would alias.
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     square = Image.new("RGB", (size, size), PAPER)
-    square.paste(Image.fromarray(image).resize(shape, way), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    square.paste(Image.fromarray(image).resize(shape, resampling), ((size - shape[0]) // 2, (size - shape[1]) // 2))
     return square

@@ -1,4 +1,4 @@
-"""What a run folder says, read kindly: what is missing is empty, what is damaged is left out and noted."""
+"""Reads a run folder for the report. Missing files give empty fields; damaged parts are left out and noted."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from diptych.base.strict_yaml import parse
 from diptych.runs.pictures import PICTURES, optional_keys, picture_path
 from diptych.runs.run import is_run
 
-LONGEST = 300  # characters of one text (a class, a reason, a path); a page is not the place for more
-LARGEST_ARRAYS = 512 * 2**20  # bytes of one picture file's arrays, unpacked
+LONGEST_TEXT = 300  # characters of one text on the page (a class, a reason, a path)
+MOST_ARRAY_BYTES = 512 * 2**20  # of one picture file's arrays, unpacked
 RECIPE_LINES = 400
 
 
 @dataclass
 class Record:
-    """One run, as its folder tells it."""
+    """The contents of one run folder."""
 
     folder: Path
     recipe_text: str = ""
@@ -42,11 +42,13 @@ class Record:
 
 
 def read_run(folder: str | Path) -> Record:
-    """Reads all that a report needs. Raises `DataError` for a folder that is absent or not a run's."""
+    """Read all that a report needs. Raises `DataError` for a folder that is absent or not a run's."""
     folder = Path(folder)
     if not folder.is_dir() or not is_run(folder):
-        what = "is not a run folder (it has no log.jsonl and no recipe.yaml)" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {what}; `diptych pretrain SOURCE --out {folder}` makes a run")
+        problem = (
+            "is not a run folder (it has no log.jsonl and no recipe.yaml)" if folder.exists() else "does not exist"
+        )
+        raise DataError(f"{folder} {problem}; `diptych pretrain SOURCE --out {folder}` makes a run")
     run = Record(folder)
     text = read_text(run, "recipe.yaml")
     run.recipe_text = "\n".join(clip(line) for line in text.splitlines()[:RECIPE_LINES])
@@ -68,9 +70,9 @@ def read_run(folder: str | Path) -> Record:
 
 
 def read_log(run: Record) -> None:
-    """Steps and watches in order; where a resumed run told a step twice, the later telling counts."""
+    """Steps and watches in order. A resumed run may log a step twice: the later line counts."""
     steps, watches = {}, {}
-    for line in read_lines(run, "log.jsonl"):
+    for line in read_valid_lines(run, "log.jsonl"):
         step, event = real(line.get("step")), line.get("event")
         if event == "end":
             run.end = line
@@ -86,37 +88,39 @@ def read_log(run: Record) -> None:
 def read_evaluations(run: Record) -> None:
     """The latest result of each protocol and subject, and the latest diagnosis."""
     latest: dict[tuple[str, str], dict] = {}
-    for line in read_lines(run, "evaluations.jsonl"):
+    for line in read_valid_lines(run, "evaluations.jsonl"):
         if isinstance(line.get("diagnosis"), dict):
             run.diagnosis = line["diagnosis"]
         accuracy = real(line.get("accuracy"))
         if accuracy is None or "protocol" not in line or "subject" not in line:
             continue
         details = line.get("details")
-        labels = details.get("labels") if isinstance(details, dict) else None  # of fine-tuning: each share is a column
+        labels = (
+            details.get("labels") if isinstance(details, dict) else None
+        )  # of fine-tuning: a column per share of labels
         protocol = line["protocol"] if labels is None else f"{line['protocol']}, labels {labels}"
         key = clip(protocol), clip(line["subject"])
-        told = latest.pop(key, {}).get("told", 0) + 1
+        measurements = latest.pop(key, {}).get("measurements", 0) + 1
         latest[key] = {
             **line,
             "protocol": key[0],
             "subject": key[1],
             "accuracy": accuracy,
-            "told": told,
+            "measurements": measurements,
             "interval": interval(line.get("interval")),
         }
     run.results = list(latest.values())
 
 
 def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
-    """The arrays of pictures/NAME.npz when they are all there, numbers or texts, and of shapes that fit."""
+    """Read the arrays of pictures/NAME.npz. A file that lacks one or has invalid ones is left out and noted."""
     path = picture_path(run.folder, name)
     if not path.exists():
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
-                raise ValueError(f"its arrays are larger than {LARGEST_ARRAYS // 2**20} MiB")
+            if sum(member.file_size for member in archive.infolist()) > MOST_ARRAY_BYTES:
+                raise ValueError(f"its arrays are larger than {MOST_ARRAY_BYTES // 2**20} MiB")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in (*keys, *optional_keys(name, archive))}
         check_shapes(name, arrays)
@@ -159,8 +163,8 @@ def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError("its arrays do not belong together: " + ", ".join(f"{k} {a.shape}" for k, a in arrays.items()))
 
 
-def read_lines(run: Record, name: str) -> list[dict]:
-    """The objects of a JSON-lines file. A last line cut short (a kill) is normal; others are noted."""
+def read_valid_lines(run: Record, name: str) -> list[dict]:
+    """The objects of a JSON-lines file. Other lines are noted, except the last one: a kill may have cut it short."""
     texts = [text for text in read_text(run, name).split("\n") if text.strip()]
     lines, broken = [], 0
     for position, text in enumerate(texts):
@@ -178,20 +182,20 @@ def read_lines(run: Record, name: str) -> list[dict]:
 
 
 def read_object(run: Record, name: str) -> dict:
-    """The object of a JSON file, {} when it is absent or damaged (which is noted)."""
+    """The object of a JSON file; {} when it is absent or damaged. Damage is noted."""
     text = read_text(run, name)
     try:
-        value = json.loads(text) if text else {}
+        content = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+        content = None
+    if not isinstance(content, dict):
         run.notes.append(f"{name} could not be read")
         return {}
-    return value
+    return content
 
 
 def read_text(run: Record, name: str) -> str:
-    """A file's text, "" when it is absent; bytes that are not UTF-8 become a question mark."""
+    """A file's text, "" when it is absent. Bytes that are not UTF-8 become replacement characters."""
     try:
         return (run.folder / name).read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
@@ -212,12 +216,12 @@ def real(value: object) -> float | None:
 
 
 def interval(value: object) -> tuple[float, float] | None:
-    """[lo, hi] as two floats; None when it is not that."""
+    """[low, high] as two floats; None for anything else."""
     ends = [real(end) for end in value] if isinstance(value, (list, tuple)) and len(value) == 2 else [None]
     return (ends[0], ends[1]) if None not in ends else None  # pyrefly: ignore
 
 
-def clip(value: object, longest: int = LONGEST) -> str:
+def clip(value: object, longest: int = LONGEST_TEXT) -> str:
     """Any value as a text of bounded length."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""The report: one HTML file made from the run folder alone. It needs no network, nor scripts."""
+"""The report: one HTML file made from the run folder alone. It needs neither a network nor scripts."""
 
 import base64
 import hashlib
@@ -12,30 +12,38 @@ from PIL import Image
 from diptych.base.files import require_free_file, write_file
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
-from diptych.reporting.numbers import accuracy_table, cost, environment_rows, facts, judged, summary, texts
+from diptych.reporting.numbers import (
+    accuracy_section,
+    clipped_texts,
+    cost,
+    environment_rows,
+    facts,
+    main_result,
+    summary,
+)
 from diptych.reporting.record import Record, clip, read_run, real
 from diptych.runs.run import Run, flatten
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 VERDICTS = {
-    "OK": ("Healthy", "Different images have different embeddings: there is no sign of collapse."),
-    "WARNING": ("Needs a look", "Some readings are not what a healthy run shows."),
+    "OK": ("Healthy", "Different images have different embeddings: nothing points to a collapse."),
+    "WARNING": ("Needs a look", "Some readings differ from those of a healthy run."),
     "COLLAPSED": (
         "The encoder has collapsed",
-        "Different images look nearly alike to the encoder: its embeddings carry little.",
+        "Different images have nearly the same embeddings, which therefore carry little information.",
     ),
 }
 
 
 def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
-    """Writes `report.html`, and its figures as PNG, into the run folder (or only the page, as `out`); returns its path.
+    """Write `report.html`, and its figures as PNG, into the run folder (or only the page, as `out`); return its path.
 
-    What the folder lacks is told in the page, with the command that makes it. Raises `DataError` when the
+    The page names what the folder lacks, with the command that makes it. Raises `DataError` when the
     folder is not a run's, and `OutputError` when the page cannot be written.
     """
     run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
     path = require_free_file(Path(out) if out is not None else run.folder / "report.html", replace=True)
-    # A file name may hold bytes that are no text (lone surrogates); they become question marks.
+    # A file name may contain bytes that are not text (lone surrogates); they become question marks.
     write_file(path, render(run).encode("utf-8", "replace"))
     if out is None:
         save_figures(run)
@@ -47,21 +55,21 @@ def save_figures(run: Record) -> None:
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     for chart in [*figures.training_charts(run), *figures.watch_charts(run)]:
-        if chart["name"] in figures.TITLES:  # other names are the run's own, and no names for files
-            save_png(folder / f"{chart['name']}.png", pictures.line_picture(chart, (WIDTH, HEIGHT)))
+        if chart["name"] in figures.TITLES:  # other names come from the run and are not safe as file names
+            write_figure(folder / f"{chart['name']}.png", pictures.line_picture(chart, (WIDTH, HEIGHT)))
     if "views" in run.pictures:
         originals, *views = (images[:24] for images in run.pictures["views"].values())
-        save_png(folder / "views.png", pictures.contact_sheet(originals, views))
+        write_figure(folder / "views.png", pictures.contact_sheet(originals, views))
 
 
-def save_png(path: Path, picture: Image.Image) -> None:
+def write_figure(path: Path, picture: Image.Image) -> None:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     write_file(path, file.getvalue())
 
 
 def render(run: Record) -> str:
-    """The page. All that comes from the run is escaped; our own style and script are taken as they are."""
+    """The page's HTML. Everything that comes from the run is escaped; only report.css and report.js are not."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     jinja = jinja2.Environment(
         loader=loader,
@@ -76,7 +84,7 @@ def render(run: Record) -> str:
         figures.watch_charts(run),
         figures.speed_chart(run),
     )
-    accuracy = accuracy_table(run)
+    accuracy = accuracy_section(run)
     return jinja.get_template("report.html.jinja").render(
         name=run.name,
         facts=facts(run),
@@ -106,11 +114,11 @@ def render(run: Record) -> str:
 
 
 def commands(run: Record) -> dict[str, str]:
-    """The commands that make what a run may lack."""
-    folder, asked = shlex.quote(clip(run.folder)), run.environment.get("command")
+    """The commands that make the parts a run may lack."""
+    folder, command = shlex.quote(clip(run.folder)), run.environment.get("command")
     train = f"diptych pretrain SOURCE --out {folder}"
-    if isinstance(asked, list) and asked[1:2] in (["pretrain"], ["demo"]):
-        words = [str(word) for word in asked[1:] if word not in ("--resume", "--overwrite")]
+    if isinstance(command, list) and command[1:2] in (["pretrain"], ["demo"]):
+        words = [str(word) for word in command[1:] if word not in ("--resume", "--overwrite")]
         train = clip(shlex.join(["diptych", *words]))
     return {
         "resume": f"{train} --resume",
@@ -122,30 +130,30 @@ def commands(run: Record) -> dict[str, str]:
 
 
 def status(run: Record) -> dict:
-    """How far training came: `word` is finished, unfinished, diverged or empty; `text` says it."""
+    """How far training came: `word` is finished, unfinished, diverged or empty; `text` is a sentence."""
     last = run.steps[-1] if run.steps else {}
     step, progress = real(last.get("step")), real(last.get("progress"))
     done = f"{number(step)} steps" if step is not None else "no step"
     share = f", {100 * progress:.0f} % of the way" if progress is not None else ""
     if run.crash:
         where, loss = clip(run.crash.get("step", "?"), 20), clip(run.crash.get("loss", "?"), 20)
-        text = f"Training broke off at step {where}: the loss was {loss}. The last good step is saved."
+        text = f"Training stopped at step {where}: the loss was {loss}. The last good step is saved."
         return {"word": "diverged", "text": text}
     if run.end:
         return {"word": "finished", "text": f"Finished after {done}."}
     if not run.steps:
-        return {"word": "empty", "text": "Nothing is logged yet: training has not made its first steps."}
+        return {"word": "empty", "text": "Nothing is logged yet: training has not finished its first steps."}
     return {"word": "unfinished", "text": f"Training is unfinished: {done} logged{share}."}
 
 
 def verdict(run: Record) -> dict:
-    """OK, WARNING or COLLAPSED in words, with reasons, advice and readings; `word` is None before one."""
-    found = run.diagnosis or {}
-    word = found.get("verdict")
+    """The verdict with its reasons, advice and readings; `word` is OK, WARNING, COLLAPSED, or None without one."""
+    diagnosis = run.diagnosis or {}
+    word = diagnosis.get("verdict")
     if not isinstance(word, str) or word not in VERDICTS:
-        word, found = None, {}
+        word, diagnosis = None, {}
     title, text = VERDICTS[word] if word else ("No verdict yet", "The encoder has not been evaluated.")
-    readings = flatten(found["readings"]) if isinstance(found.get("readings"), dict) else {}
+    readings = flatten(diagnosis["readings"]) if isinstance(diagnosis.get("readings"), dict) else {}
     shown = [
         (clip(name, 60).replace("_", " "), number(value))
         for name, raw in readings.items()
@@ -155,31 +163,33 @@ def verdict(run: Record) -> dict:
         "word": word,
         "title": title,
         "text": text,
-        "reasons": texts(found.get("reasons")),
-        "advice": texts(found.get("advice")),
+        "reasons": clipped_texts(diagnosis.get("reasons")),
+        "advice": clipped_texts(diagnosis.get("advice")),
         "readings": shown[:16],
     }
 
 
 def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     """At most three steps: (sentence, command or "")."""
-    word, state, make = verdict(run)["word"], status(run)["word"], commands(run)
-    trained = judged(accuracy)[1] or {"better": None}
+    word, state, command = verdict(run)["word"], status(run)["word"], commands(run)
+    trained = main_result(accuracy)[1] or {"better": None}
     steps = []
     if state == "diverged":
-        steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; start anew.", ""))
+        steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; then start again.", ""))
     elif state != "finished":
-        steps.append(("Let training go on to its end. What is done is kept.", make["resume"]))
+        steps.append(("Let training go on to its end. It continues from the last checkpoint.", command["resume"]))
     if word is None or trained["better"] is None:
-        text = "Measure what the encoder is worth, beside chance, raw pixels and an untrained encoder."
-        steps.append((text, make["evaluate"]))
+        text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
+        steps.append((text, command["evaluate"]))
     if word in ("WARNING", "COLLAPSED"):
-        steps.append(("Follow the advice above before training longer: time alone mends no collapse.", ""))
+        steps.append(
+            ("Follow the advice above before training longer: longer training alone does not undo a collapse.", "")
+        )
     elif word == "OK" and trained["better"] is False:
         steps.append(("Train longer, or on more images: the encoder is healthy, but has learned little.", ""))
     elif word == "OK" and state == "finished":
-        steps.append(("Turn images into embeddings.", make["embed"]))
-        steps.append(("Use the encoder in Python.", make["load"]))
+        steps.append(("Turn images into embeddings.", command["embed"]))
+        steps.append(("Use the encoder in Python.", command["load"]))
     if len(steps) < 3:
-        steps.append(("Make this page again when there is more to show.", make["report"]))
+        steps.append(("Make this page again after further training or evaluation.", command["report"]))
     return steps[:3]

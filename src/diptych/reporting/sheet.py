@@ -13,7 +13,7 @@ from diptych.views.view import bytes_of
 
 
 def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> Image.Image:
-    """The contact sheet of `diptych views`: each image beside its views."""
+    """`count` of the images, chosen by `seed`, beside their views."""
     chosen = torch.randperm(len(images), generator=random_at(seed, "sheet"))[:count]
     _, originals = next(images.read(chosen, count, replace=(seed, 0)))
     shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]

@@ -127,7 +127,7 @@ def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
         save_encoder(run.folder / "encoder", method.encoder, preprocessing(feed))
         for name, picture in arrays.items():
             save_picture(run.folder, name, **picture)
-        diagnosis = diagnose(embedding, shown, run.lines("epoch")[-1]["loss"])
+        diagnosis = diagnose(embedding, shown)
         run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
     diary.log("end", epochs=diary.epoch, best_epoch=state.best_epoch, elapsed_seconds=round(state.elapsed_seconds, 3),
               images_per_second=round(diary.rate, 1))  # fmt: skip

@@ -55,7 +55,7 @@ class Lamb(timm.optim.Lamb):
             update.sub_(p, alpha=decay)  # the update points downhill: it is minus the paper's
         ratio = 1.0
         if decay or group["always_adapt"]:
-            weight, length = (float(torch.linalg.vector_norm(each)) for each in (p, update))
+            weight, length = (float(torch.linalg.vector_norm(x)) for x in (p, update))
             ratio = weight / length if weight > 0 and length > 0 else 1.0
         p.add_(update, alpha=group["lr"] * ratio)
 

@@ -80,8 +80,8 @@ def pretrain(
                     micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
     record = record or describe_arguments(method, images, views, optimizer, settings)
     feed = Feed(images, views, epochs=epochs, batch_size=batch_size, seed=seed, device=where, dtype=dtype)
-    with shared_statistics(method, method.statistics_rows):
-        try_method(method, views, images.size)
+    with shared_statistics(method, method.statistics_rows), quick_convolutions(method):
+        try_method(method, views, images.size, precision)
     run = open_run(out, record, resume, overwrite)
     try:
         keeper = Keeper(run, method, optimizer, images, minutes=checkpoint_minutes)
@@ -131,8 +131,8 @@ def loop(
                 readings |= watches.read()
             if stopping is not None and stopping.ends(diary.epoch, readings, watched, state, learner.method):
                 return True
-        asked, time_to_save = look.flags
-        if asked:
+        stop, time_to_save = look.flags
+        if stop:
             keeper.save(state)
             name = request.signal_name or "a signal"
             raise Preempted(f"{name}: saved at step {state.step} of {feed.total}; --resume continues")

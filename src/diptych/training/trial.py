@@ -14,8 +14,10 @@ from diptych.views import View
 ROWS = 4  # of each view, unless groups of more rows share their batch statistics
 
 
-def try_method(method: Method, views: Sequence[View], size: int) -> None:
+def try_method(method: Method, views: Sequence[View], size: int, precision: str = "float32") -> None:
     """Take one step without an update on a copy of `method`, on gray images (n, 3, size, size); all processes do.
+
+    precision: "bfloat16" runs it under autocast, as training does.
 
     Raises RecipeError for what the contract in `Method` does not allow. What the method itself raises goes through.
     """
@@ -30,12 +32,15 @@ def try_method(method: Method, views: Sequence[View], size: int) -> None:
     rng = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
         tried = copy.deepcopy(method).train()
-        images = [view(pixels, rng).to(like.dtype) for view in views]
+        images = [
+            view(pixels, rng).to(like.dtype, memory_format=torch.channels_last) for view in views
+        ]  # as in training
         draw = {key: value.to(like.device) for key, value in tried.draw(rows, rng).items()}
         check_rows(f"{name}.draw", draw, rows)
-        projections = tried.project(images, draw)
-        check_rows(f"{name}.project", projections, rows)
-        check_compared(name, compared := tried.compare(projections, like.new_zeros(())))
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            projections = tried.project(images, draw)
+            check_rows(f"{name}.project", projections, rows)
+            check_compared(name, compared := tried.compare(projections, like.new_zeros(())))
         check_shown(name, tried.shown(projections), rows)
         compared.loss.backward()
         if all(p.grad is None for p in tried.encoder.parameters()) and any(

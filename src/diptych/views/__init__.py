@@ -1,4 +1,4 @@
-"""What a network sees of an image: operations by name, the View that runs them, the published pairs."""
+"""Views of images: operations by name, the View that applies them, and the published pairs of views."""
 
 from diptych.views.blur import GaussianBlur
 from diptych.views.colour import ColorJitter, Grayscale, Normalize, Solarize

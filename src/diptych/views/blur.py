@@ -1,4 +1,4 @@
-"""Gaussian blur, each image with its own sigma. N images (N, 3, H, W), S pixels along an axis, K taps."""
+"""Gaussian blur with a separate sigma for each image. N images (N, 3, H, W), S pixels along an axis, K taps."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from diptych.base.errors import DataError
+from diptych.base.random_at import Draw
 from diptych.views.operation import (
-    Draw,
     Operation,
     check_pixels,
     check_probability,
@@ -21,15 +21,15 @@ from diptych.views.resample import Taps, resample
 
 
 def default_taps(pixels: int) -> int:
-    """About a tenth of the side, odd, 3 or more: 23 at 224 pixels (SimCLR, arXiv:2002.05709, A), 3 at 32."""
+    """About a tenth of the side, odd, at least 3: 23 at 224 pixels (SimCLR, arXiv:2002.05709, A), 3 at 32."""
     return max(3, 2 * (pixels // 20) + 1)
 
 
 def gaussian_taps(sigma_N: torch.Tensor, taps: int, pixels: int) -> Taps:
-    """Convolves an axis of S pixels with a Gaussian of K taps that sum to 1, the border reflected."""
+    """Taps that convolve an axis of S pixels with a Gaussian of K taps that sum to 1, with reflected borders."""
     offset_K = torch.arange(taps, device=sigma_N.device) - taps // 2
     weight_NK = torch.softmax(-0.5 * (offset_K / sigma_N[:, None]).square(), 1)
-    weight_NK = F.threshold(weight_NK, 1e-12, 0)  # denormal numbers would make a CPU five times slower
+    weight_NK = F.threshold(weight_NK, 1e-12, 0)  # denormal numbers make a CPU five times slower
     line_SK = (torch.arange(pixels, device=sigma_N.device)[:, None] + offset_K).abs()  # reflects at the first
     line_SK = (pixels - 1) - (pixels - 1 - line_SK).abs()  # ... and at the last line
     shape = (len(sigma_N), pixels, taps)
@@ -38,10 +38,10 @@ def gaussian_taps(sigma_N: torch.Tensor, taps: int, pixels: int) -> Taps:
 
 @dataclass(eq=False)
 class GaussianBlur(Operation):
-    """With probability p, a Gaussian of sigma U(sigma) pixels; `kernel` taps, by default a tenth of the side.
+    """With probability p, blur by a Gaussian with sigma U(sigma) pixels; `kernel` taps, by default a tenth of the side.
 
-    Weights and border are torchvision's. The original Barlow Twins uses PIL, which approximates a full
-    Gaussian by box filters: at 224 pixels and sigma <= 2 the 23 taps hold all of it; at 32, 3 blur less.
+    Weights and border are torchvision's. The original Barlow Twins uses PIL, which approximates an untruncated
+    Gaussian by box filters. At 224 pixels and sigma <= 2, 23 taps cover it; at 32 pixels, 3 taps blur less.
     """
 
     p: float = 0.5
@@ -69,7 +69,7 @@ class GaussianBlur(Operation):
         sigma_N = draw["sigma"][draw["chosen"]].to(images.device, non_blocking=True)
         rows = gaussian_taps(sigma_N, taps, height)
         columns = rows if width == height else gaussian_taps(sigma_N, taps, width)
-        if len(index) == len(images):  # p = 1, as in Barlow Twins' first view: nothing to take out and put back
+        if len(index) == len(images):  # p = 1, as in Barlow Twins' first view: no selection is needed
             return resample(images, rows, columns)
         return images.index_copy_(0, index, resample(images.index_select(0, index), rows, columns))
 

@@ -1,4 +1,4 @@
-"""Where a view's pixels come from: crop, resize, flip. N images of H x W pixels; views S x S."""
+"""Geometric operations: crop, resize, flip. N images of H x W pixels; views S x S."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from diptych.base.errors import DataError
+from diptych.base.random_at import Draw
 from diptych.views.operation import (
-    Draw,
     Operation,
     check_pixels,
     check_probability,
@@ -19,7 +19,7 @@ from diptych.views.operation import (
 )
 from diptych.views.resample import RADIUS, Axis, Interpolation, WholeBoxTaps, resample
 
-TRIES = 10  # boxes that torchvision's RandomResizedCrop tries before the central one
+TRIES = 10  # boxes that torchvision's RandomResizedCrop tries before it takes the central one
 
 
 def check_interpolation(name: str, interpolation: str) -> None:
@@ -31,9 +31,9 @@ def check_interpolation(name: str, interpolation: str) -> None:
 class RandomResizedCrop(Operation):
     """A random box of the image, resized to `size` x `size`.
 
-    torchvision's algorithm: area U(scale) of the image, log aspect ratio U(log ratio), a box of whole pixels,
-    ten tries to fit, then the central box. Weights: `resample.box_taps`. Bicubic overshoots; it is clamped
-    to [0, 1] after each axis, as PIL and torchvision do with the 8-bit images of the published programs.
+    torchvision's algorithm: draw area U(scale) of the image and log aspect ratio U(log ratio), round to whole pixels,
+    try ten times to fit the box, then take the central box. Weights: `resample.box_taps`. Bicubic overshoots, so it is
+    clamped to [0, 1] after each axis, as PIL and torchvision do with the 8-bit images of the published programs.
     """
 
     size: int
@@ -51,7 +51,7 @@ class RandomResizedCrop(Operation):
         self._taps = WholeBoxTaps()
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """Uniform numbers, for images of any size: `area`, `ratio` (n, 10), one a try; `top`, `left` (n,)."""
+        """Uniform numbers for images of any size: `area`, `ratio` (n, 10), one per try; `top`, `left` (n,)."""
         numbers = torch.rand(n, 2 * TRIES + 2, generator=rng)
         area, ratio, top, left = numbers.split((TRIES, TRIES, 1, 1), 1)
         return {"area": area, "ratio": ratio, "top": top.squeeze(1), "left": left.squeeze(1)}
@@ -64,17 +64,17 @@ class RandomResizedCrop(Operation):
         ratio = (draw["ratio"].double() * stretch + math.log(narrow)).exp()
         wide, high = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
         fits = (wide >= 1) & (wide <= width) & (high >= 1) & (high <= height)
-        found, first = fits.any(1), fits.int().argmax(1, keepdim=True)
-        # the central box: the whole image, cut to the nearest allowed ratio
+        any_fits, first = fits.any(1), fits.int().argmax(1, keepdim=True)
+        # the central box: the image, cut to the nearest allowed ratio
         central_wide, central_high = min(width, round(height * broad)), min(height, round(width / narrow))
-        wide = torch.where(found, wide.gather(1, first).squeeze(1), central_wide)
-        high = torch.where(found, high.gather(1, first).squeeze(1), central_high)
-        top = torch.where(found, draw["top"] * (height - high + 1), (height - high) / 2).floor()
-        left = torch.where(found, draw["left"] * (width - wide + 1), (width - wide) / 2).floor()
+        wide = torch.where(any_fits, wide.gather(1, first).squeeze(1), central_wide)
+        high = torch.where(any_fits, high.gather(1, first).squeeze(1), central_high)
+        top = torch.where(any_fits, draw["top"] * (height - high + 1), (height - high) / 2).floor()
+        left = torch.where(any_fits, draw["left"] * (width - wide + 1), (width - wide) / 2).floor()
         return torch.stack((top, left, high, wide), 1).long()
 
     def apply_(self, images: torch.Tensor, draw: Draw, mirrored: torch.Tensor | None = None) -> torch.Tensor:
-        """As in Operation; `mirrored` (N,) bool: the views that are also flipped, left for right."""
+        """As in Operation; `mirrored` (N,) bool: which views are also flipped horizontally."""
         height, width = images.shape[2:]
         top_N, left_N, high_N, wide_N = self.boxes(draw, height, width).T.to(images.device, non_blocking=True)
         if mirrored is not None:
@@ -94,7 +94,7 @@ class RandomResizedCrop(Operation):
 
 @dataclass(eq=False)
 class RandomCrop(Operation):
-    """A `size` x `size` box anywhere in the image, which first gets a black border of `padding` pixels."""
+    """A random `size` x `size` box of the image, which first gets a black border of `padding` pixels."""
 
     size: int
     padding: int = 0
@@ -104,7 +104,7 @@ class RandomCrop(Operation):
         check_pixels("random_crop", "padding", self.padding, 0)
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """Uniform numbers `top` and `left`, each (n,): where in the room there is."""
+        """Uniform numbers `top` and `left`, (n,): the position of the box as a share of the possible range."""
         top, left = torch.rand(n, 2, generator=rng).unbind(1)
         return {"top": top, "left": left}
 
@@ -130,7 +130,7 @@ class RandomCrop(Operation):
 
 @dataclass(eq=False)
 class Resize(Operation):
-    """The whole image to `size` x `size` by torch's `interpolate`; proportions are not kept."""
+    """Resize the image to `size` x `size` by torch's `interpolate`; the aspect ratio is not preserved."""
 
     size: int
     interpolation: Interpolation = "bilinear"
@@ -144,7 +144,7 @@ class Resize(Operation):
         return {}
 
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        for shape in ((images.shape[2], self.size), (self.size, self.size)):  # one axis, then the other
+        for shape in ((images.shape[2], self.size), (self.size, self.size)):  # one axis after the other
             images = F.interpolate(images, shape, mode=self.interpolation, antialias=self.antialias)
             images = images.clamp_(0, 1) if self.interpolation == "bicubic" else images  # as RandomResizedCrop
         return images
@@ -155,7 +155,7 @@ class Resize(Operation):
 
 @dataclass(eq=False)
 class HorizontalFlip(Operation):
-    """Left becomes right with probability p."""
+    """With probability p, swap left and right."""
 
     p: float = 0.5
     commutes_with_flip = True
@@ -176,7 +176,7 @@ class HorizontalFlip(Operation):
 
 @dataclass(eq=False)
 class VerticalFlip(Operation):
-    """Top becomes bottom with probability p."""
+    """With probability p, swap top and bottom."""
 
     p: float = 0.5
     commutes_with_flip = True

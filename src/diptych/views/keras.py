@@ -1,7 +1,7 @@
-"""The operations of Keras' two examples, as their programs run. N images in [0, 1] of P = H * W pixels.
+"""The operations of Keras' two examples, as their programs execute them. N images in [0, 1] of P = H * W pixels.
 
 Barlow Twins (A. Eranti, 2021) calls tf.image, SimSiam (S. Paul, 2021 and 2023) Keras 3 and keras-cv 0.9. Their
-flips and their grayscale are the plain operations. Where a program is not what its text says, docs/recipes.md does.
+flips and their grayscale are the plain operations. docs/recipes.md lists where a program differs from its text.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,16 @@ from typing import Literal
 import torch
 
 from diptych.base.errors import DataError
-from diptych.base.random_at import random_at
+from diptych.base.random_at import Draw, random_at
 from diptych.views.blur import GaussianBlur
 from diptych.views.operation import (
-    Draw,
     Operation,
+    by_cache_slices,
     check_pixels,
     check_probability,
     check_range,
     chosen,
     coins,
-    in_pieces,
     is_number,
     require,
     uniform,
@@ -30,7 +29,7 @@ from diptych.views.resample import Axis, WholeBoxTaps, resample
 
 @dataclass(eq=False)
 class KerasCrop(Operation):
-    """A square anywhere in the image, resized to `size` x `size`; its side is any whole number in `sides`, in pixels.
+    """A random square of the image, resized to `size` x `size`. Its side is drawn from the integers in `sides`, in pixels.
 
     tf.image.resize of TensorFlow 2: bilinear between pixel centres, no antialias.
     """
@@ -50,7 +49,7 @@ class KerasCrop(Operation):
         self._taps = WholeBoxTaps()
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """`side` (n,) in pixels; `top`, `left` (n,), uniform: where in the room that is left."""
+        """`side` (n,) in pixels; `top`, `left` (n,), uniform: the position as a share of the possible range."""
         smallest, largest = self.sides
         side = torch.randint(smallest, largest + 1, (n,), generator=rng)
         top, left = torch.rand(n, 2, generator=rng).unbind(1)
@@ -81,7 +80,7 @@ class KerasCrop(Operation):
 def lighten_(
     images_N3P: torch.Tensor, brightness_N: torch.Tensor, contrast_N: torch.Tensor, clip: bool
 ) -> torch.Tensor:
-    """x + brightness, then m + contrast (x - m) with m each channel's own mean. `clip`: to [0, 1] after each. In place."""
+    """x + brightness, then m + contrast (x - m), m the channel's mean. clip: to [0, 1] after each step. In place."""
     brighter_N3P = images_N3P.add_(brightness_N[:, None, None])
     brighter_N3P = brighter_N3P.clamp_(0, 1) if clip else brighter_N3P
     mean_N31 = brighter_N3P.mean(2, keepdim=True)
@@ -89,15 +88,15 @@ def lighten_(
     return lighter_N3P.clamp_(0, 1) if clip else lighter_N3P
 
 
-@in_pieces
+@by_cache_slices
 def saturate_and_turn_(images_N3P: torch.Tensor, saturation_N: torch.Tensor, hue_N: torch.Tensor) -> torch.Tensor:
-    """HSV's saturation times a factor, at most 1; then its hue turned by `hue` of a circle. V stays. In place.
+    """Multiply HSV's saturation by a factor, up to 1, and rotate its hue by `hue` of a circle, in place. V does not change.
 
-    Outside [0, 1] as tf.image: a pixel with V = max <= 0 turns gray, and one with min < 0 < max has saturation
-    (max - min) / max above 1, which is cut to 1: its min becomes 0. Values above 1 stay there.
+    Outside [0, 1] it follows tf.image: a pixel with V = max <= 0 becomes gray, and one with min < 0 < max has
+    saturation (max - min) / max above 1, which is cut to 1, so its min becomes 0. Values above 1 are allowed.
 
-    With the hue counted in sixths of a circle from red (see `colour.turn_hue_`), red lies at the pixel's top up to one
-    sixth away and at its bottom from two sixths on, in between on a straight line; green alike around 2, blue around 4.
+    Hue is counted in sixths of a circle from red (see `colour.turn_hue_`). Red is the pixel's maximum up to one sixth
+    away, its minimum from two sixths on, and linear in between. Green is the same around 2, blue around 4.
     """
     red, green, blue = images_N3P.unbind(1)
     high, low = images_N3P.amax(1), images_N3P.amin(1)
@@ -117,11 +116,12 @@ def saturate_and_turn_(images_N3P: torch.Tensor, saturation_N: torch.Tensor, hue
 
 @dataclass(eq=False)
 class KerasColorJitter(Operation):
-    """With probability p, and in this order, the four colour operations of tf.image or, with `clip`, of keras-cv.
+    """With probability p, apply the four colour operations of tf.image or, with `clip`, of keras-cv, in this order.
 
-    brightness b: adds U(-b, b). contrast: times the distance from each channel's mean. saturation: times HSV's. Both are
-    U(low, high); with `saturation_odds` that number is a share f, and the factor f / (1 - f). hue h: turned by U(-h, h)
-    of a circle. clip: to [0, 1] after brightness, after contrast and at the end; tf.image does not clip.
+    brightness b: adds U(-b, b). contrast: multiplies the distance from each channel's mean. saturation: multiplies HSV's
+    saturation. Both factors are U(low, high); with `saturation_odds` the number is a share f and the factor f / (1 - f).
+    hue h: a rotation by U(-h, h) of a circle. clip: to [0, 1] after brightness, after contrast and at the end; tf.image
+    does not clip.
     """
 
     brightness: float = 0.8
@@ -145,7 +145,7 @@ class KerasColorJitter(Operation):
         require(not odds, f"keras_color_jitter: saturation is {self.saturation}; a share for odds is below 1")
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """`chosen`, and what to add (brightness, hue) or to multiply by (contrast, saturation), each (n,)."""
+        """`chosen`, summands (brightness, hue) and factors (contrast, saturation), each (n,)."""
         draw = {"chosen": coins(n, self.p, rng), "brightness": uniform(n, -self.brightness, self.brightness, rng)}
         draw["contrast"], draw["saturation"] = uniform(n, *self.contrast, rng), uniform(n, *self.saturation, rng)
         if self.saturation_odds:
@@ -173,9 +173,9 @@ class KerasColorJitter(Operation):
 
 @dataclass(eq=False)
 class KerasBlur(Operation):
-    """With probability p, a Gaussian of 3 x 3 pixels, of one sigma for all images of a run: `seed` says which.
+    """With probability p, blur by a Gaussian of 3 x 3 pixels, with one sigma for all images of a run, drawn from `seed`.
 
-    The program calls np.random.random() where TensorFlow traces it, once: what should be a number an image is a constant.
+    The program calls np.random.random() while TensorFlow traces it, so sigma is drawn once instead of once per image.
     """
 
     p: float = 0.2
@@ -183,8 +183,8 @@ class KerasBlur(Operation):
     commutes_with_flip = True
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
-        require(whole, f"keras_blur: seed is {self.seed!r}; give a whole number")
+        is_integer = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        require(is_integer, f"keras_blur: seed is {self.seed!r}; give a whole number")
         check_probability("keras_blur", self.p)
         self.sigma = 1 - torch.rand((), generator=random_at(self.seed, "keras_blur")).item()  # U(0, 1), never 0
         self._blur = GaussianBlur(self.p, (self.sigma, self.sigma), kernel=3)
@@ -201,9 +201,9 @@ class KerasBlur(Operation):
 
 @dataclass(eq=False)
 class KerasSolarize(Operation):
-    """Solarization with probability p, by one of two readings of Keras' Barlow Twins.
+    """With probability p, solarize, by one of two interpretations of Keras' Barlow Twins.
 
-    "program": values from 10 up become 255 - x, of images in [0, 1]: nothing ever happens. "text": "flips abnormally
+    "program": values of at least 10 become 255 - x. Images are in [0, 1], so nothing changes. "text": "flips abnormally
     low pixels to abnormally high pixels", so values below 10 / 255 become 1 - x.
     """
 
@@ -235,7 +235,7 @@ class KerasSolarize(Operation):
 
 @dataclass(eq=False)
 class KerasClip(Operation):
-    """Values to [0, 1]: Barlow Twins' last step, as nothing before it clips."""
+    """Clip values to [0, 1]: the last step of Barlow Twins, whose other steps do not clip."""
 
     commutes_with_flip = True
 

@@ -1,4 +1,4 @@
-"""What every operation of a view shares. N images (N, 3, H, W) in [0, 1]; a draw is {name: (N, ...)}."""
+"""The base class and helpers of all operations of a view. N images (N, 3, H, W) in [0, 1]; a draw is {name: (N, ...)}."""
 
 import functools
 import math
@@ -9,54 +9,54 @@ from numbers import Real
 import torch
 
 from diptych.base.errors import RecipeError
+from diptych.base.random_at import Draw
 
-Draw = dict[str, torch.Tensor]
-CACHE = 200_000  # pixel values of images that lie in a core's second-level cache along with the work on them
+CACHE = 200_000  # pixel values that fit into a core's second-level cache together with temporary results
 
 
 class Operation(ABC):
-    """One step of a view: `sample` holds all its randomness, `apply` none.
+    """One step of a view. `sample` draws all its random numbers; `apply` is deterministic.
 
-    A user's own operation needs no base class: any object with `sample` and `apply` may stand in a View.
+    A user's own operation needs no base class: a View accepts any object with `sample` and `apply`.
     """
 
-    takes_bytes = False  # True: `apply_` takes uint8 images too, and makes them float in [0, 1] as it goes
-    commutes_with_flip = False  # True: a later horizontal flip may happen before, in the crop's resampling
+    takes_bytes = False  # True: `apply_` also takes uint8 images and converts them to float in [0, 1]
+    commutes_with_flip = False  # True: a later horizontal flip may be applied earlier, in the resampling of a crop
 
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator) -> Draw:
-        """All randomness for `n` images, a row each, on the CPU. No image is needed to draw."""
+        """Draw all random numbers for `n` images, one row per image, on the CPU. Does not depend on the images."""
 
     def apply(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Float images (N, 3, H, W), on any device -> new images there; row i of `draw` is for image i."""
+        """Float images (N, 3, H, W) on any device -> new images on the same device; row i of `draw` is for image i."""
         return self.apply_(images.clone(memory_format=torch.contiguous_format), draw)
 
     @abstractmethod
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """As `apply`, but may overwrite `images` (contiguous). A View calls this, to save a copy of them."""
+        """As `apply`, but may overwrite `images` (contiguous). A View calls this to save a copy."""
 
 
-def pieces(images: torch.Tensor, n: int) -> list[slice]:
-    """`n` rows, as many such images at a time as a CPU's caches hold with the work on them: 1.5 times as fast. Elsewhere all."""
+def cache_slices(images: torch.Tensor, n: int) -> list[slice]:
+    """Split `n` rows into slices that fit into a CPU's caches, which is 1.5 times as fast. On other devices one slice."""
     most = CACHE * torch.get_num_threads() // max(1, images[:1].numel())
     count = -(-n // max(1, most)) if images.device.type == "cpu" else 1
     return [slice(n * k // count, n * (k + 1) // count) for k in range(count)]
 
 
-def in_pieces(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Runs an in-place function of images and numbers (N,) on a piece at a time."""
+def by_cache_slices(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Run an in-place function of images and numbers (N,) on one cache-sized slice at a time."""
 
     @functools.wraps(function)
-    def by_piece(images: torch.Tensor, *numbers_N: torch.Tensor) -> torch.Tensor:
-        for part in pieces(images, len(images)):
-            function(*(whole[part] for whole in (images, *numbers_N)))
+    def sliced(images: torch.Tensor, *numbers_N: torch.Tensor) -> torch.Tensor:
+        for rows in cache_slices(images, len(images)):
+            function(*(tensor[rows] for tensor in (images, *numbers_N)))
         return images
 
-    return by_piece
+    return sliced
 
 
 def coins(n: int, p: float, rng: torch.Generator) -> torch.Tensor:
-    """(n,) bool, True with probability p. Takes n numbers from `rng` whatever p is."""
+    """(n,) bool, True with probability p. Takes n numbers from `rng` for any p."""
     return torch.rand(n, generator=rng) < p
 
 
@@ -66,7 +66,7 @@ def uniform(n: int, low: float, high: float, rng: torch.Generator) -> torch.Tens
 
 
 def chosen(draw: Draw, device: torch.device) -> torch.Tensor:
-    """The rows whose coin fell, on `device`. Coins lie on the CPU: nobody waits for a GPU to count them."""
+    """The rows drawn for this operation, on `device`. They are counted on the CPU, without waiting for a GPU."""
     return draw["chosen"].nonzero().squeeze(1).to(device, non_blocking=True)
 
 
@@ -81,12 +81,12 @@ def is_number(value: object) -> bool:
 
 
 def check_probability(name: str, p: float) -> None:
-    require(is_number(p) and 0 <= p <= 1, f"{name}: p is {p!r}; a probability lies in 0 to 1")
+    require(is_number(p) and 0 <= p <= 1, f"{name}: p is {p!r}; give a probability from 0 to 1")
 
 
 def check_pixels(name: str, key: str, value: int, least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= least, f"{name}: {key} is {value!r}; give whole pixels, {least} or more")
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    require(is_integer and value >= least, f"{name}: {key} is {value!r}; give whole pixels, {least} or more")
 
 
 def check_range(
@@ -94,9 +94,9 @@ def check_range(
 ) -> tuple[float, float]:
     """`value` as a tuple of two floats with above < value[0] <= value[1] <= most, or RecipeError."""
     pair = isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) for v in value)
-    wanted = f"above {above:g}" + (f" and up to {most:g}" if most < math.inf else "")
+    limits = f"above {above:g}" + (f" and up to {most:g}" if most < math.inf else "")
     require(
         pair and above < value[0] <= value[1] <= most,
-        f"{name}: {key} is {value!r}; give two numbers {wanted}, the smaller first",
+        f"{name}: {key} is {value!r}; give two numbers {limits}, the smaller first",
     )
     return float(value[0]), float(value[1])

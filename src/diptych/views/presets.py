@@ -1,4 +1,4 @@
-"""The published pairs of views, as lists of operations and nothing more."""
+"""The published pairs of views, as lists of operations."""
 
 from typing import Literal
 
@@ -13,16 +13,16 @@ Variant = Literal["auto", "original", "small"]
 
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Normalization = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-SMALL = 64  # pixels up to which the variant "auto" is "small"
+SMALL_VARIANT_PIXELS = 64  # "auto" chooses the variant "small" up to this size
 
 
 def barlow_twins(size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None) -> list[View]:
     """The two views of Barlow Twins (arXiv:2103.03230, section 2.2), which are BYOL's.
 
-    "original": bicubic crop of 8 to 100 %, flip, jitter, gray, blur in all of the first and a tenth of the
-    second views, solarization in a fifth of the second, ImageNet's normalization. "small": solo-learn's
-    CIFAR-10 set (92.10 %), the same without blur and with CIFAR-10's normalization. "auto": small up to 64
-    pixels. `normalization`, (mean, std), replaces either.
+    "original": bicubic crop of 8 to 100 %, flip, jitter, gray, blur of all first and a tenth of the second views,
+    solarization of a fifth of the second, ImageNet's normalization. "small": solo-learn's CIFAR-10 set (92.10 %), the
+    same without blur and with CIFAR-10's normalization. "auto": small up to 64 pixels. normalization: (mean, std),
+    replaces the variant's.
     """
     small = is_small(size, variant)
 
@@ -43,11 +43,11 @@ def barlow_twins(size: int = 224, variant: Variant = "auto", normalization: Norm
 
 
 def simsiam(size: int = 224, variant: Variant = "auto", normalization: Normalization | None = None) -> list[View]:
-    """The two views of SimSiam (arXiv:2011.10566, section 3), drawn alike: MoCo v2's set.
+    """The two views of SimSiam (arXiv:2011.10566, section 3), of the same distribution: MoCo v2's set.
 
     "original": bilinear crop of 20 to 100 %, jitter, gray, blur in half of the views, flip, ImageNet's
     normalization. "small": the paper's CIFAR-10 set (appendix D), the same without blur and with CIFAR-10's
-    normalization. "auto": small up to 64 pixels. `normalization`, (mean, std), replaces either.
+    normalization. "auto": small up to 64 pixels. normalization: (mean, std), replaces the variant's.
     """
     small = is_small(size, variant)
 
@@ -69,4 +69,4 @@ def simsiam(size: int = 224, variant: Variant = "auto", normalization: Normaliza
 def is_small(size: int, variant: Variant) -> bool:
     if variant not in ("auto", "original", "small"):
         raise RecipeError(f"views: variant is {variant!r}; choose 'auto', 'original' or 'small'")
-    return variant == "small" or (variant == "auto" and size <= SMALL)
+    return variant == "small" or (variant == "auto" and size <= SMALL_VARIANT_PIXELS)

@@ -1,8 +1,8 @@
-"""Resampling: each image with weights of its own. N images of C channels, H x W pixels; views S x S; K taps.
+"""Resampling with separate weights for each image. N images of C channels, H x W pixels; views S x S; K taps.
 
-Resampling an axis makes each of its S output lines a weighted sum of K input lines, its taps. The whole batch is two
-calls: for columns a product with banded matrices; for rows, which lie in memory as a whole, a sum of rows, which multiplies
-nothing by zero. A flip of the view is the order of the taps of its columns and costs nothing.
+Resampling computes each of the S output lines of an axis as a weighted sum of K input lines, its taps. A batch takes two
+calls: a product with banded matrices for columns, and a weighted sum of rows, which are contiguous in memory, without
+multiplications by zero. A horizontal flip reverses the taps of the columns and costs nothing.
 """
 
 import math
@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 
 Interpolation = Literal["bilinear", "bicubic"]
-RADIUS = {"bilinear": 1, "bicubic": 2}  # source pixels to each side that an output pixel sees when enlarging
-TABLES, TABLE_BYTES = 4, 32 * 2**20  # of taps for all boxes that an axis can have: how many, and how large at most
+RADIUS = {"bilinear": 1, "bicubic": 2}  # source pixels on each side that contribute to an output pixel when enlarging
+TABLES, TABLE_BYTES = (
+    4,
+    32 * 2**20,
+)  # tables of taps for all possible boxes of an axis: how many, and of which size at most
 
-Taps = tuple[torch.Tensor, torch.Tensor]  # (N, S, K) each: which input lines, with which weights
+Taps = tuple[torch.Tensor, torch.Tensor]  # (N, S, K) each: input lines and their weights
 
 
 class Axis(NamedTuple):
-    """How an axis of `pixels` lines becomes one of `size`."""
+    """The resampling of an axis from `pixels` to `size` lines."""
 
     pixels: int
     size: int
@@ -28,21 +31,21 @@ class Axis(NamedTuple):
 
     @property
     def widest(self) -> float:
-        """What a kernel widens by for the whole axis."""
+        """The factor by which the kernel widens for a box of the full axis."""
         return max(1.0, self.pixels / self.size) if self.antialias else 1.0
 
     @property
     def taps(self) -> int:
-        """As many as the widest possible box needs: no image's result hangs on its neighbours' boxes."""
+        """As many as the widest possible box needs, so that no result depends on the boxes of other images."""
         return math.ceil(2 * RADIUS[self.interpolation] * self.widest)
 
 
 def box_taps(start_N: torch.Tensor, length_N: torch.Tensor, axis: Axis, mirrored_N: torch.Tensor | None = None) -> Taps:
-    """Resamples lines start .. start + length - 1 of an axis to all of its new lines.
+    """Taps that resample lines start .. start + length - 1 of an axis to all of its new lines.
 
-    The weights of torch's `interpolate(align_corners=False)` on the cut-out box, hence torchvision's. With
-    antialias the kernel widens when shrinking, is cut off at the box and renormalised, and bicubic has
-    a = -0.5: PIL's resize too. Without, it keeps its width, lines outside repeat the border, and a = -0.75.
+    The weights are those of torch's `interpolate(align_corners=False)` on the cropped box, hence torchvision's. With
+    antialias the kernel widens when shrinking, is cut off at the box and renormalised, and bicubic has a = -0.5, as in
+    PIL's resize. Without antialias its width is constant, lines outside repeat the border, and a = -0.75.
     """
     device, radius = start_N.device, RADIUS[axis.interpolation]
     stretch_N1 = (length_N / axis.size)[:, None]
@@ -64,13 +67,13 @@ def box_taps(start_N: torch.Tensor, length_N: torch.Tensor, axis: Axis, mirrored
 
 
 class WholeBoxTaps:
-    """`box_taps` of boxes of whole pixels, looked up: an axis has few lengths of box. Keeps the tables of the last few axes."""
+    """`box_taps` of boxes of whole pixels, from tables, as few lengths are possible. Keeps the tables of the last axes."""
 
     def __init__(self):
         self.tables: dict[tuple[Axis, torch.device], Taps] = {}
 
     def __reduce__(self) -> tuple:
-        return WholeBoxTaps, ()  # copies, such as another process', make tables of their own
+        return WholeBoxTaps, ()  # copies, such as those in another process, build their own tables
 
     def __call__(
         self, start_N: torch.Tensor, length_N: torch.Tensor, axis: Axis, mirrored_N: torch.Tensor | None = None
@@ -82,7 +85,7 @@ class WholeBoxTaps:
         if key not in self.tables:
             if len(self.tables) >= TABLES:
                 del self.tables[next(iter(self.tables))]
-            with torch.inference_mode(False):  # whoever asks first: others may be training
+            with torch.inference_mode(False):  # the first caller may be in inference mode, later ones may train
                 self.tables[key] = tap_table(*key)
         line, weight = self.tables[key]
         row_N = length_N - 1 if mirrored_N is None else length_N - 1 + axis.pixels * mirrored_N
@@ -90,7 +93,7 @@ class WholeBoxTaps:
 
 
 def tap_table(axis: Axis, device: torch.device) -> Taps:
-    """Taps of the boxes of 1, 2 ... `axis.pixels` pixels that start at line 0; then of the same ones, mirrored."""
+    """Taps of the boxes of 1, 2 ... `axis.pixels` pixels that start at line 0, then of the same boxes mirrored."""
     length = torch.arange(1, axis.pixels + 1, dtype=torch.float32, device=device).repeat(2)
     mirrored = torch.arange(2 * axis.pixels, device=device) >= axis.pixels
     line, weight = box_taps(torch.zeros_like(length), length, axis, mirrored)
@@ -100,8 +103,8 @@ def tap_table(axis: Axis, device: torch.device) -> Taps:
 def kernel(distance: torch.Tensor, interpolation: Interpolation, a: float) -> torch.Tensor:
     """The kernel at `distance` source pixels: a triangle, or the cubic of Keys (1981) with its parameter a.
 
-    Keys' two pieces, (a + 2) d^3 - (a + 3) d^2 + 1 up to 1 and a (d^3 - 5 d^2 + 8 d - 4) up to 2, are here
-    a v^2 (1 - v) + u^2 (4 a + 3 - 2 u) with u = max(1 - d, 0), v = max(2 - d, 0): the same without a choice.
+    Keys' two pieces, (a + 2) d^3 - (a + 3) d^2 + 1 up to 1 and a (d^3 - 5 d^2 + 8 d - 4) up to 2, are computed
+    without a branch as a v^2 (1 - v) + u^2 (4 a + 3 - 2 u) with u = max(1 - d, 0), v = max(2 - d, 0).
     """
     d = distance.abs()
     u = (1 - d).clamp_min_(0)
@@ -112,7 +115,7 @@ def kernel(distance: torch.Tensor, interpolation: Interpolation, a: float) -> to
 
 
 def weigh_columns(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
-    """(N, C, H, S): each output column the weighted sum of the input columns that `taps` names for its image."""
+    """(N, C, H, S): each output column is the weighted sum of the input columns in the `taps` of its image."""
     n, channels, height, width = images_NCHW.shape
     line_NSK, weight_NSK = taps
     size = line_NSK.shape[1]
@@ -122,7 +125,7 @@ def weigh_columns(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
 
 
 def weigh_rows(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
-    """(N, C, S, W): each output row the weighted sum of the input rows that `taps` names for its image."""
+    """(N, C, S, W): each output row is the weighted sum of the input rows in the `taps` of its image."""
     n, channels, height, width = images_NCHW.shape
     line_NSK, weight_NSK = taps
     shape = (n, channels, *line_NSK.shape[1:])
@@ -136,10 +139,13 @@ def weigh_rows(images_NCHW: torch.Tensor, taps: Taps) -> torch.Tensor:
 
 
 def resample(images: torch.Tensor, rows: Taps, columns: Taps, clamp: bool = False) -> torch.Tensor:
-    """(N, 3, H, W) -> float (N, 3, S, S); uint8 becomes [0, 1]. clamp: to [0, 1] after each axis, if weights can leave it."""
+    """(N, 3, H, W) -> float (N, 3, S, S); uint8 is scaled to [0, 1]. clamp: to [0, 1] after each axis, for bicubic."""
     if images.dtype == torch.uint8:
         lines, weights = columns
-        images, columns = images.float(), (lines, weights / 255)  # to divide the weights is less work than the images
+        images, columns = (
+            images.float(),
+            (lines, weights / 255),
+        )  # dividing the weights is less work than dividing the images
     wide = weigh_columns(images, columns)
     wide = wide.clamp_(0, 1) if clamp else wide
     views = weigh_rows(wide, rows)

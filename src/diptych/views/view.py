@@ -1,4 +1,4 @@
-"""A view: operations in the order of the recipe. N images (N, 3, H, W) become N views (N, 3, S, S)."""
+"""A view: operations applied in the order of the recipe. N images (N, 3, H, W) become N views (N, 3, S, S)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,49 +7,49 @@ import numpy as np
 import torch
 
 from diptych.base.errors import DataError, RecipeError
+from diptych.base.random_at import Draw
 from diptych.views.colour import Normalize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop
-from diptych.views.operation import Draw
 
-BLOCK = 1_600_000  # pixel values that a CPU works on at a time, 520 images of 32 x 32: memory stays small
+VALUES_PER_BLOCK = 1_600_000  # pixel values that a CPU processes at a time, 520 images of 32 x 32, to limit memory
 
 
 class Step(Protocol):
-    """What a View is made of: the classes in `OPERATIONS`, or anything else with these two functions."""
+    """An element of a View: an operation of `OPERATIONS`, or any object with these two methods."""
 
     def sample(self, n: int, rng: torch.Generator) -> Draw: ...
     def apply(self, images: torch.Tensor, draw: Draw) -> torch.Tensor: ...
 
 
 class View:
-    """A view of each image of a batch: `sample` draws, on the CPU, a row an image; `apply` does, anywhere.
+    """Makes a view of each image of a batch. `sample` draws one row per image, on the CPU; `apply` runs on any device.
 
-    What an image becomes hangs on its row of the draws alone, not on the rest of the batch: a process that
-    applies `draw_slice(draws, rows)` to `images[rows]` gets rows `rows` of the global views, within 1e-6
-    before `normalize` (float32 sums may be ordered otherwise). The same call twice gives the same bytes.
+    The view of an image depends only on its row of the draws, not on the rest of the batch: a process that applies
+    `draw_slice(draws, rows)` to `images[rows]` gets rows `rows` of the global views, within 1e-6 before `normalize`
+    (float32 sums may be ordered differently). The same call gives the same bytes each time.
     """
 
     def __init__(self, operations: Sequence[Step]):
         self.operations = list(operations)
         for step in self.operations:
             if not (hasattr(step, "sample") and hasattr(step, "apply")):
-                raise RecipeError(f"a view is made of operations; {step!r} has no sample and apply")
+                raise RecipeError(f"a view takes a list of operations; {step!r} has no sample and apply")
         self._flip_of = flips_of_crops(self.operations)
 
     def sample(self, n: int, rng: torch.Generator) -> list[Draw]:
-        """All randomness for `n` images: for each operation a dict of tensors (n, ...)."""
+        """Draw all random numbers for `n` images: for each operation a dict of tensors (n, ...)."""
         return [step.sample(n, rng) for step in self.operations]
 
     def __call__(self, images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """`apply` with fresh draws. `rng` has an address: `random_at(seed, "views", step, which_view)`."""
+        """`apply` with new draws from `rng`, such as `random_at(seed, "views", step, which_view)`."""
         return self.apply(images, self.sample(len(images), rng))
 
     @torch.no_grad()
     def apply(self, images: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """uint8, or float in [0, 1], (N, 3, H, W) -> contiguous float32 (N, 3, S, S) on the same device.
 
-        `images` stay as they are. Float32 inside autocast too. Nothing waits for a GPU. Raises DataError for
-        images of another shape or type, ValueError for draws of another number of images.
+        `images` are not changed. Computes in float32 inside autocast too, and never waits for a GPU. Raises DataError
+        for images of another shape or type, ValueError for draws for another number of images.
         """
         known = images.dtype == torch.uint8 or images.is_floating_point()
         if images.ndim != 4 or images.shape[1] != 3 or not known:
@@ -57,9 +57,9 @@ class View:
             raise DataError(f"a view takes uint8 or float images of shape (N, 3, H, W); these are {given}")
         n = len(images)
         if any(len(rows) != n for draw in draws for rows in draw.values()):
-            raise ValueError(f"draws for another number of images than {n}; take theirs with draw_slice")
+            raise ValueError(f"the draws are not for {n} images; select the rows of these images with draw_slice")
         with torch.autocast(images.device.type, enabled=False):
-            block = max(1, BLOCK // max(1, images[:1].numel()))
+            block = max(1, VALUES_PER_BLOCK // max(1, images[:1].numel()))
             if images.device.type != "cpu" or n <= block:
                 return self._apply(images, draws)
             blocks = [slice(start, start + block) for start in range(0, n, block)]
@@ -71,11 +71,11 @@ class View:
             return views
 
     def _apply(self, images: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        # Asked of the class itself: whoever derives from it may work in place, and these images are not ours.
+        # Only the class itself counts: a derived class may work in place, and these images belong to the caller.
         first = type(next(iter(self.operations), None))
         if images.dtype == torch.uint8 and vars(first).get("takes_bytes", False):
             views = images
-        else:  # a copy of our own: the operations may work in place
+        else:  # a copy, because the operations may work in place
             views = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
             views = views.div_(255) if images.dtype == torch.uint8 else views
         for i, (step, draw) in enumerate(zip(self.operations, draws, strict=True)):
@@ -94,16 +94,16 @@ class View:
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) of the last Normalize, ((0, 0, 0), (1, 1, 1)) without one."""
-        found = [(step.mean, step.std) for step in self.operations if isinstance(step, Normalize)]
-        return found[-1] if found else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        pairs = [(step.mean, step.std) for step in self.operations if isinstance(step, Normalize)]
+        return pairs[-1] if pairs else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def display(self, views: torch.Tensor) -> torch.Tensor:
-        """Views (N, 3, S, S) as pictures: normalization undone, clamped to [0, 1]."""
+        """Undo the normalization of views (N, 3, S, S) and clamp them to [0, 1], to show them as pictures."""
         mean, std = (torch.tensor(v, device=views.device).view(3, 1, 1) for v in self.normalization)
         return (views.float() * std + mean).clamp(0, 1)
 
     def describe(self) -> list[str]:
-        """A line for people for each operation, in order."""
+        """One readable line per operation, in order."""
         return [str(step) for step in self.operations]
 
     def __repr__(self) -> str:
@@ -111,12 +111,12 @@ class View:
 
 
 def draw_slice(draws: list[Draw], rows: slice | torch.Tensor) -> list[Draw]:
-    """The draws of some of the images: what a process needs for its rows of the global batch."""
+    """Select the draws of some of the images, as a process does for its rows of the global batch."""
     return [{name: numbers[rows] for name, numbers in draw.items()} for draw in draws]
 
 
 def flips_of_crops(operations: Sequence[Step]) -> dict[int, int]:
-    """{place of a crop: place of the horizontal flip it can do in its resampling, as all between commute}."""
+    """{index of a crop: index of the horizontal flip that its resampling can include, as all steps between them commute}."""
     flips = {}
     for i, crop in enumerate(operations):
         for j in range(i + 1, len(operations) if isinstance(crop, RandomResizedCrop) else 0):

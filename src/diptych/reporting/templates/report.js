@@ -1,5 +1,5 @@
 "use strict";
-// Comfort only: the page says the same without it. Read-outs on curves, pictures on the map, enlarging.
+// Optional: the page has the same content without it. Adds values on curves, pictures on the map, enlarged pictures.
 (() => {
   const SVG = document.documentElement.querySelector("svg").namespaceURI;
   const hover = JSON.parse(document.getElementById("hover").textContent);
@@ -10,7 +10,7 @@
     parent.append(element);
   }
 
-  // Curves: the point nearest to the pointer, or to where the arrow keys went; its values replace the title's.
+  // Curves: the values of the point nearest to the pointer (or chosen with the arrow keys) replace those in the title.
   for (const figure of document.querySelectorAll("[data-chart]")) {
     const lines = hover[figure.dataset.chart];
     if (!lines) continue;
@@ -44,7 +44,7 @@
     });
   }
 
-  // Map: the image under the pointer, large.
+  // Map: the image under the pointer, enlarged.
   const plane = document.querySelector(".plane");
   if (plane) {
     const tip = document.createElement("div"), image = new Image(), text = document.createElement("div");
@@ -54,7 +54,7 @@
     image.alt = "";
     tip.append(image, text);
     plane.append(tip);
-    for (const point of plane.querySelectorAll(".p")) {  // our own read-out instead of the browser's
+    for (const point of plane.querySelectorAll(".p")) {  // a tip with the picture instead of the browser's
       const title = point.querySelector("title");
       point.dataset.name = title.textContent;
       title.remove();
