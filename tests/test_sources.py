@@ -202,10 +202,10 @@ def test_wrong_paths_name_the_near_ones(tmp_path):
         open_source(tmp_path / "photos" / "cat")
     with pytest.raises(DataError, match="has no zzzz"):
         open_source(tmp_path / "zzzz")
-    with pytest.raises(DataError, match="is one image: name the folder"):
+    with pytest.raises(DataError, match="is one image: name its folder"):
         open_source(tmp_path / "photos" / "cats" / "1.jpg")
     (tmp_path / "photos.rar").write_bytes(b"")
-    with pytest.raises(DataError, match="no source of images: it must be a folder, .zip"):
+    with pytest.raises(DataError, match="not a source of images: it must be a folder, .zip"):
         open_source(tmp_path / "photos.rar")
 
 
