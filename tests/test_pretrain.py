@@ -303,3 +303,27 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save", lambda *words: (order.append("checkpoint"), save(*words))[1])
     tiny_run(tmp_path / "run", epochs=1)
     assert order == ["log", "checkpoint"] * (STEPS + 1)
+
+
+@pytest.mark.parametrize("ends", ["well", "diverged"])
+def test_layers_and_random_numbers_are_as_before_the_call(ends, tmp_path):
+    """For the time of training, batch norms share statistics by groups and convolutions are quick ones."""
+    method = tiny_method()
+    method.statistics_rows, method.nan_at = 4, 5 if ends == "diverged" else -1
+    before, random, global_state = [type(layer) for layer in method.modules()], torch.get_rng_state(), []
+    step = type(method).after_step
+
+    def look(method, kept, progress) -> None:
+        global_state.append([type(layer) for layer in method.modules()])
+        step(method, kept, progress)
+
+    method.__class__ = type("Looks", (type(method),), {"after_step": look})
+    before[0] = type(method)
+    if ends == "well":
+        tiny_run(tmp_path / "run", method)
+    else:
+        with pytest.raises(DivergedError):
+            tiny_run(tmp_path / "run", method)
+    assert all(types != before for types in global_state) and len(global_state) >= 5, "they are exchanged meanwhile"
+    assert [type(layer) for layer in method.modules()] == before
+    assert torch.equal(torch.get_rng_state(), random)

@@ -191,7 +191,9 @@ safetensors scikit-image scikit-learn scipy setuptools shellingham sympy tensorb
 tifffile timm torch torchvision tqdm triton truststore typer typing-extensions typing-inspection werkzeug
 """
 # and what the tests,
-DEVELOPERS = "coverage execnet hypothesis iniconfig pluggy pyrefly pytest pytest-timeout pytest-xdist ruff sortedcontainers"
+DEVELOPERS = (
+    "coverage execnet hypothesis iniconfig pluggy pyrefly pytest pytest-timeout pytest-xdist ruff sortedcontainers"
+)
 # and benchmarks/ against others bring.
 BENCHMARKS = """
 aiohappyeyeballs aiohttp aiosignal antlr4-python3-runtime astunparse attrs certifi charset-normalizer flatbuffers frozenlist
