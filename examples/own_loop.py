@@ -1,6 +1,6 @@
-"""Views, a method and a loss in a loop of somebody else: Hugging Face Accelerate's (pip install accelerate).
+"""Views, a method and its loss in a training loop built on Hugging Face Accelerate (pip install accelerate).
 
-`accelerate launch examples/own_loop.py` runs it in several processes: the loss is the global batch's there too.
+`accelerate launch examples/own_loop.py` runs it in several processes. The loss is still that of the global batch.
 """
 
 import sys
