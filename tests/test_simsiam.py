@@ -62,35 +62,6 @@ def test_training_without_the_stop_gradient_is_another_gradient():
     assert not torch.allclose(*gradients, rtol=0.1)
 
 
-def test_every_image_twice_is_the_same_loss():
-    method = make(SimSiam, projector=(10, 7)).double()
-    projections = method.project(views(dtype=torch.float64), {})
-    twice = {key: torch.cat([value, value]) for key, value in projections.items()}
-    once, twice = (method.compare(rows, 0.0).loss for rows in (projections, twice))
-    torch.testing.assert_close(once, twice, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("wrong", [views(sizes=(9,)), views(sizes=(9, 9, 9)), [views(4)[0], views(5)[1]]])
-def test_two_views_of_the_same_images(wrong):
-    with pytest.raises(RecipeError, match="compares two views of the same images, got views of"):
-        make(SimSiam)(wrong)
-
-
-def test_nothing_but_gradients_moves_it():
-    method = make(SimSiam)
-    before = copy.deepcopy(method.state_dict())
-    method.after_step({}, 0.5)
-    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
-    assert method.draw(3, torch.Generator()) == {} and method.statistics_rows is None
-
-
-def test_the_pair_of_projections_is_shown():
-    method = make(SimSiam, projector=(10, 7))
-    projections = method.project(views(), {})
-    first, second = method.shown(projections)
-    assert first is projections["z1"] and second is projections["z2"]
-
-
 def test_projector_and_predictor_may_be_modules_of_your_own():
     encoder, projector = nn.Sequential(nn.Flatten(), nn.Linear(3 * 9 * 9, 5)), nn.Linear(5, 4)
     predictor = nn.Linear(4, 4)
