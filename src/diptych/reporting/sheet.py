@@ -9,12 +9,11 @@ from diptych.base.random_at import random_at
 from diptych.data.images import Images
 from diptych.reporting import pictures
 from diptych.views import View
-from diptych.views.view import bytes_of
+from diptych.views.view import bytes_of, show_views
 
 
 def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> Image.Image:
     """`count` of the images, chosen by `seed`, beside their views."""
     chosen = torch.randperm(len(images), generator=random_at(seed, "sheet"))[:count]
     _, originals = next(images.read(chosen, count, replace=(seed, 0)))
-    shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
-    return pictures.contact_sheet(bytes_of(originals / 255), [bytes_of(pixels) for pixels in shown])
+    return pictures.contact_sheet(bytes_of(originals / 255), show_views(views, originals, seed))

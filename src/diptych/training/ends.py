@@ -26,7 +26,7 @@ from diptych.training.feed import Feed
 from diptych.training.keeper import Keeper
 from diptych.training.optimizers import describe
 from diptych.views import View
-from diptych.views.view import bytes_of
+from diptych.views.view import show_views
 
 EXAMPLES, DIAGNOSED = 12, 1024  # images whose views are kept for the report; that are looked at when training has ended
 LARGEST_PICTURE = 256  # rows of the correlation matrix that are kept for the report
@@ -109,8 +109,7 @@ def begin(keeper: Keeper, feed: Feed, step: int, *, best: bool) -> None:
 
 def view_arrays(originals: Tensor, views: Sequence[View], seed: int) -> dict[str, np.ndarray]:
     """`originals` (n, 3, S, S) uint8 and their views of step 0, `view_0`, `view_1`, ..., as (n, H, W, 3) uint8."""
-    shown = [view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views)]
-    arrays = {f"view_{index}": bytes_of(pixels) for index, pixels in enumerate(shown)}
+    arrays = {f"view_{index}": pixels for index, pixels in enumerate(show_views(views, originals, seed))}
     return {"originals": originals.permute(0, 2, 3, 1).numpy()} | arrays
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from diptych.base.errors import DataError, RecipeError
-from diptych.base.random_at import Draw
+from diptych.base.random_at import Draw, random_at
 from diptych.views.colour import Normalize
 from diptych.views.geometry import HorizontalFlip, RandomResizedCrop
 
@@ -131,3 +131,9 @@ def flips_of_crops(operations: Sequence[Step]) -> dict[int, int]:
 def bytes_of(images: torch.Tensor) -> np.ndarray:
     """(n, 3, h, w) in [0, 1] as (n, h, w, 3) uint8."""
     return (255 * images.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def show_views(views: Sequence[View], originals: torch.Tensor, seed: int) -> list[np.ndarray]:
+    """The views of `originals` (n, 3, S, S) with the draws of step 0, for people to look at: (n, s, s, 3) uint8 each."""
+    shown = (view.display(view(originals, random_at(seed, "views", 0, index))) for index, view in enumerate(views))
+    return [bytes_of(pixels) for pixels in shown]
