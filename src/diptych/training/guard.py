@@ -23,16 +23,14 @@ class Guard:
     def __init__(self, method: Method, optimizer: torch.optim.Optimizer, undoes: bool):
         self.method, self.optimizer, self.undoes = method, optimizer, undoes
         self.copies: list[Tensor] = []
-        self.memories: list[
-            list[tuple[dict, dict]]
-        ] = []  # of each step since `settle`: the optimizer's dicts, what they held
+        # Of each step since `settle`: the optimizer's dicts, and what they held.
+        self.memories: list[list[tuple[dict, dict]]] = []
 
     def remember(self) -> None:
         """Copy aside what the step that follows may move."""
         tensors = self.moved()
-        if [t.shape for t in tensors] != [
-            t.shape for t in self.copies
-        ]:  # a first step, or the optimizer remembers more
+        if [t.shape for t in tensors] != [t.shape for t in self.copies]:
+            # The first step, or the optimizer remembers more than before.
             self.copies = [torch.empty_like(t) for t in tensors]
         copy(tensors, self.copies)
         if self.undoes:
