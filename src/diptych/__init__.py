@@ -25,6 +25,7 @@ _DOOR = {
     "optimizers": "diptych.training.optimizers",
     "schedules": "diptych.training.schedules",
     "pretrain": "diptych.training.pretrain:pretrain",
+    "quick": "diptych.training.quick:quick",
     "finetune": "diptych.downstream.finetune:finetune",
     "embed": "diptych.downstream.embed:embed",
     "evaluate": "diptych.downstream.evaluate:evaluate",
@@ -49,10 +50,11 @@ if TYPE_CHECKING:
     from diptych.runs.encoder import Trained, load
     from diptych.training import optimizers, schedules
     from diptych.training.pretrain import pretrain
+    from diptych.training.quick import quick
     from diptych.views.view import View
 
 __all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "finetune", "images", "load",
-           "losses", "methods", "optimizers", "pretrain", "report", "schedules", "views"]  # fmt: skip
+           "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

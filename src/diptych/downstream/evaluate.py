@@ -19,6 +19,7 @@ from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
 from diptych.downstream.protocols import PROTOCOLS, require_protocols
 from diptych.downstream.results import TRAINED, Evaluation
+from diptych.downstream.worth import CLOSED_FORM, RAW_PIXELS, closed_form, gains, with_worth
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
@@ -52,9 +53,10 @@ def evaluate(
     """Evaluate an encoder on labelled images. A run folder stores the result for its report.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. protocols: names of
-    `downstream.protocols.PROTOCOLS`; each has a score for "chance", "trained" and, with `baselines`, "raw pixels" and
-    "untrained". The probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding,
-    kNN and the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
+    `downstream.protocols.PROTOCOLS`; each has a score for "chance", "trained" and, with `baselines`, "raw pixels", the
+    "closed form" (`diptych.quick` of the training images) and "untrained". The verdict is OK only above raw pixels and the
+    closed form. The probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN
+    and the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
@@ -77,11 +79,12 @@ def evaluate(
             scores += scores_of(subject, task, protocols, progress)
             if subject.pretrained:
                 after = subject
-            elif subject.network is not None:
+            elif subject.name == "untrained":
                 before = subject.test
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
-    evaluation = Evaluation(scores, diagnose(after.test, last_projections(run), untrained=before))
+    diagnosis = diagnose(after.test, last_projections(run), untrained=before)
+    evaluation = Evaluation(scores, with_worth(diagnosis, gains(scores, TRAINED)))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
@@ -109,7 +112,11 @@ def subjects(
         train, test = (
             raw_pixels(stream(images), expected.mean, expected.std, output_device=task.device) for images in sets
         )
-        yield Subject("raw pixels", train, test, None, trained.folder)
+        yield Subject(RAW_PIXELS, train, test, None, trained.folder)
+        progress.say("closed-form encoder of the training images ...")
+        if (reference := closed_form(trained, task.train, task.seed)) is not None:
+            train, test = embed_sets(reference, sets, **options, what=f"{CLOSED_FORM} encoder")
+            yield Subject(CLOSED_FORM, train, test, None, None)  # without its network: it is no rival to fine-tune
         if (untrained := trained.untrained()) is not None:
             train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
             yield Subject("untrained", train, test, untrained.encoder, trained.folder,

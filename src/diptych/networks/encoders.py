@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
 from diptych.networks.keras import KERAS_NETWORKS
+from diptych.networks.patches import PatchDictionary
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {**KERAS_NETWORKS}  # defined in this package
+# Defined in this package. A network that has a fixed size or options takes them as arguments.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**KERAS_NETWORKS, "patch_dictionary": PatchDictionary}
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 # Options that make timm read or fetch files: not allowed in recipes and encoder folders, which may come from others.
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -50,7 +52,7 @@ def encoder(
     if pretrained and stem == "auto":
         stem = "standard"  # the pretrained one
     if name in NETWORKS:
-        network = _own_network(name, stem, pretrained, options)
+        network = _own_network(name, stem, size, pretrained, options)
     else:
         network = _timm_network(name, stem, size, pretrained, options)
     _ARGUMENTS[network] = {"name": name, "stem": stem, "size": size, **without_weights(options)}
@@ -96,11 +98,14 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
     return network
 
 
-def _own_network(name: str, stem: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    refused = [*options, *["pretrained"] * pretrained, *[f"stem {stem!r}"] * stem.startswith("small")]
+def _own_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
+    known = inspect.signature(NETWORKS[name]).parameters
+    refused = [option for option in options if option not in known or option == "size"]
+    refused += ["pretrained"] * pretrained + [f"stem {stem!r}"] * stem.startswith("small")
     if refused:
-        raise RecipeError(f"{name} has no options and does not take {', '.join(refused)}")
-    return NETWORKS[name]()
+        takes = ", ".join(option for option in known if option != "size") or "no options"
+        raise RecipeError(f"{name} does not take {', '.join(refused)}; it takes {takes}")
+    return NETWORKS[name](**({"size": size} if size is not None and "size" in known else {}), **options)
 
 
 def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from diptych.runs.run import flatten
 SUBJECTS = {
     "chance": "guessing, without the image",
     "raw pixels": "the images themselves, no network",
+    "closed form": "a dictionary of the images' own patches, without gradients",
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
 }

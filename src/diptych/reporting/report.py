@@ -28,6 +28,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 VERDICTS = {
     "OK": ("Healthy", "Different images have different embeddings: nothing points to a collapse."),
     "WARNING": ("Needs a look", "Some readings differ from those of a healthy run."),
+    "WORSE": ("Not worth its training", "A reference that costs seconds is better on these images."),
     "COLLAPSED": (
         "The encoder has collapsed",
         "Different images have nearly the same embeddings, which therefore carry little information.",
@@ -181,7 +182,9 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     if word is None or trained["better"] is None:
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
-    if word in ("WARNING", "COLLAPSED"):
+    if word == "WORSE":
+        steps.append(("Use the closed-form encoder on these images.", "diptych quick SOURCE --out quick"))
+    elif word in ("WARNING", "COLLAPSED"):
         steps.append(
             ("Follow the advice above before training longer: longer training alone does not undo a collapse.", "")
         )

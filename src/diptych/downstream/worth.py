@@ -1,0 +1,77 @@
+"""Is an encoder worth its training? Its accuracy beside that of references that cost little or nothing, in pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from diptych.data.images import Images
+from diptych.embeddings.diagnose import Diagnosis
+from diptych.embeddings.paired import Paired, paired_difference
+from diptych.embeddings.scores import Score
+from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
+from diptych.runs.encoder import Trained
+from diptych.training.quick import FEWEST, quick
+
+CLOSED_FORM, RAW_PIXELS = "closed form", "raw pixels"
+REFERENCES = (RAW_PIXELS, CLOSED_FORM)  # an encoder below either is not OK
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The accuracy of the trained encoder less that of a reference, by one protocol, on the same test images."""
+
+    protocol: str
+    reference: str
+    paired: Paired
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.paired.interval)
+        points = 100 * self.paired.difference
+        position = "above" if points >= 0 else "below"
+        return f"{self.protocol}: {abs(points):.1f} points {position} {self.reference} [{low:+.1f} to {high:+.1f}]"
+
+
+def closed_form(trained: Trained, images: Images, seed: int) -> Trained | None:
+    """The closed-form encoder of the training images (`training.quick`), the strongest reference that seconds can buy.
+
+    None where it would be no reference: for an encoder of that kind, and for images too few or too small to compute one.
+    """
+    if isinstance(trained.encoder, PatchDictionary) or len(images) < FEWEST or images.size < SMALLEST_SIZE:
+        return None
+    return quick(images, seed=seed, show=False)
+
+
+def gains(scores: Sequence[Score], subject: str) -> list[Gain]:
+    """The gain of `subject` over each reference, by every protocol that both have a score of."""
+    by_name = {(score.protocol, score.subject): score for score in scores}
+    pairs = []
+    for (protocol, name), score in by_name.items():
+        for reference in REFERENCES if name == subject else ():
+            other = by_name.get((protocol, reference))
+            if other is not None and score.correct is not None and other.correct is not None:
+                pairs.append(Gain(protocol, reference, paired_difference(score.correct, other.correct)))
+    return pairs
+
+
+def with_worth(diagnosis: Diagnosis, compared: Sequence[Gain]) -> Diagnosis:
+    """The diagnosis with the verdict that the gains allow: WORSE where a reference is better, or "OK" unchanged.
+
+    A gain below 0 is never OK. Where its interval reaches above 0, the encoder could be as good: WARNING.
+    """
+    losing = [gain for gain in compared if gain.paired.difference < 0]
+    if not losing or diagnosis.verdict == "COLLAPSED":
+        return diagnosis
+    surely = any(gain.paired.interval[1] < 0 for gain in losing)
+    return replace(diagnosis, verdict="WORSE" if surely else "WARNING", reasons=[*map(str, losing), *diagnosis.reasons],
+                   advice=[*advice(losing), *diagnosis.advice])  # fmt: skip
+
+
+def advice(losing: Sequence[Gain]) -> list[str]:
+    better = {gain.reference for gain in losing}
+    texts = []
+    if CLOSED_FORM in better:
+        texts.append("use the closed form on these images: `diptych quick SOURCE --out RUN` computes it in seconds")
+    elif RAW_PIXELS in better:
+        texts.append("do not use this encoder on these images; try `diptych quick SOURCE --out RUN`")
+    texts.append("train longer (--extend), and look at the views (`diptych views`): centred objects need crops of scale "
+                 "[0.6, 1], and letters no flips")  # fmt: skip
+    return texts

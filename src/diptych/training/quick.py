@@ -1,0 +1,199 @@
+"""A closed-form encoder: dictionaries of the images' own patches, whitened codes, and no gradient descent."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diptych.base.device import choose_device
+from diptych.base.errors import DataError, RecipeError
+from diptych.base.random_at import random_at
+from diptych.base.terminal import ProgressBar
+from diptych.data.images import Images
+from diptych.embeddings.diagnose import diagnose
+from diptych.embeddings.linear_optimum import barlow_twins_optimum, hadamard
+from diptych.networks.encoders import encoder
+from diptych.networks.inference import Preprocessing, prepare
+from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
+from diptych.runs.encoder import Trained, save_encoder
+from diptych.runs.run import Run
+from diptych.training.dictionary import blocks, components, fill, learn_layers
+from diptych.views import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop, View
+from diptych.views.flips import flips_look_alike
+
+SIZE = 32  # pixels; larger images are shrunk to it, which costs little accuracy and saves most of the time
+FEWEST_ENTRIES, MOST_ENTRIES = 8, 2**15
+FEWEST = 50  # images, the fewest that `diagnose` judges
+MOST_IMAGES = 10_000  # sampled for the codes; memory and time do not grow beyond them
+WIDEST, LEAST = 512, 32  # dimensions of one code
+IMAGES_PER_DIMENSION = 3  # of the sample, at least, for a code
+VARIANCE_FLOOR = 1e-3  # in units of a standardised entry's variance
+PAIRS = 4_000  # images with two views for Barlow Twins' optimum
+DIAGNOSED = 1_000  # images
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The exact optimum of Barlow Twins' loss over linear maps, as the encoder's last map (`embeddings.linear_optimum`).
+
+    width: D, a power of two. off_diagonal_weight: of the loss, above 0 and at most 1; a smaller one leaves more variance to the
+    few directions on which the views agree most. scale: smallest area of a view's crop.
+    """
+
+    width: int = 256
+    off_diagonal_weight: float = 1.0
+    scale: float = 0.5
+
+
+@torch.no_grad()
+def quick(
+    images: Images,
+    *,
+    out: str | Path | None = None,
+    size: int | None = None,
+    entries: int | None = None,
+    power: float = 0.35,
+    mirrored: bool | None = None,
+    twins: Twins | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+    record: dict | None = None,
+    show: bool = True,
+) -> Trained:
+    """Compute an encoder from unlabelled images, in seconds to minutes. With `out`, also write a run folder.
+
+    A sample of at most 10,000 images is used, so that millions cost no more. size: pixels of the encoder's input, to which
+    images are resized; None: 32, or that of smaller images. entries: of the dictionary of patches; the dictionary of 3x3
+    neighbourhoods of its responses has four times as many. None: 32 to 512, by the number of images.
+    power: the components of both codes are divided by their variance to this power, 0 (not whitened) to 0.5 (whitened).
+    mirrored: average the codes of an image and its mirror image; None: if mirror images look like the other images.
+    twins: finish with the best linear map under Barlow Twins' loss. record: the settings that recipe.yaml will hold.
+
+    The same images, seed and number of threads give the same bits on one machine. No label is read. Raises DataError for
+    fewer than 50 images or ones without structure, RecipeError for impossible arguments, OutputError for a folder that
+    may not be written.
+    """
+    started = time.perf_counter()
+    size, entries = size or min(SIZE, images.size), entries or entries_for(len(images))
+    options = {"size": size, "entries": entries, "power": power, "mirrored": mirrored, "twins": twins and asdict(twins),
+               "seed": seed}  # fmt: skip
+    check(images, options)
+    record = record or {"made_by": "diptych.quick in Python", "images": {"count": len(images), "size": images.size}}
+    run = None if out is None else Run.start(out, record | {"quick": options}, overwrite=overwrite)
+    try:
+        with ProgressBar("quick", show=show) as progress:
+            progress.say("read a sample of the images ...")
+            pixels = sample(images, size, seed, choose_device(device))
+            if mirrored is None:
+                mirrored = flips_look_alike(pixels, seed).alike
+            progress.say("learn dictionaries of patches ...")
+            width = code_width(len(pixels), entries)
+            mapped = min(twins.width, 2 * width) if twins else 2 * width
+            network = dictionary_network(size, entries, width, mirrored=mirrored, mapped=mapped).to(pixels.device)
+            learn_layers(network, pixels, seed)
+            progress.say("reduce and whiten their codes ...")
+            learn_codes(network, pixels, power, seed)
+            if twins is not None:
+                progress.say("solve for Barlow Twins' best linear map ...")
+                learn_twins(network, pixels, twins, seed)
+            trained = Trained(network.eval().cpu(), Preprocessing(size), folder=None if out is None else Path(out))
+            diagnosis = diagnose(trained(pixels[:DIAGNOSED].cpu()))
+        if run is not None:
+            save_encoder(run.folder / "encoder", trained.encoder, trained.preprocessing)
+            run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
+            run.log("end", epochs=0, elapsed_seconds=round(time.perf_counter() - started, 3))
+    finally:
+        if run is not None:
+            run.release()
+    return trained
+
+
+def check(images: Images, options: dict) -> None:
+    """Raises RecipeError for impossible options, DataError for too few or too small images, before anything is read."""
+    if not 0 <= options["power"] <= 0.5:
+        raise RecipeError(f"power {options['power']} must be between 0 (no whitening) and 0.5 (full whitening)")
+    if not FEWEST_ENTRIES <= options["entries"] <= MOST_ENTRIES:
+        raise RecipeError(f"entries {options['entries']} must be between {FEWEST_ENTRIES} and {MOST_ENTRIES:,}")
+    if options["size"] < SMALLEST_SIZE:
+        raise RecipeError(f"size {options['size']} must be at least {SMALLEST_SIZE} pixels: patches need that")
+    if (twins := options["twins"]) is not None:
+        width, weight, scale = twins["width"], twins["off_diagonal_weight"], twins["scale"]
+        if width < 1 or width & (width - 1) or not 0 < weight <= 1 or not 0 < scale <= 1:
+            raise RecipeError(f"twins has width {width}, off_diagonal_weight {weight}, scale {scale}: a power of two, and "
+                              "two numbers above 0 and at most 1")  # fmt: skip
+    if len(images) < FEWEST:
+        raise DataError(f"{len(images)} images are too few to compute an encoder from; give {FEWEST} or more")
+
+
+def entries_for(count: int) -> int:
+    """A power of two near a quarter of the number of images, from 32 to 256; 512 for 20,000 images or more."""
+    return 512 if count >= 20_000 else max(32, min(256, 2 ** ((count // 4).bit_length() - 1)))
+
+
+def sample(images: Images, size: int, seed: int, device: torch.device) -> Tensor:
+    """At most MOST_IMAGES of the readable images, (n, 3, size, size) uint8 on `device`, in random order."""
+    images.prepare()
+    order = torch.randperm(len(images), generator=random_at(seed, "quick", "sample"))[:MOST_IMAGES]
+    batches = [resized(pixels.to(device), size) for _, pixels in images.read(order, 512)]
+    pixels = torch.cat(batches) if batches else torch.zeros(0)
+    if len(pixels) < FEWEST:
+        raise DataError(f"{len(pixels)} readable images are too few to compute an encoder from; give {FEWEST} or more")
+    return pixels
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """uint8 squares as `networks.inference.embeddings` will resize them."""
+    if pixels.shape[2] == size:
+        return pixels
+    return (prepare(pixels, (0.0,) * 3, (1.0,) * 3, size) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def code_width(count: int, entries: int) -> int:
+    """Dimensions of each of the two codes for a sample of `count` images: a power of two, so that the embedding's is too."""
+    width = WIDEST
+    while width > LEAST and (width * IMAGES_PER_DIMENSION > count or width > 4 * entries):
+        width //= 2
+    return width
+
+
+def dictionary_network(size: int, entries: int, width: int, *, mirrored: bool, mapped: int) -> PatchDictionary:
+    reduced = min(64, entries)
+    network = encoder("patch_dictionary", size=size, entries=entries, reduced=reduced, gathered=min(192, 9 * reduced),
+                      second_entries=4 * entries, first_width=width,
+                      second_width=width, width=mapped, mirrored=mirrored)  # fmt: skip
+    assert isinstance(network, PatchDictionary)
+    return network.eval()
+
+
+def learn_codes(network: PatchDictionary, pixels: Tensor, power: float, seed: int) -> None:
+    """Principal components of both layers' pooled responses, partially whitened; then the rotation by a Hadamard matrix.
+
+    Cosines do not depend on the rotation. It gives all dimensions of the embedding the same variance, so that a probe that
+    standardises its inputs keeps the balance of the directions that `power` has chosen.
+    """
+    rng = random_at(seed, "quick", "codes")
+    codes = [network.codes(block) for block in blocks(pixels)]
+    for layer, rows in zip((network.first_code, network.second_code), zip(*codes, strict=True), strict=True):
+        mean_F, scale_F, vectors_FD, values_D = components(torch.cat(rows), layer.out_features, rng)
+        weight_FD = vectors_FD / scale_F[:, None] / (values_D + VARIANCE_FLOOR) ** power
+        fill(layer, weight_FD.T, -mean_F @ weight_FD)
+    rotation = hadamard(network.first_code.out_features + network.second_code.out_features)
+    if network.map.out_features == len(rotation):
+        fill(network.map, rotation.float(), torch.zeros(len(rotation)))
+
+
+def learn_twins(network: PatchDictionary, pixels: Tensor, twins: Twins, seed: int) -> None:
+    """The last map: the optimum of Barlow Twins over linear maps of the joined codes of two views."""
+    operations = [RandomResizedCrop(pixels.shape[2], scale=(twins.scale, 1.0)),
+                  *[HorizontalFlip(p=0.5)] * network.mirrored,
+                  ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), Grayscale(p=0.1)]  # fmt: skip
+    vectors = []
+    for number in range(2):
+        views = View(operations)(pixels[:PAIRS], random_at(seed, "quick", "views", number))
+        joined = [network.joined(block.contiguous(memory_format=torch.channels_last)) for block in views.split(16)]
+        vectors.append(torch.cat(joined))
+    optimum = barlow_twins_optimum(vectors[0], vectors[1], network.map.out_features, twins.off_diagonal_weight)
+    fill(network.map, optimum.weight_FD.T.float(), (-optimum.mean_F @ optimum.weight_FD).float())

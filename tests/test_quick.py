@@ -1,0 +1,214 @@
+"""The closed-form encoder: what it computes, where it can be used, and how it ends on images that hold nothing."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import diptych
+from diptych.base.errors import DataError, RecipeError
+from diptych.data.images import images
+from diptych.embeddings.linear_optimum import hadamard
+from diptych.embeddings.scores import knn_accuracy
+from diptych.networks.inference import raw_pixels
+from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
+from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
+from diptych.training.quick import Twins, entries_for, quick
+
+
+def textures(count: int = 160, size: int = 16, seed: int = 0) -> tuple[np.ndarray, list[int]]:
+    """Stripes of four directions at random phase, contrast and colour: easy for patches, hard for raw pixels."""
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[:size, :size]
+    photos, labels = [], []
+    for number in range(count):
+        angle = number % 4
+        wave = np.cos(np.pi / 4 * angle) * row + np.sin(np.pi / 4 * angle) * column
+        stripes = np.sin(1.4 * wave + rng.uniform(0, 6.28))[..., None] * rng.uniform(20, 60, 3)
+        noise = rng.normal(0, 12, (size, size, 3))
+        photos.append((rng.uniform(70, 180, 3) + stripes + noise).clip(0, 255).astype(np.uint8))
+        labels.append(angle)
+    return np.stack(photos), labels
+
+
+@pytest.fixture(scope="module")
+def stripes() -> tuple[np.ndarray, list[int]]:
+    return textures()
+
+
+@pytest.fixture(scope="module")
+def trained(stripes, tmp_path_factory) -> diptych.Trained:
+    # Two of the directions are mirror images of each other, which averaging would make one.
+    return quick(images(stripes[0]), out=tmp_path_factory.mktemp("quick") / "run", mirrored=False, show=False)
+
+
+def test_it_beats_raw_pixels_without_labels(trained, stripes):
+    photos, labels = stripes
+    others, other_labels = textures(80, seed=1)
+    bank, queries = (torch.from_numpy(array).permute(0, 3, 1, 2) for array in (photos, others))
+    scores = [
+        knn_accuracy(embed(bank), list(map(str, labels)), embed(queries), list(map(str, other_labels)), k=10).accuracy
+        for embed in (trained, lambda pixels: raw_pixels(pixels, (0.5,) * 3, (0.25,) * 3))
+    ]
+    assert scores[0] > 0.95
+    assert scores[0] > scores[1] + 0.1
+
+
+def test_same_images_and_seed_give_the_same_bits(trained, stripes):
+    again = quick(images(stripes[0]), mirrored=False, show=False)
+    other = quick(images(stripes[0]), mirrored=False, seed=1, show=False)
+    weights, repeated, different = (part.encoder.state_dict() for part in (trained, again, other))
+    assert all(torch.equal(weights[name], repeated[name]) for name in weights)
+    assert not torch.equal(weights["dictionary.weight"], different["dictionary.weight"])
+
+
+def test_the_patches_are_those_of_the_definition(trained):
+    """The first layer by convolutions against contrast normalisation and whitening patch by patch, in float64."""
+    network = trained.encoder
+    image = torch.rand(1, 3, 16, 16)
+    windows = image.double().unfold(2, 6, 1).unfold(3, 6, 1)[0]  # (3, 11, 11, 6, 6)
+    patch = windows[:, 4, 7].flatten()
+    patch = patch - patch.mean()
+    patch = patch * (patch.square().mean() + CONTRAST).rsqrt()
+    expected = network.whiten.weight.double().flatten(1) @ patch + network.offset.flatten().double()
+    got = network.patches(image)[0, :, 4, 7].double()
+    torch.testing.assert_close(got, F.normalize(expected, dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_brightness_and_contrast_of_an_image_hardly_matter(trained, stripes):
+    pixels = torch.from_numpy(stripes[0]).permute(0, 3, 1, 2)[:20].float()
+    darker = (0.6 * pixels + 10).round().to(torch.uint8)
+    cosine = F.cosine_similarity(trained(pixels.to(torch.uint8)), trained(darker))
+    assert cosine.min() > 0.9
+
+
+def test_mirror_images_have_the_same_embedding_where_codes_are_averaged(stripes):
+    network = quick(images(stripes[0]), mirrored=True, show=False).encoder
+    pictures = torch.rand(4, 3, 16, 16)
+    torch.testing.assert_close(network(pictures), network(pictures.flip(3)), atol=1e-5, rtol=1e-4)
+
+
+def test_embeddings_do_not_depend_on_the_batch(trained):
+    pictures = torch.rand(37, 3, 16, 16)
+    together, apart = trained.encoder(pictures), torch.cat([trained.encoder(part) for part in pictures.split(5)])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_is_loaded_embedded_and_reported(trained, stripes, tmp_path):
+    loaded = diptych.load(trained.folder)
+    pixels = torch.from_numpy(stripes[0]).permute(0, 3, 1, 2)[:9]
+    assert torch.equal(loaded(pixels), trained(pixels))
+    assert loaded.built_with["name"] == "patch_dictionary"
+    assert diptych.embed(trained.folder, images(stripes[0]), show=False).shape == (160, loaded.encoder.num_features)
+    page = diptych.report(trained.folder, tmp_path / "report.html").read_text()
+    assert "patch_dictionary" in page or "quick" in page
+
+
+def test_larger_images_are_shrunk_and_any_size_is_taken(stripes):
+    large = np.repeat(np.repeat(stripes[0], 3, 1), 3, 2)  # 48 pixels
+    shrunk = quick(images(large), show=False)
+    assert shrunk.preprocessing.size == 32
+    for size in (9, 13, 20, 40):
+        encoder = quick(images(large), size=size, entries=8, show=False)
+        assert encoder(torch.from_numpy(large).permute(0, 3, 1, 2)[:3]).isfinite().all()
+
+
+@pytest.mark.parametrize("twins", [None, Twins(width=16)])
+def test_it_exports(stripes, twins, tmp_path):
+    network = quick(images(stripes[0]), entries=8, twins=twins, show=False).encoder
+    pictures = torch.rand(3, 3, 16, 16)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(network, (pictures,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "encoder.pt2")
+    module = torch.export.load(tmp_path / "encoder.pt2").module()
+    for count in (1, 5):
+        pictures = torch.rand(count, 3, 16, 16)
+        torch.testing.assert_close(module(pictures), network(pictures), atol=1e-5, rtol=1e-4)
+
+
+def test_it_exports_to_onnx(trained, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path, pictures = tmp_path / "encoder.onnx", torch.rand(3, 3, 16, 16)
+    torch.onnx.export(trained.encoder, (pictures,), path, dynamo=True, external_data=False, verbose=False,
+                      dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))  # fmt: skip
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    for count in (1, 5):
+        pictures = torch.rand(count, 3, 16, 16)
+        (rows,) = session.run(None, {name: pictures.numpy()})
+        torch.testing.assert_close(torch.from_numpy(rows), trained.encoder(pictures), atol=1e-5, rtol=1e-4)
+
+
+def test_twins_write_an_embedding_of_their_width(stripes):
+    network = quick(images(stripes[0]), twins=Twins(width=16), show=False).encoder
+    assert network.num_features == network(torch.rand(2, 3, 16, 16)).shape[1] == 16
+
+
+def test_images_without_structure_are_an_error_or_a_collapse(tmp_path):
+    plain = np.tile(np.arange(60, dtype=np.uint8)[:, None, None, None], (1, 16, 16, 3))
+    with pytest.raises(DataError, match="one colour"):
+        quick(images(plain), show=False)
+    alike = np.repeat(textures(1)[0], 60, 0)
+    trained = quick(images(alike), out=tmp_path / "alike", show=False)
+    assert trained(torch.from_numpy(alike).permute(0, 3, 1, 2)).isfinite().all()
+    assert '"verdict": "OK"' not in (tmp_path / "alike" / "evaluations.jsonl").read_text()
+
+
+def test_bad_arguments_are_refused_before_anything_is_written(stripes, tmp_path):
+    photos = images(stripes[0])
+    for arguments in ({"power": 0.7}, {"entries": 10**6}, {"twins": Twins(width=100)}, {"size": 8}):
+        with pytest.raises(RecipeError):
+            quick(photos, out=tmp_path / "run", show=False, **arguments)
+    with pytest.raises(DataError, match="50 or more"):
+        quick(images(stripes[0][:20]), out=tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_k_means_finds_directions():
+    centres = torch.eye(4)
+    rng = torch.Generator().manual_seed(0)
+    rows = F.normalize(centres.repeat(100, 1) + 0.05 * torch.randn(400, 4, generator=rng), dim=1)
+    layer = torch.nn.Conv2d(4, 8, 1)
+    with torch.no_grad():
+        learn_dictionary(layer, rows, rng)
+    entries = layer.weight.flatten(1)
+    torch.testing.assert_close(entries.norm(dim=1), torch.ones(8))
+    assert ((entries @ centres.T).max(0).values > 0.99).all()
+
+
+def test_whitening_and_components_against_numpy():
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 6, generator=rng) @ torch.randn(6, 6, generator=rng)
+    mean, weight = whitening(rows, 6, 0.0)
+    torch.testing.assert_close(torch.cov(((rows - mean) @ weight).T, correction=0), torch.eye(6), atol=1e-3, rtol=1e-3)
+    part = components(rows, 3, rng)
+    values = np.linalg.eigvalsh(np.corrcoef(rows.numpy().T))[::-1][:3]
+    np.testing.assert_allclose(part.values_D.numpy(), values, rtol=1e-3)
+
+
+def test_patches_are_cut_from_the_images():
+    pixels = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8)
+    patches = sample_patches(pixels, 6, 20, torch.Generator().manual_seed(0)) * 255
+    windows = pixels.float().unfold(2, 6, 1).unfold(3, 6, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 108)
+    assert all((windows - patch).abs().max(1).values.min() < 1e-3 for patch in patches)
+
+
+def test_pooling_reads_every_position():
+    for positions in range(3, 30):
+        kernel, stride = even_pooling(positions, 3)
+        assert 2 * stride + kernel == positions and stride <= kernel
+
+
+def test_entries_grow_with_the_images():
+    assert [entries_for(count) for count in (50, 200, 1551, 10_000, 50_000)] == [32, 32, 256, 256, 512]
+
+
+def test_rotation_keeps_cosines_and_spreads_variance(trained):
+    weight = trained.encoder.map.weight.double()
+    torch.testing.assert_close(weight, hadamard(len(weight)), atol=1e-6, rtol=1e-5)
+
+
+def test_network_refuses_sizes_below_its_patches():
+    with pytest.raises(RecipeError, match="at least 9"):
+        PatchDictionary(size=8)
