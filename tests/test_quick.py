@@ -24,8 +24,8 @@ def textures(count: int = 160, size: int = 16, seed: int = 0) -> tuple[np.ndarra
     for number in range(count):
         angle = number % 4
         wave = np.cos(np.pi / 4 * angle) * row + np.sin(np.pi / 4 * angle) * column
-        stripes = np.sin(1.4 * wave + rng.uniform(0, 6.28))[..., None] * rng.uniform(20, 60, 3)
-        noise = rng.normal(0, 12, (size, size, 3))
+        stripes = np.sin(2.0 * wave + rng.uniform(0, 6.28))[..., None] * rng.uniform(15, 40, 3)
+        noise = rng.normal(0, 40, (size, size, 3))
         photos.append((rng.uniform(70, 180, 3) + stripes + noise).clip(0, 255).astype(np.uint8))
         labels.append(angle)
     return np.stack(photos), labels
