@@ -39,10 +39,6 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
             )
         if epochs <= done:
             raise RecipeError(f"{folder} has {done} epochs: extend it to more than that, not to {epochs}")
-        if recipe["pretrain"].get("stopping"):
-            raise RecipeError(
-                f"{folder} has early stopping, which chose an epoch: it cannot be extended; start a longer run"
-            )
         if record is not None:
             compare_records(run.folder, record | {"pretrain": record["pretrain"] | {"epochs": done}})
         unfinish(run, images)
@@ -57,6 +53,9 @@ def unfinish(run: Run, images: Images) -> None:
     checkpoint = checkpoints.newest(run.folder / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run.folder} has no checkpoint to go on from; start a longer run with another --out")
+    if (checkpoint / "best.safetensors").exists():
+        raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping): training cannot go "
+                          "on; start a longer run with another --out")  # fmt: skip
     state: dict[str, Any] = checkpoints.read_state(checkpoint)
     if state["data"] != images.fingerprint:
         raise CheckpointError(f"{checkpoint} was made from other images; bring the same images back")
