@@ -56,7 +56,7 @@ def strides(network: nn.Module, size: int) -> int:
 @pytest.mark.parametrize("name", ["resnet18", "resnet26d"])  # one convolution, and three
 @pytest.mark.parametrize(
     "stem, size, expected",
-    [("auto", 32, 1), ("auto", 64, 1), ("auto", 65, 4), ("auto", None, 4), ("standard", 32, 4)]
+    [("auto", 32, 1), ("auto", 33, 2), ("auto", 64, 2), ("auto", 65, 4), ("auto", None, 4), ("standard", 32, 4)]
     + [("small", 96, 1), ("small-stride2", 96, 2)],
 )
 def test_stems(name, stem, size, expected):

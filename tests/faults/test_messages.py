@@ -15,7 +15,7 @@ import pytest
 import torch
 from spoiled import SMALL, diptych, photographs
 
-from diptych.commands import cli
+from diptych.commands import cli, pretraining
 from diptych.runs import checkpoints
 from diptych.training import pretrain
 
@@ -117,9 +117,9 @@ def befallen(number: int):
 
 BEFALLEN = [  # what comes from outside: exit code, what is named, where it strikes, what it does
     (2, "memory", (pretrain, "loop"), memory_is_full),
-    (75, "SIGTERM", (cli, "open_images"), befallen(signal.SIGTERM)),
-    (75, "SIGUSR1", (cli, "open_images"), befallen(signal.SIGUSR1)),
-    (130, "interrupted", (cli, "open_images"), befallen(signal.SIGINT)),
+    (75, "SIGTERM", (pretraining, "open_images"), befallen(signal.SIGTERM)),
+    (75, "SIGUSR1", (pretraining, "open_images"), befallen(signal.SIGUSR1)),
+    (130, "interrupted", (pretraining, "open_images"), befallen(signal.SIGINT)),
 ]
 
 

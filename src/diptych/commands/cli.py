@@ -64,27 +64,18 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped, else start.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
     gpus: Annotated[int | None, typer.Option(help="Number of GPUs (or of processes on the CPU).", min=1)] = None,
+    extend: Annotated[
+        int | None, typer.Option(help="Train the finished run in that folder on, to this number of epochs.", min=1)
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Start with the encoder of this run instead of random weights.", metavar="RUN")
+    ] = None,
 ) -> None:
     """Train an encoder on unlabelled images."""
-    from diptych.base.processes import rank
-    from diptych.commands.build import build, build_watches
-    from diptych.commands.launch import launch, launched
-    from diptych.commands.recipe import read_recipe
-    from diptych.commands.schema import call_arguments
-    from diptych.commands.tables import run_summary
-    from diptych.training.pretrain import pretrain as train
+    from diptych.commands.pretraining import run_pretraining
 
-    sections = read_recipe(recipe, overrides or [])
-    if gpus is not None and not launched():
-        sys.exit(launch(gpus, sections["pretrain"]["device"]))
-    built = build(sections)
-    photos = open_images(source, sections["images"], built.views[0].size)
-    watch = build_watches(sections, built, photos)
-    run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
-                overwrite=overwrite, record={"recipe": recipe, "source": source, **sections},
-                **call_arguments(train, sections["pretrain"]))  # fmt: skip
-    if rank() == 0:
-        print_result(run_summary(run))
+    print_result(run_pretraining(source, overrides or [], recipe, out, resume=resume, overwrite=overwrite, gpus=gpus,
+                                 extend=extend, start_from=start_from))  # fmt: skip
 
 
 @app.command()

@@ -6,12 +6,14 @@
 Only the commands read recipes: a user of the library calls the constructors with plain arguments.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diptych.base import strict_yaml
 from diptych.base.errors import RecipeError
 from diptych.commands.build import repeat_view, watches
+from diptych.commands.fitting import fit
 from diptych.commands.schema import arguments
 from diptych.commands.shelf import fail, find_recipe
 from diptych.data.images import images
@@ -49,19 +51,23 @@ REQUIRED_SECTIONS = ("encoder", "method", "views", "optimizer", "pretrain")
 OLDER_VIEWS = {"both": "views.0.do", "first": "views.0.do", "second": "views.1.do"}
 
 
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> dict:
-    """A recipe by name or file with `key=value` overrides, checked, and with every default written out."""
+def read_recipe(name: str, overrides: Sequence[str] = (), say: Callable[[str], object] = len) -> dict:
+    """A recipe by name or file with `key=value` overrides, checked, and with every default written out.
+
+    say: called with a line for each change that makes the other parts fit the overrides, see `fit`.
+    """
     path = find_recipe(name)
     recipe = strict_yaml.read(path)
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: a recipe is a map of sections ({', '.join(SECTIONS)})")
-    for text in overrides:
-        override(recipe, text, path.name)
+    original = copy.deepcopy(recipe)
+    given = [override(recipe, text, path.name) for text in overrides]
+    fit(recipe, original, given, say)
     return resolve(recipe, path.name)
 
 
-def override(recipe: dict, text: str, where: str) -> None:
-    """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`."""
+def override(recipe: dict, text: str, where: str) -> tuple[str, ...]:
+    """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`. Returns its path."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"{text!r} is not an override; write section.key=value, as optimizer.lr=0.3")
@@ -82,6 +88,7 @@ def override(recipe: dict, text: str, where: str) -> None:
         place[position(place, last, key)] = setting
     else:
         place[last] = setting
+    return (*path, last)
 
 
 def position(items: list, part: str, key: str) -> int:

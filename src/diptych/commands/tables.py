@@ -7,8 +7,10 @@ from diptych.runs.run import Run
 
 
 def run_summary(run: Run) -> str:
-    """The run's folder, the last verdict and the next command."""
+    """The run's folder, its encoder and stem, the last verdict and the next command."""
     lines = read_json_lines(run.folder / "evaluations.jsonl")
     diagnoses = [Diagnosis(**line["diagnosis"]) for line in lines if "diagnosis" in line]
     after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE, or diptych report {run.folder}"
-    return "\n".join([str(run.folder), *map(verdict_of, diagnoses[-1:]), after])
+    encoder = run.recipe.get("encoder", {})
+    stem = f"encoder {encoder.get('name')}, stem {encoder.get('stem')}"
+    return "\n".join([str(run.folder), stem, *map(verdict_of, diagnoses[-1:]), after])

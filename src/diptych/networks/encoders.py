@@ -24,7 +24,9 @@ STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
 # The arguments of `encoder` for every network that it has built and that is still in use.
 _ARGUMENTS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
-SMALL_STEM_PIXELS = 64  # "auto" takes the small stem up to this size: the standard one would leave maps of 2x2
+# "auto" takes the first stem whose size is not exceeded, so that the first stage gets maps of 16 to 32 pixels. At 64 pixels
+# the small stem takes 4 times as long as the one of stride 2, and 14 times as long as the standard one.
+STEM_PIXELS = {"small": 32, "small-stride2": 64}
 
 
 def encoder(
@@ -39,8 +41,8 @@ def encoder(
     name: any timm name ("resnet18", "convnext_tiny", ...) or one of `NETWORKS`.
     stem: "small" makes the first convolution 3x3 at stride 1 and removes the max-pool, "small-stride2" does so at
     stride 2, "small-padded" at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34 pixels from 32),
-    "standard" changes nothing. "auto" is "small" for images of up to 64 pixels if the network has such a stem and no
-    pretrained weights, else "standard".
+    "standard" changes nothing. "auto" is "small" for images of up to 32 pixels and "small-stride2" up to 64, if the network
+    has such a stem and no pretrained weights, else "standard"; `built_with` has the stem that was taken.
     size: S in pixels. A network of fixed size (a ViT) is built for this size.
     pretrained: load timm's weights, from its cache or from the internet.
     options: for the timm network: `channels=(32, 64, 128, 256)`, `zero_init_last=False`, `drop_path_rate=0.1`.
@@ -49,12 +51,12 @@ def encoder(
     """
     if stem not in STEMS:
         raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
-    if pretrained and stem == "auto":
-        stem = "standard"  # the pretrained one
+    if stem == "auto" and (pretrained or name in NETWORKS):
+        stem = "standard"  # the one that the weights are for, or the only one
     if name in NETWORKS:
         network = _own_network(name, stem, size, pretrained, options)
     else:
-        network = _timm_network(name, stem, size, pretrained, options)
+        network, stem = _timm_network(name, stem, size, pretrained, options)
     _ARGUMENTS[network] = {"name": name, "stem": stem, "size": size, **without_weights(options)}
     return network
 
@@ -79,7 +81,30 @@ def without_weights(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in (*REACHING, "pretrained")}
 
 
-def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
+def not_taken(name: str, options: dict[str, Any]) -> list[str]:
+    """The keys of `options`, arguments of `encoder`, that the network `name` does not take.
+
+    Builds it once a key, without memory for its weights. An unknown name takes all: `encoder` reports it.
+    """
+    known = name in NETWORKS or timm.is_model(name)
+    return [key for key, value in options.items() if known and not _takes(name, key, value)]
+
+
+def _takes(name: str, key: str, value: Any) -> bool:
+    if key == "size" or (key == "stem" and not str(value).startswith("small")):
+        return True
+    if name in NETWORKS or key == "pretrained":
+        return key == "pretrained" and not (value and name in NETWORKS)
+    try:
+        with torch.device("meta"):
+            network = _from_timm(name, None, False, {} if key == "stem" else {key: value})
+    except RecipeError:
+        return False
+    return key != "stem" or _has_stem(network)
+
+
+def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """The network, and the stem that "auto" took."""
     if not timm.is_model(name):
         near = _near(name, [*timm.list_models(), *NETWORKS])
         raise RecipeError(f"no encoder is named {name!r}{near}")
@@ -88,14 +113,15 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
         raise RecipeError(f"stem {stem!r} discards a pretrained layer of {name}: {fix}")
 
     network = _from_timm(name, size, pretrained, options)
-    if stem == "auto" and size is not None and size <= SMALL_STEM_PIXELS and _has_stem(network):
-        stem = "small"
+    if stem == "auto":
+        fitting = [known for known, most in STEM_PIXELS.items() if size is not None and size <= most]
+        stem = fitting[0] if fitting and _has_stem(network) else "standard"
     if stem.startswith("small"):
         _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)
     width = _embedding_width(network, name, size or network.pretrained_cfg["input_size"][-1])
     if network.num_features != width:  # timm may give the width before a last, widening layer (MobileNetV3, VGG)
         network.num_features = width
-    return network
+    return network, stem
 
 
 def _own_network(name: str, stem: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diptych.base.errors import CheckpointError
 from diptych.base.files import write_file
-from diptych.networks.encoders import built_with, copy_of, without_weights
+from diptych.networks.encoders import built_with, copy_of, not_taken, without_weights
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.networks.inference import Preprocessing, embeddings
 from diptych.runs.checkpoints import load_exactly, plain, read_tensors
@@ -114,7 +114,7 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
     if encoder is not None:
         network = copy_of(encoder).cpu()
     elif own["encoder"] is not None:
-        network = make_encoder(**without_weights(own["encoder"]))  # they are read from this folder, not fetched
+        network = build_again(without_weights(own["encoder"]))  # they are read from this folder, not fetched
     else:
         raise CheckpointError(
             f"{place} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...), or "
@@ -127,6 +127,14 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
         )
     load_exactly(network, read_tensors(weights), weights)
     return Trained(network.eval(), preprocessing_of(own), own["encoder"], folder)
+
+
+def build_again(arguments: dict) -> nn.Module:
+    """The network that config.json describes. Old folders say stem "auto", which was the small one up to 64 pixels."""
+    if arguments.get("stem") == "auto":
+        is_small = (arguments.get("size") or 65) <= 64 and not not_taken(arguments["name"], {"stem": "small"})
+        arguments = arguments | {"stem": "small" if is_small else "standard"}
+    return make_encoder(**arguments)
 
 
 def as_trained(encoder: Trained | Run | str | Path) -> Trained:

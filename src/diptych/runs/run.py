@@ -24,6 +24,7 @@ from diptych.base.files import disk_error, read_json_lines, write_file
 from diptych.runs.environment import environment
 
 # What may change between a run and its continuation: none of it changes what is computed.
+HISTORY = ("extended", "start_from")  # what has happened to a run; a continuation need not repeat it
 FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
 
 
@@ -71,6 +72,8 @@ class Run:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             if (folder / "recipe.yaml").exists():
                 compare_records(folder, record)
+                old = strict_yaml.read(folder / "recipe.yaml")
+                record = record | {key: old[key] for key in HISTORY if key in old}
             undo.pop_all()
         write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
         write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
@@ -155,7 +158,9 @@ def take_lock(folder: Path) -> IO[str]:
 
 def compare_records(folder: Path, record: dict) -> None:
     """Raise CheckpointError naming the first keys whose values in the run folder and in `record` differ."""
-    old, new = flatten(strict_yaml.read(folder / "recipe.yaml")), flatten(json.loads(json.dumps(record)))
+    was, becomes = strict_yaml.read(folder / "recipe.yaml"), json.loads(json.dumps(record))
+    was = {key: value for key, value in was.items() if key not in HISTORY or key in becomes}
+    old, new = flatten(was), flatten(becomes)
     for settings in (old, new):  # a run of an older version lacks newer switches, which are off by default
         settings.update({key: None for key, value in settings.items() if value is False})
     changed = [

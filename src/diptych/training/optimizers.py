@@ -18,12 +18,15 @@ from diptych.methods.method import Method, Rule
 
 def sgd(
     module: nn.Module,
-    lr: float,
+    lr: float = 0.05,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum, and L2 decay added to the gradient, as in SimSiam."""
+    """Stochastic gradient descent with momentum, and L2 decay added to the gradient, as in SimSiam.
+
+    lr: by default SimSiam's for a batch of 256 (sec. 3); for another batch, multiply it by batch_size / 256.
+    """
     return torch.optim.SGD(_groups(module, _rules(module, groups), lr, weight_decay), lr=lr, momentum=momentum)
 
 
@@ -40,7 +43,7 @@ def adamw(
 
 def lars(
     module: nn.Module,
-    lr: float,
+    lr: float = 0.2,
     momentum: float = 0.9,
     weight_decay: float = 1e-6,
     trust: float = 0.001,
@@ -52,7 +55,8 @@ def lars(
 
     A weight w moves by `lr * trust * |w| / (|g| + weight_decay * |w|)` times its decayed gradient; with
     `clip` (LARC, solo-learn) by at most `lr` times it. `groups` come before the rule for 1-d parameters, and
-    so can overrule it.
+    so can overrule it. lr: by default Barlow Twins' for a batch of 256 (sec. 2.2); for another batch, multiply it by
+    batch_size / 256.
     """
     from timm.optim import Lars  # imported late: timm takes two seconds
 

@@ -1,0 +1,81 @@
+"""`diptych pretrain`: a recipe and a source become a run."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych.base.errors import RecipeError
+from diptych.base.processes import rank
+from diptych.base.random_at import random_at
+from diptych.base.terminal import ProgressBar
+from diptych.commands.build import Built, build, build_watches
+from diptych.commands.launch import launch, launched
+from diptych.commands.opening import open_images
+from diptych.commands.recipe import read_recipe
+from diptych.commands.schema import call_arguments
+from diptych.commands.tables import run_summary
+from diptych.data.images import Images
+from diptych.networks.encoders import built_with
+from diptych.runs.run import Run, is_run
+from diptych.runs.starting import start_encoder
+from diptych.training.extend import extend as extend_run
+from diptych.training.pretrain import pretrain
+from diptych.views.flips import MOST_IMAGES, flips_look_alike
+
+
+def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Path, *, resume: bool, overwrite: bool,
+                    gpus: int | None, extend: int | None, start_from: Path | None) -> str:  # fmt: skip
+    """Train and return the text that `diptych pretrain` prints; "" on all processes but the first."""
+    if extend is not None:
+        if overwrite:
+            raise RecipeError("--extend continues a run and --overwrite deletes it: leave one of them out")
+        overrides = [*overrides, f"pretrain.epochs={extend}"]
+    changes: list[str] = []
+    sections = read_recipe(recipe, overrides, changes.append)
+    if gpus is not None and not launched():
+        sys.exit(launch(gpus, sections["pretrain"]["device"]))
+    first = os.environ.get("RANK", "0") == "0"  # the processes do not know each other yet
+    with ProgressBar("pretrain", show=first) as progress:
+        for line in changes:
+            progress.say(line)
+        built = build(sections)
+        record = {"recipe": recipe, "source": source, **with_stem(sections, built)}
+        photos = open_images(source, sections["images"], built.views[0].size)
+        continued = is_run(out) and (resume or extend is not None)
+        if start_from is not None:
+            record["start_from"] = start_encoder(built.method.encoder, start_from, Run(out) if continued else None)
+        if extend is not None and first:
+            extend_run(out, extend, photos, record)
+        if not continued and first and (advice := advice_on_flips(sections["views"], photos)):
+            progress.say(advice)
+    watch = build_watches(sections, built, photos)
+    run = pretrain(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
+                   resume=resume or extend is not None, overwrite=overwrite, record=record,
+                   **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
+    return run_summary(run) if rank() == 0 else ""
+
+
+def with_stem(sections: dict, built: Built) -> dict:
+    """The recipe with the stem that "auto" took."""
+    arguments = built_with(built.method.encoder) or {}
+    encoder = sections["encoder"] | {key: arguments[key] for key in ("stem",) if key in arguments}
+    return sections | {"encoder": encoder}
+
+
+def advice_on_flips(views: Sequence[Mapping[str, Any]], photos: Images) -> str:
+    """One line where a recipe flips images whose mirror images look unlike them, with the overrides that stop it; else ""."""
+    flips = [f"views.{i}.do.{j}.horizontal_flip.p" for i, entry in enumerate(views)
+             for j, operation in enumerate(entry["do"]) if operation.get("horizontal_flip", {}).get("p", 0) > 0]  # fmt: skip
+    if not flips:
+        return ""
+    chosen = torch.randperm(len(photos), generator=random_at(0, "flips"))[:MOST_IMAGES]
+    flipped = flips_look_alike(next(photos.read(chosen, len(chosen), replace=(0, 0)))[1])
+    if flipped.alike:
+        return ""
+    without = " ".join(f"{key}=0" for key in flips)
+    return (f"left and right differ in these images: mirror images of {100 * flipped.farther:.0f} % are farther from the other "
+            f"images than the images are, and this recipe flips; to train without flips, add {without}")  # fmt: skip

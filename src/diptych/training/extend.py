@@ -1,0 +1,64 @@
+"""More epochs for a finished run: it becomes a stopped run of a longer recipe, which `resume` continues.
+
+Steps are counted on from the last one. The schedule is a function of the share of all epochs that is done, so the rate rises
+again to what a run of the new length would have there: after 20 of 40 epochs of a cosine, to half its peak.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diptych.base import strict_yaml
+from diptych.base.errors import CheckpointError, RecipeError
+from diptych.base.files import write_file
+from diptych.data.images import Images
+from diptych.runs import checkpoints
+from diptych.runs.run import Run, compare_records, take_lock
+
+
+def extend(folder: str | Path, epochs: int, images: Images, record: dict | None = None) -> None:
+    """Prepare the finished run in `folder` for `pretrain(..., epochs=epochs, resume=True)`, with the same other arguments.
+
+    epochs: the new total. record: as for `pretrain`; it is compared with that of the run. recipe.yaml gets the new total and
+    a line of history, `extended: [{from: 20, to: 40}]`. evaluations.jsonl becomes evaluations_20_epochs.jsonl, as its
+    accuracies are of the encoder so far; encoder/ stays until the new one replaces it. A run that has been extended to
+    `epochs` already, and was stopped on the way or has finished, is left as it is.
+
+    Raises RecipeError for no more epochs than the run has and for a run with early stopping, CheckpointError for one that has
+    not finished, has no checkpoint, or was made with another record or other images, DataError where there is no run.
+    """
+    run = Run(folder)
+    with take_lock(run.folder):
+        recipe = run.recipe
+        history, done = recipe.get("extended", []), recipe["pretrain"]["epochs"]
+        if history and history[-1]["to"] == epochs == done:
+            return
+        if not run.finished:
+            raise CheckpointError(
+                f"{folder} has not finished its {done} epochs: continue it with --resume, then extend it"
+            )
+        if epochs <= done:
+            raise RecipeError(f"{folder} has {done} epochs: extend it to more than that, not to {epochs}")
+        if record is not None:
+            compare_records(run.folder, record | {"pretrain": record["pretrain"] | {"epochs": done}})
+        unfinish(run, images)
+        recipe["pretrain"]["epochs"], recipe["extended"] = epochs, [*history, {"from": done, "to": epochs}]
+        write_file(run.folder / "recipe.yaml", strict_yaml.write(recipe).encode())
+        if (scores := run.folder / "evaluations.jsonl").exists():
+            os.replace(scores, run.folder / f"evaluations_{done}_epochs.jsonl")
+
+
+def unfinish(run: Run, images: Images) -> None:
+    """Save the last checkpoint again, as one of a run that goes on."""
+    checkpoint = checkpoints.newest(run.folder / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{run.folder} has no checkpoint to go on from; start a longer run with another --out")
+    if (checkpoint / "best.safetensors").exists():
+        raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping): training cannot go "
+                          "on; start a longer run with another --out")  # fmt: skip
+    state: dict[str, Any] = checkpoints.read_state(checkpoint)
+    if state["data"] != images.fingerprint:
+        raise CheckpointError(f"{checkpoint} was made from other images; bring the same images back")
+    tensors = {name: checkpoints.read_tensors(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer")}
+    step = state.pop("step")
+    checkpoints.save(checkpoint.parent, step, tensors, state | {"finished": False})
