@@ -8,12 +8,11 @@ import torch.nn.functional as F
 import diptych
 from diptych.base.errors import DataError, RecipeError
 from diptych.data.images import images
-from diptych.embeddings.linear_optimum import hadamard
 from diptych.embeddings.scores import knn_accuracy
 from diptych.networks.inference import raw_pixels
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
-from diptych.training.quick import Twins, entries_for, quick
+from diptych.training.quick import entries_for, quick
 
 
 def textures(count: int = 160, size: int = 16, seed: int = 0) -> tuple[np.ndarray, list[int]]:
@@ -113,9 +112,9 @@ def test_larger_images_are_shrunk_and_any_size_is_taken(stripes):
         assert encoder(torch.from_numpy(large).permute(0, 3, 1, 2)[:3]).isfinite().all()
 
 
-@pytest.mark.parametrize("twins", [None, Twins(width=16)])
-def test_it_exports(stripes, twins, tmp_path):
-    network = quick(images(stripes[0]), entries=8, twins=twins, show=False).encoder
+@pytest.mark.parametrize("keep", ["codes", "both"])
+def test_it_exports(stripes, keep, tmp_path):
+    network = quick(images(stripes[0]), entries=8, keep=keep, show=False).encoder
     pictures = torch.rand(3, 3, 16, 16)
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(network, (pictures,), dynamic_shapes=({0: batch},))
@@ -140,9 +139,11 @@ def test_it_exports_to_onnx(trained, tmp_path):
         torch.testing.assert_close(torch.from_numpy(rows), trained.encoder(pictures), atol=1e-5, rtol=1e-4)
 
 
-def test_twins_write_an_embedding_of_their_width(stripes):
-    network = quick(images(stripes[0]), twins=Twins(width=16), show=False).encoder
-    assert network.num_features == network(torch.rand(2, 3, 16, 16)).shape[1] == 16
+def test_codes_and_map_are_kept_as_chosen(stripes):
+    photos, pictures = images(stripes[0]), torch.rand(5, 3, 16, 16)
+    both, codes, twins = (quick(photos, keep=keep, show=False).encoder(pictures) for keep in ("both", "codes", "twins"))
+    torch.testing.assert_close(both, torch.cat([codes, twins], 1))
+    assert (codes.shape[1], twins.shape[1]) == (96, 32)
 
 
 def test_images_without_structure_are_an_error_or_a_collapse(tmp_path):
@@ -157,7 +158,7 @@ def test_images_without_structure_are_an_error_or_a_collapse(tmp_path):
 
 def test_bad_arguments_are_refused_before_anything_is_written(stripes, tmp_path):
     photos = images(stripes[0])
-    for arguments in ({"power": 0.7}, {"entries": 10**6}, {"twins": Twins(width=100)}, {"size": 8}):
+    for arguments in ({"power": 0.7}, {"entries": 10**6}, {"keep": "all"}, {"size": 8}):
         with pytest.raises(RecipeError):
             quick(photos, out=tmp_path / "run", show=False, **arguments)
     with pytest.raises(DataError, match="50 or more"):
@@ -202,11 +203,6 @@ def test_pooling_reads_every_position():
 
 def test_entries_grow_with_the_images():
     assert [entries_for(count) for count in (50, 200, 1551, 10_000, 50_000)] == [32, 32, 256, 256, 512]
-
-
-def test_rotation_keeps_cosines_and_spreads_variance(trained):
-    weight = trained.encoder.map.weight.double()
-    torch.testing.assert_close(weight, hadamard(len(weight)), atol=1e-6, rtol=1e-5)
 
 
 def test_network_refuses_sizes_below_its_patches():

@@ -79,6 +79,24 @@ def pretrain(
 
 
 @app.command()
+def quick(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/quick"),
+    size: Annotated[int, typer.Option(help="Pixels to which images are shrunk.", min=9)] = 32,
+    entries: Annotated[int | None, typer.Option(help="Entries of the dictionary [by the number of images].")] = None,
+    keep: Annotated[str, typer.Option(help="codes, twins (Barlow Twins' best linear map of them), or both.")] = "both",
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
+) -> None:
+    """Compute an encoder from unlabelled images in closed form, in seconds to minutes, without training."""
+    from diptych.commands.quickly import run_quick
+
+    print_result(run_quick(source, out, size=size, entries=entries, keep=keep, seed=seed, device=device,
+                           overwrite=overwrite))  # fmt: skip
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to fit on (SOURCE).")],
@@ -90,7 +108,7 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="Of the embedding: float32 or bfloat16.")] = None,
     encoder: EncoderOption = None,
 ) -> None:
-    """Evaluate an encoder: kNN and linear accuracy beside chance, raw pixels and the untrained encoder."""
+    """Evaluate an encoder beside chance, raw pixels, the closed form and the untrained encoder."""
     from diptych.commands.schema import call_arguments
     from diptych.downstream.evaluate import evaluate as evaluate_encoder
 
@@ -221,7 +239,7 @@ def views(
     """Show the network's input: images beside their views, as a PNG."""
     from diptych.commands.build import build_views
     from diptych.commands.recipe import read_recipe
-    from diptych.reporting.sheet import view_sheet
+    from diptych.reporting.sheet import save_sheet, view_sheet
 
     sections = read_recipe(recipe, overrides or [])
     views = build_views(sections["views"])
@@ -259,15 +277,6 @@ def doctor(
     from diptych.commands.doctor import examine
 
     print_result(examine(source, hash))
-
-
-def save_sheet(picture, out: Path) -> None:
-    from diptych.base.errors import OutputError
-
-    try:
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write {out} ({error}); choose another --out ending in .png") from None
 
 
 def print_result(text: str) -> None:

@@ -23,8 +23,9 @@ class PatchDictionary(nn.Module):
 
     size: S in pixels. patch, stride: of the first layer's patches. filters: whitened dimensions of a patch. entries,
     second_entries: of the two dictionaries. reduced, gathered: dimensions of a pooled position, and of a 3x3
-    neighbourhood of them, after whitening. first_width, second_width: dimensions of the two codes. width: of the embedding,
-    E. mirrored: average the codes of the image and its mirror image. Raises RecipeError for a size below `SMALLEST_SIZE`.
+    neighbourhood of them, after whitening. first_width, second_width: dimensions of the two codes. twins_width: of a
+    linear map of both codes, which stands beside them (0: none). keep: "both" codes and map, "codes" or "twins".
+    mirrored: average the codes of an image and its mirror image. Raises RecipeError for a size below `SMALLEST_SIZE`.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class PatchDictionary(nn.Module):
         reduced: int = 64,
         gathered: int = 192,
         second_entries: int = 2048,
-        first_width: int = 512,
-        second_width: int = 512,
-        width: int = 1024,
+        first_width: int = 384,
+        second_width: int = 384,
+        twins_width: int = 0,
+        keep: str = "both",
         mirrored: bool = True,
     ):
         super().__init__()
@@ -60,8 +62,9 @@ class PatchDictionary(nn.Module):
         self.first_pool, self.second_pool = even_pooling(positions, 3), even_pooling(pooled - 2, 2)
         self.first_code = nn.Linear(9 * entries, first_width)
         self.second_code = nn.Linear(4 * second_entries, second_width)
-        self.map = nn.Linear(first_width + second_width, width)
-        self.num_features = width
+        self.keep, codes_width = keep, first_width + second_width
+        self.twins = nn.Linear(codes_width, twins_width) if twins_width else None
+        self.num_features = codes_width * (keep != "twins") + twins_width
 
     def forward(self, images: Tensor) -> Tensor:
         if torch.compiler.is_exporting() or torch.jit.is_tracing() or self.training:
@@ -70,7 +73,11 @@ class PatchDictionary(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """The embeddings of all images at once; memory grows with their number."""
-        return self.map(self.joined(images))
+        joined = self.joined(images)
+        if self.twins is None:
+            return joined
+        mapped = unit(self.twins(joined))
+        return mapped if self.keep == "twins" else torch.cat([joined, mapped], 1)
 
     def joined(self, images: Tensor) -> Tensor:
         """Both reduced codes, each of length 1, side by side: (N, first_width + second_width)."""

@@ -1,11 +1,10 @@
 """A closed-form encoder: dictionaries of the images' own patches, whitened codes, and no gradient descent."""
 
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.base.device import choose_device
 from diptych.base.errors import DataError, RecipeError
@@ -13,10 +12,10 @@ from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.embeddings.diagnose import diagnose
-from diptych.embeddings.linear_optimum import barlow_twins_optimum, hadamard
+from diptych.embeddings.linear_optimum import barlow_twins_optimum
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import Preprocessing, prepare
-from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
+from diptych.networks.patches import ROWS_PER_BLOCK, SMALLEST_SIZE, PatchDictionary
 from diptych.runs.encoder import Trained, save_encoder
 from diptych.runs.run import Run
 from diptych.training.dictionary import blocks, components, fill, learn_layers
@@ -27,24 +26,14 @@ SIZE = 32  # pixels; larger images are shrunk to it, which costs little accuracy
 FEWEST_ENTRIES, MOST_ENTRIES = 8, 2**15
 FEWEST = 50  # images, the fewest that `diagnose` judges
 MOST_IMAGES = 10_000  # sampled for the codes; memory and time do not grow beyond them
-WIDEST, LEAST = 512, 32  # dimensions of one code
+WIDTHS = (384, 192, 96, 48, 24)  # of one code; the map of both has two thirds of it, and all three 1,024, 512, ...
 IMAGES_PER_DIMENSION = 3  # of the sample, at least, for a code
 VARIANCE_FLOOR = 1e-3  # in units of a standardised entry's variance
-PAIRS = 4_000  # images with two views for Barlow Twins' optimum
+PAIRS, MOST_DRAWS = 3_000, 4  # pairs of views for Barlow Twins' optimum; pairs of one image at most
+OFF_DIAGONAL_WEIGHT = 0.3  # of that loss: a smaller one uses fewer directions, those on which views agree most
+SMALLEST_CROP = 0.5  # area of a view
 DIAGNOSED = 1_000  # images
-
-
-@dataclass(frozen=True)
-class Twins:
-    """The exact optimum of Barlow Twins' loss over linear maps, as the encoder's last map (`embeddings.linear_optimum`).
-
-    width: D, a power of two. off_diagonal_weight: of the loss, above 0 and at most 1; a smaller one leaves more variance to the
-    few directions on which the views agree most. scale: smallest area of a view's crop.
-    """
-
-    width: int = 256
-    off_diagonal_weight: float = 1.0
-    scale: float = 0.5
+KEEP = ("both", "codes", "twins")
 
 
 @torch.no_grad()
@@ -54,9 +43,9 @@ def quick(
     out: str | Path | None = None,
     size: int | None = None,
     entries: int | None = None,
-    power: float = 0.35,
+    power: float = 0.45,
     mirrored: bool | None = None,
-    twins: Twins | None = None,
+    keep: str = "both",
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
@@ -70,7 +59,9 @@ def quick(
     neighbourhoods of its responses has four times as many. None: 32 to 512, by the number of images.
     power: the components of both codes are divided by their variance to this power, 0 (not whitened) to 0.5 (whitened).
     mirrored: average the codes of an image and its mirror image; None: if mirror images look like the other images.
-    twins: finish with the best linear map under Barlow Twins' loss. record: the settings that recipe.yaml will hold.
+    keep: "codes", the partially whitened codes of both layers (the best linear accuracy); "twins", the exact optimum of
+    Barlow Twins' loss over linear maps of them for two crops of an image (`embeddings.linear_optimum`); or "both" side by
+    side. record: the settings that recipe.yaml will hold.
 
     The same images, seed and number of threads give the same bits on one machine. No label is read. Raises DataError for
     fewer than 50 images or ones without structure, RecipeError for impossible arguments, OutputError for a folder that
@@ -78,7 +69,7 @@ def quick(
     """
     started = time.perf_counter()
     size, entries = size or min(SIZE, images.size), entries or entries_for(len(images))
-    options = {"size": size, "entries": entries, "power": power, "mirrored": mirrored, "twins": twins and asdict(twins),
+    options = {"size": size, "entries": entries, "power": power, "mirrored": mirrored, "keep": keep,
                "seed": seed}  # fmt: skip
     check(images, options)
     record = record or {"made_by": "diptych.quick in Python", "images": {"count": len(images), "size": images.size}}
@@ -90,15 +81,14 @@ def quick(
             if mirrored is None:
                 mirrored = flips_look_alike(pixels, seed).alike
             progress.say("learn dictionaries of patches ...")
-            width = code_width(len(pixels), entries)
-            mapped = min(twins.width, 2 * width) if twins else 2 * width
-            network = dictionary_network(size, entries, width, mirrored=mirrored, mapped=mapped).to(pixels.device)
+            network = dictionary_network(size, entries, code_width(len(pixels), entries), mirrored=mirrored, keep=keep)
+            network.to(pixels.device)
             learn_layers(network, pixels, seed)
             progress.say("reduce and whiten their codes ...")
             learn_codes(network, pixels, power, seed)
-            if twins is not None:
+            if network.twins is not None:
                 progress.say("solve for Barlow Twins' best linear map ...")
-                learn_twins(network, pixels, twins, seed)
+                learn_twins(network, network.twins, pixels, seed)
             trained = Trained(network.eval().cpu(), Preprocessing(size), folder=None if out is None else Path(out))
             diagnosis = diagnose(trained(pixels[:DIAGNOSED].cpu()))
         if run is not None:
@@ -119,11 +109,8 @@ def check(images: Images, options: dict) -> None:
         raise RecipeError(f"entries {options['entries']} must be between {FEWEST_ENTRIES} and {MOST_ENTRIES:,}")
     if options["size"] < SMALLEST_SIZE:
         raise RecipeError(f"size {options['size']} must be at least {SMALLEST_SIZE} pixels: patches need that")
-    if (twins := options["twins"]) is not None:
-        width, weight, scale = twins["width"], twins["off_diagonal_weight"], twins["scale"]
-        if width < 1 or width & (width - 1) or not 0 < weight <= 1 or not 0 < scale <= 1:
-            raise RecipeError(f"twins has width {width}, off_diagonal_weight {weight}, scale {scale}: a power of two, and "
-                              "two numbers above 0 and at most 1")  # fmt: skip
+    if options["keep"] not in KEEP:
+        raise RecipeError(f"keep {options['keep']!r} is none of {', '.join(KEEP)}")
     if len(images) < FEWEST:
         raise DataError(f"{len(images)} images are too few to compute an encoder from; give {FEWEST} or more")
 
@@ -152,48 +139,42 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 
 def code_width(count: int, entries: int) -> int:
-    """Dimensions of each of the two codes for a sample of `count` images: a power of two, so that the embedding's is too."""
-    width = WIDEST
-    while width > LEAST and (width * IMAGES_PER_DIMENSION > count or width > 4 * entries):
-        width //= 2
-    return width
+    """Dimensions of each of the two codes for a sample of `count` images and dictionaries of `entries`."""
+    fitting = (width for width in WIDTHS if width * IMAGES_PER_DIMENSION <= count and width <= 4 * entries)
+    return next(fitting, WIDTHS[-1])
 
 
-def dictionary_network(size: int, entries: int, width: int, *, mirrored: bool, mapped: int) -> PatchDictionary:
-    reduced = min(64, entries)
+def dictionary_network(size: int, entries: int, width: int, *, mirrored: bool, keep: str) -> PatchDictionary:
+    reduced, twins_width = min(64, entries), 0 if keep == "codes" else width * 2 // 3
     network = encoder("patch_dictionary", size=size, entries=entries, reduced=reduced, gathered=min(192, 9 * reduced),
-                      second_entries=4 * entries, first_width=width,
-                      second_width=width, width=mapped, mirrored=mirrored)  # fmt: skip
+                      second_entries=4 * entries, first_width=width, second_width=width, twins_width=twins_width,
+                      keep=keep, mirrored=mirrored)  # fmt: skip
     assert isinstance(network, PatchDictionary)
     return network.eval()
 
 
 def learn_codes(network: PatchDictionary, pixels: Tensor, power: float, seed: int) -> None:
-    """Principal components of both layers' pooled responses, partially whitened; then the rotation by a Hadamard matrix.
-
-    Cosines do not depend on the rotation. It gives all dimensions of the embedding the same variance, so that a probe that
-    standardises its inputs keeps the balance of the directions that `power` has chosen.
-    """
+    """Principal components of both layers' pooled responses, partially whitened."""
     rng = random_at(seed, "quick", "codes")
     codes = [network.codes(block) for block in blocks(pixels)]
     for layer, rows in zip((network.first_code, network.second_code), zip(*codes, strict=True), strict=True):
         mean_F, scale_F, vectors_FD, values_D = components(torch.cat(rows), layer.out_features, rng)
         weight_FD = vectors_FD / scale_F[:, None] / (values_D + VARIANCE_FLOOR) ** power
         fill(layer, weight_FD.T, -mean_F @ weight_FD)
-    rotation = hadamard(network.first_code.out_features + network.second_code.out_features)
-    if network.map.out_features == len(rotation):
-        fill(network.map, rotation.float(), torch.zeros(len(rotation)))
 
 
-def learn_twins(network: PatchDictionary, pixels: Tensor, twins: Twins, seed: int) -> None:
-    """The last map: the optimum of Barlow Twins over linear maps of the joined codes of two views."""
-    operations = [RandomResizedCrop(pixels.shape[2], scale=(twins.scale, 1.0)),
-                  *[HorizontalFlip(p=0.5)] * network.mirrored,
-                  ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), Grayscale(p=0.1)]  # fmt: skip
+def learn_twins(network: PatchDictionary, layer: nn.Linear, pixels: Tensor, seed: int) -> None:
+    """The optimum of Barlow Twins over linear maps of the joined codes of two views."""
+    view = View([RandomResizedCrop(pixels.shape[2], scale=(SMALLEST_CROP, 1.0)), *[HorizontalFlip(p=0.5)] * network.mirrored,
+                 ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), Grayscale(p=0.1)])  # fmt: skip
+    draws = min(MOST_DRAWS, -(-PAIRS // len(pixels)))  # several pairs of each of a few images
+    chosen = pixels[:PAIRS].repeat(draws, 1, 1, 1)[:PAIRS]
     vectors = []
     for number in range(2):
-        views = View(operations)(pixels[:PAIRS], random_at(seed, "quick", "views", number))
-        joined = [network.joined(block.contiguous(memory_format=torch.channels_last)) for block in views.split(16)]
-        vectors.append(torch.cat(joined))
-    optimum = barlow_twins_optimum(vectors[0], vectors[1], network.map.out_features, twins.off_diagonal_weight)
-    fill(network.map, optimum.weight_FD.T.float(), (-optimum.mean_F @ optimum.weight_FD).float())
+        views = view(chosen, random_at(seed, "quick", "views", number))
+        rows = [
+            network.joined(block.contiguous(memory_format=torch.channels_last)) for block in views.split(ROWS_PER_BLOCK)
+        ]
+        vectors.append(torch.cat(rows))
+    optimum = barlow_twins_optimum(vectors[0], vectors[1], layer.out_features, OFF_DIAGONAL_WEIGHT)
+    fill(layer, optimum.weight_FD.T, -optimum.mean_F @ optimum.weight_FD)
