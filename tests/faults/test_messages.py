@@ -15,7 +15,7 @@ import pytest
 import torch
 from spoiled import SMALL, diptych, photographs
 
-from diptych.commands import cli, pretraining
+from diptych.commands import pretraining
 from diptych.runs import checkpoints
 from diptych.training import pretrain
 
