@@ -1,6 +1,7 @@
 """Encoders by name, their stems and options; the Keras networks beyond their golden numbers; projectors."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diptych.base.errors import RecipeError
-from diptych.networks.encoders import built_with, copy_of, encoder
+from diptych.networks.encoders import built_with, copy_of, encoder, not_taken
+from diptych.networks.inference import Preprocessing
 from diptych.networks.keras import (
     KerasBatchNorm1d,
     KerasBatchNorm2d,
@@ -22,6 +24,7 @@ from diptych.networks.keras import (
     keras_projector,
 )
 from diptych.networks.projectors import mlp
+from diptych.runs.encoder import load, save_encoder
 
 TINY = {"channels": (8, 8, 16, 24)}
 
@@ -258,3 +261,32 @@ def test_projectors_and_predictors_of_keras():
 def test_a_projector_has_a_width(widths):
     with pytest.raises(RecipeError, match="needs widths of 1 or more"):
         mlp(widths)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem"),
+    [("resnet18", 64, "small"), ("resnet18", 96, "standard"), ("convnext_atto", 32, "standard")],
+)
+def test_folders_that_do_not_say_their_stem_load_as_they_were_trained(name, size, stem, tmp_path):
+    """Before the stem was recorded, "auto" was the small one up to 64 pixels."""
+    network = encoder(name, stem, size).eval()
+    folder = save_encoder(tmp_path, network, Preprocessing(size, (0.5,) * 3, (0.5,) * 3))
+    config = json.loads((folder / "config.json").read_text())
+    config["diptych"]["encoder"]["stem"] = "auto"
+    (folder / "config.json").write_text(json.dumps(config))
+    trained, x = load(folder), torch.rand(2, 3, size, size)
+    assert torch.equal(trained.encoder(x), network(x)) and trained.built_with["stem"] == stem
+
+
+@pytest.mark.parametrize(("size", "stem"), [(32, "small"), (64, "small-stride2"), (96, "standard"), (None, "standard")])
+def test_the_stem_that_auto_takes_is_remembered(size, stem):
+    assert built_with(encoder("resnet18", size=size, **TINY))["stem"] == stem
+    assert built_with(encoder("keras_resnet20v2", size=size))["stem"] == "standard"
+
+
+def test_options_that_a_network_does_not_take():
+    options = {"stem": "small", "channels": [8, 8, 8, 8], "drop_path_rate": 0.1, "size": 32, "pretrained": False}
+    assert not_taken("convnext_atto", options) == ["stem", "channels"]
+    assert not_taken("resnet34", options) == [] == not_taken("no_such_network", options)
+    assert not_taken("keras_resnet34", options) == ["stem", "channels", "drop_path_rate"]
+    assert not_taken("keras_resnet34", {"pretrained": True, "stem": "standard"}) == ["pretrained"]

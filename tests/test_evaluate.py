@@ -112,12 +112,28 @@ def test_knn_sees_directions_only():
 
 def test_k_is_capped_and_told():
     (z, y), (queries, truth) = clusters(50), clusters(20, seed=1)
-    score = knn_accuracy(z, y, queries, truth)
+    score = knn_accuracy(z, y, queries, truth, k=200)
     assert score.details["k"] == 50 and score.details["note"] == "k was 200; there are only 50 training images"
     assert "note" not in knn_accuracy(z, y, queries, truth, k=50).details
     for wrong in ({"k": 0}, {"temperature": 0.0}):
         with pytest.raises(RecipeError):
             knn_accuracy(z, y, queries, truth, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("counts", "k"), [((4, 30), 10), ((11, 30), 11), ((60, 75, 90), 60), ((200, 1000), 200), ((5000, 5000), 200)]
+)
+def test_k_follows_the_smallest_class(counts, k):
+    """As many as it has images, 10 to 200: the published 200 for all sets with enough of them."""
+    y = torch.cat([torch.full((n,), label) for label, n in enumerate(counts)])
+    z = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(0))
+    score = knn_accuracy(z, y, z[:40], y[:40])
+    assert score.details["k"] == k and "note" not in score.details
+    assert score.accuracy == knn_accuracy(z, y, z[:40], y[:40], k=k).accuracy
+    table = str(Evaluation([replace(score, subject="trained")]))
+    assert f"knn: k = {k} nearest training images vote" in table
+    linear = replace(score, subject="trained", protocol="linear", details={})
+    assert "vote" not in str(Evaluation([linear]))
 
 
 # --- the linear probe ---------------------------------------------------------------------------------------
@@ -400,12 +416,13 @@ def test_an_evaluation_is_a_table():
         knn, protocol="finetune", subject="from scratch", accuracy=0.625, interval=(0.5, 0.7), details=seeds
     )
     text = str(Evaluation([knn, scratch], Diagnosis("WARNING", {}, ["few dimensions"], ["a lower rate"])))
-    header, first, second, sizes, spread, *verdict = text.splitlines()
+    header, first, second, sizes, vote, spread, *verdict = text.splitlines()
     assert header.split() == ["accuracy,", "%", "knn", "finetune"]
     low, high = (f"{100 * end:.1f}" for end in knn.interval)
     assert first.split() == ["trained", f"{100 * knn.accuracy:.1f}", f"[{low}-{high}]"]
     assert second.endswith("62.5 [50.0-70.0]") and second.startswith("from scratch") and len(second) == len(header)
     assert sizes == "100 test and 200 training images of 4 classes; [95 % interval over the test images]"
+    assert vote == "knn: k = 42 nearest training images vote"
     assert spread == "from scratch: mean of 2 seeds, standard deviation 12.5 (50.0, 75.0)"
     assert verdict == ["verdict: WARNING; few dimensions", "  try: a lower rate"]
     assert "verdict" not in str(Evaluation([knn]))

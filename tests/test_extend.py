@@ -214,6 +214,7 @@ def test_the_command_starts_from_a_run_and_resumes_without_it(photos, tmp_path, 
     old, start = load(tmp_path / "old"), load(tmp_path / "new" / "untrained")
     x = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
     assert torch.equal(old(x), start(x))
+    assert load(tmp_path / "new").untrained() is None and load(tmp_path / "old").untrained() is not None
     assert Run(tmp_path / "new").recipe["start_from"]["folder"] == str(tmp_path / "old")
     shutil.rmtree(tmp_path / "old")
     shutil.rmtree(tmp_path / "new" / "checkpoints")  # as if it was killed before its first checkpoint

@@ -23,7 +23,7 @@ from diptych.downstream.worth import CLOSED_FORM, RAW_PIXELS, closed_form, gains
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
-from diptych.embeddings.scores import NEIGHBOURS, TEMPERATURE, Score, chance, check_classes, check_vote
+from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
 from diptych.networks.inference import raw_pixels, require_precision
 from diptych.reporting import pictures
 from diptych.runs.encoder import Trained, as_trained
@@ -41,7 +41,7 @@ def evaluate(
     train: Images,
     test: Images,
     *,
-    k: int = NEIGHBOURS,
+    k: int | None = None,
     temperature: float = TEMPERATURE,
     protocols: Sequence[str] = DEFAULT,
     baselines: bool = True,
@@ -52,11 +52,12 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate an encoder on labelled images. A run folder stores the result for its report.
 
-    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. protocols: names of
-    `downstream.protocols.PROTOCOLS`; each has a score for "chance", "trained" and, with `baselines`, "raw pixels", the
-    "closed form" (`diptych.quick` of the training images) and "untrained". The verdict is OK only above raw pixels and the
-    closed form. The probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN
-    and the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
+    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. k: neighbours of kNN's vote, by default
+    `embeddings.scores.neighbours_for`. protocols: names of `downstream.protocols.PROTOCOLS`; each has a score for "chance",
+    "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images) and
+    "untrained". The verdict is OK only above raw pixels and the closed form. The probe's regularisation is chosen on a
+    held-out part of `train`; `test` is used once. Embedding, kNN and the probe run on `device`; precision: float32 or
+    bfloat16, of the embedding alone.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),

@@ -20,7 +20,7 @@ from diptych.downstream.classifier import (
     small_normal_,
     targets,
 )
-from diptych.embeddings.scores import NEIGHBOURS, TEMPERATURE, Score, score
+from diptych.embeddings.scores import TEMPERATURE, Score, score
 from diptych.runs.encoder import Preprocessing
 from diptych.training.optimizers import sgd
 from diptych.training.schedules import Schedule
@@ -53,7 +53,7 @@ class Task:
     test_labels: list[str]
     expected: Preprocessing
     device: torch.device
-    k: int = NEIGHBOURS
+    k: int | None = None
     temperature: float = TEMPERATURE
     seed: int = 0
     tell: Tell | None = None

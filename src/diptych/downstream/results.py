@@ -33,7 +33,7 @@ class Evaluation:
 
     def table(self) -> str:
         """One row per subject and one column per protocol, then the spread over several seeds, then the verdict."""
-        text = [*accuracy_table(self.scores), *seeds_of(self.scores)]
+        text = [*accuracy_table(self.scores), *neighbours_of(self.scores), *seeds_of(self.scores)]
         if self.diagnosis is not None:
             text.append(verdict_of(self.diagnosis))
         return "\n".join(text)
@@ -59,6 +59,12 @@ def accuracy_table(scores: Sequence[Score]) -> list[str]:
 def percentages(score: Score) -> str:
     low, high = (100 * end for end in score.interval)
     return f"{100 * score.accuracy:.1f} [{low:.1f}-{high:.1f}]"
+
+
+def neighbours_of(scores: Sequence[Score]) -> list[str]:
+    """A line with the number of neighbours of kNN; [] without kNN."""
+    used = {(score.protocol, score.details["k"]) for score in scores if "k" in score.details}
+    return [f"{protocol}: k = {k} nearest training images vote" for protocol, k in sorted(used)]
 
 
 def seeds_of(scores: Sequence[Score]) -> list[str]:

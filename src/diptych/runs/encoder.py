@@ -20,7 +20,7 @@ from diptych.networks.encoders import built_with, copy_of, not_taken, without_we
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.networks.inference import Preprocessing, embeddings
 from diptych.runs.checkpoints import load_exactly, plain, read_tensors
-from diptych.runs.run import Run
+from diptych.runs.run import Run, is_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,10 @@ class Trained:
                           output_device=output_device, precision=precision, progress=progress)  # fmt: skip
 
     def untrained(self) -> "Trained | None":
-        """The network before training, if the run has saved it; else None."""
+        """The network before training, if the run has saved it; else None, as for a run that started with a trained one."""
         if self.folder is None or not (self.folder / "untrained" / "config.json").is_file():
+            return None
+        if is_run(self.folder) and Run(self.folder).recipe.get("start_from"):
             return None
         return load(self.folder / "untrained", None if self.built_with else self.encoder)
 
@@ -126,7 +128,8 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
             f"{weights} is damaged: its hash is not the one in config.json; restore or train it again"
         )
     load_exactly(network, read_tensors(weights), weights)
-    return Trained(network.eval(), preprocessing_of(own), own["encoder"], folder)
+    arguments = own["encoder"] if encoder is not None else built_with(network)
+    return Trained(network.eval(), preprocessing_of(own), arguments, folder)
 
 
 def build_again(arguments: dict) -> nn.Module:

@@ -25,7 +25,8 @@ from diptych.runs.environment import environment
 
 # What may change between a run and its continuation: none of it changes what is computed.
 HISTORY = ("extended", "start_from")  # what has happened to a run; a continuation need not repeat it
-FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes")
+FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes",
+        "evaluate.k")  # fmt: skip
 
 
 class Run:

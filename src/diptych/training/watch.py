@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from diptych.base.processes import rank
 from diptych.base.random_at import random_at
 from diptych.embeddings.diagnose import correlation_readings, effective_rank, spread
-from diptych.embeddings.scores import knn_accuracy
+from diptych.embeddings.scores import knn_accuracy, neighbours_for
 from diptych.methods import Method
 from diptych.networks.inference import Preprocessing, embeddings
 from diptych.training.diary import Diary
 from diptych.views import View
+
+MOST_NEIGHBOURS = 20  # of the kNN watch, whose images are few
 
 Watch = Callable[[int, nn.Module], Mapping[str, float]]
 
@@ -61,11 +63,16 @@ def collapse_watch(method: Method, images: Tensor, views: Sequence[View], seed: 
 
 
 def knn_watch(images: Tensor, labels: Sequence[int], mean: Sequence[float], std: Sequence[float], size: int | None = None,
-              seed: int = 0, k: int = 20) -> Watch:  # fmt: skip
-    """kNN accuracy on a fifth of `images` (n, 3, S, S) uint8 from the other four fifths; a cheap number to follow."""
+              seed: int = 0, k: int | None = None) -> Watch:  # fmt: skip
+    """kNN accuracy on a fifth of `images` (n, 3, S, S) uint8 from the other four fifths; a cheap number to follow.
+
+    k: neighbours that vote, by default as many as the smallest class has images, 10 to 20.
+    """
     order = torch.randperm(len(images), generator=random_at(seed, "watch", "knn"))
     images, targets = images[order], torch.as_tensor(labels)[order]
     held, expected = max(1, len(images) // 5), Preprocessing(size or images.shape[-1], tuple(mean), tuple(std))
+
+    k = min(MOST_NEIGHBOURS, neighbours_for(targets[held:])) if k is None else k
 
     def watch(step: int, encoder: nn.Module) -> dict[str, float]:
         vectors = embeddings(encoder, images, expected)
