@@ -7,7 +7,7 @@ from separate folders: their numbers may differ when one folder lacks a class.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +35,12 @@ class Score:
     seed: int | None = None  # None: no randomness in this protocol
     details: dict = field(default_factory=dict)
     subject: str | None = None  # whose accuracy, such as "trained" or "untrained"; None: of the given arrays
+    correct: Tensor | None = field(default=None, repr=False, compare=False)  # (N,) or (seeds, N) bool, on the CPU
 
     def line(self) -> dict:
-        """A line of evaluations.jsonl."""
-        line = {"protocol": self.protocol, "subject": self.subject} | asdict(self)
+        """A line of evaluations.jsonl; without `correct`, which is only for comparisons in memory."""
+        line = {"protocol": self.protocol, "subject": self.subject} | asdict(replace(self, correct=None))
+        line.pop("correct")
         return line | {"interval": list(self.interval)}
 
 
@@ -131,9 +133,11 @@ def chance(labels: Labels) -> Score:
     """The share of the most frequent class among the test `labels`: the accuracy of one constant answer."""
     labels = _labels(labels, None, "test")
     answer, count = Counter(labels).most_common(1)[0]
-    right = torch.arange(len(labels)) < count
-    accuracy, interval = count / len(labels), accuracy_interval(right)
-    return Score("chance", accuracy, interval, 0, len(labels), len(set(labels)), None, {"answer": answer})
+    correct = torch.tensor([label == answer for label in labels])
+    accuracy, interval = count / len(labels), accuracy_interval(correct)
+    return Score(
+        "chance", accuracy, interval, 0, len(labels), len(set(labels)), None, {"answer": answer}, correct=correct
+    )
 
 
 def accuracy_interval(correct: Array | Sequence[bool]) -> tuple[float, float]:
@@ -206,8 +210,8 @@ def score(
     protocol: str, scores_NK: Tensor, y_N: Tensor, train_images: int, classes: int, seed: int | None, details: dict
 ) -> Score:
     """Accuracy and interval of the classes with the highest scores (N, K), against the true ones (N,)."""
-    right = scores_NK.argmax(1) == y_N
+    correct = (scores_NK.argmax(1) == y_N).cpu()
     if classes > 5:
         details = details | {"top5_accuracy": top_k_accuracy(scores_NK, y_N, 5)}
-    accuracy, interval = right.double().mean().item(), accuracy_interval(right)
-    return Score(protocol, accuracy, interval, train_images, len(y_N), classes, seed, details)
+    accuracy, interval = correct.double().mean().item(), accuracy_interval(correct)
+    return Score(protocol, accuracy, interval, train_images, len(y_N), classes, seed, details, correct=correct)
