@@ -18,7 +18,8 @@ from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
 from diptych.downstream.protocols import PROTOCOLS, require_protocols
-from diptych.downstream.results import TRAINED, Evaluation
+from diptych.downstream.results import Evaluation
+from diptych.downstream.subjects import CHANCE, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
@@ -68,7 +69,7 @@ def evaluate(
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
     train, test = labelled(train, test)
     test_labels = class_names(test, "test")
-    scores = [replace(chance(test_labels), protocol=name, subject="chance") for name in protocols]
+    scores = [replace(chance(test_labels), protocol=name, subject=CHANCE) for name in protocols]
     after, before = None, None
     with ProgressBar("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), test_labels, trained.preprocessing, where, k, temperature, seed,
@@ -109,11 +110,11 @@ def subjects(
         train, test = (
             raw_pixels(stream(images), expected.mean, expected.std, output_device=task.device) for images in sets
         )
-        yield Subject("raw pixels", train, test, None, trained.folder)
+        yield Subject(RAW_PIXELS, train, test, None, trained.folder)
         if (untrained := trained.untrained()) is not None:
             train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
-            yield Subject("untrained", train, test, untrained.encoder, trained.folder,
-                          names={"finetune": "from scratch"})  # fmt: skip
+            yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
+                          names={"finetune": SCRATCH})  # fmt: skip
     train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder")
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
 

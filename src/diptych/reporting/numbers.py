@@ -15,7 +15,10 @@ SUBJECTS = {
     "trained": "this run's encoder",
 }
 # A row only where a score of it exists.
-OPTIONAL_SUBJECTS = {"from scratch": "the same network, never pretrained, trained on the same labels"}
+OPTIONAL_SUBJECTS = {
+    "trained, frozen": "this run's encoder as it is: only a linear layer is fitted to the same labels",
+    "from scratch": "the same network, never pretrained, trained on the same labels",
+}
 PROTOCOL_TEXTS = {
     "knn": ("kNN", "A test image gets the class of its nearest training images; nothing is fitted."),
     "linear": (
@@ -27,7 +30,10 @@ PROTOCOL_TEXTS = {
         "One linear layer is trained by SGD on crops and flips through the frozen encoder.",
     ),
     **KERAS_PROTOCOL_TEXTS,
-    "finetune": ("finetune", "Encoder and linear layer are trained together on labels."),
+    "finetune": (
+        "finetune",
+        "Encoder and linear layer are trained together on labels. Raw pixels and the frozen encoder get a linear layer only.",
+    ),
 }
 SIZE_TEXTS = {"train_images": "training images", "test_images": "test images", "classes": "classes"}
 
