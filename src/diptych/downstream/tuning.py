@@ -28,6 +28,7 @@ from diptych.downstream.classifier import (
     targets,
 )
 from diptych.downstream.few_labels import least_to_most
+from diptych.downstream.flips import flips_keep_classes
 from diptych.downstream.subjects import SCRATCH, TRAINED
 from diptych.embeddings.probe import fit_probe
 from diptych.embeddings.scores import Score, score
@@ -136,14 +137,14 @@ def tune(
         start_from_probe(classifier, train, y_train, expected, seed)
     epoch = steps_of(len(train), tuning.batch_size)
     epochs = math.ceil(tuning.steps / epoch)
-    view, schedule = (
-        (crop_and_flip(expected), cosine(epochs=epochs))
-        if tuning.published
-        else (moderate_views(expected), warmup_cosine(WARMUP, floor=0.0))
-    )
+    flip = tuning.published or flips_keep_classes(train, y_train)
+    view = crop_and_flip(expected) if tuning.published else moderate_views(expected, flip=flip)
+    schedule = cosine(epochs=epochs) if tuning.published else warmup_cosine(WARMUP, floor=0.0)
     batches = up_to(tuning.steps, epoch, image_batches(train, y_train, view, tuning.batch_size, seed, device))
     fit(classifier, optimizer_of(classifier, tuning), batches, epochs, tuning.steps, schedule, seed, tell=tell)
-    details = described(tuning) | {"labels_per_class": least_to_most(torch.bincount(y_train, minlength=len(classes)))}
+    details = described(tuning, flip=flip) | {
+        "labels_per_class": least_to_most(torch.bincount(y_train, minlength=len(classes)))
+    }
     return score("finetune", logits(classifier, test, expected), y_test, len(train), len(classes), seed, details)
 
 
@@ -156,20 +157,20 @@ def optimizer_of(classifier: Classifier, tuning: Tuning) -> torch.optim.Optimize
                  groups=[{"match": "1d", "weight_decay": 0.0}, *groups])  # fmt: skip
 
 
-def moderate_views(expected: Preprocessing) -> View:
-    """Crops of at least half of the area, and flips."""
+def moderate_views(expected: Preprocessing, *, flip: bool) -> View:
+    """Crops of at least half of the area, and flips where they keep the class."""
     crop = RandomResizedCrop(expected.size, (SMALLEST_CROP, 1.0))
-    return View([crop, HorizontalFlip(), normalize(expected)])
+    return View([crop, *[HorizontalFlip()] * flip, normalize(expected)])
 
 
-def described(tuning: Tuning) -> dict:
+def described(tuning: Tuning, *, flip: bool) -> dict:
     """The details of a score: the settings, and what they stand for."""
     if tuning.published:
         how = {"as_in": "evaluate.py --weights finetune (Barlow Twins)", "optimizer": "SGD", "weight_decay": 0.0,
                "augmentation": "crop and flip"}  # fmt: skip
     else:
         how = {"as_in": "budget fitted to the number of labels", "optimizer": "AdamW", "weight_decay": WEIGHT_DECAY,
-               "augmentation": f"crop from {SMALLEST_CROP:.0%} of the area, flip"}  # fmt: skip
+               "augmentation": f"crop from {SMALLEST_CROP:.0%} of the area{', flip' * flip}"}  # fmt: skip
     settings = asdict(tuning)
     settings.pop("published")
     return how | settings | {"reported": "last step"}
