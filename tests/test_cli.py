@@ -184,11 +184,14 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     written = {one.name: one.default for one in signature if one.default is not one.empty}
     assert defaults_of("downstream/finetune.py", "finetune") == written
     shown = set(inspect.signature(cli.finetune).parameters) & written.keys() - {"device"}
-    assert shown == {"labels", "epochs", "encoder_lr", "head_lr", "seeds", "seed"}
+    assert shown == {"labels", "epochs", "steps", "batch_size", "encoder_lr", "head_lr", "scratch_lr", "published", "seeds",
+                     "seed"}  # fmt: skip
     assert all(inspect.signature(cli.finetune).parameters[name].default is None for name in shown)
     _, out, _ = diptych(capsys, "finetune", "--help")
     words = " ".join(out.replace("│", " ").split())
-    assert [f"(default: {written[name]})" in words for name in sorted(shown)] == [True] * 6
+    texts = ["fitted" if written[name] is None else written[name] for name in sorted(shown)]
+    assert [text for text in texts if f"(default: {text})" not in words] == []
+    assert words.count("(default: fitted)") == sum(written[name] is None for name in shown) == 6
     handed = {}
     monkeypatch.setattr("diptych.downstream.finetune.finetune", lambda *_, **options: handed.update(options))
     monkeypatch.setattr(cli, "open_encoder", lambda *_: None)

@@ -14,7 +14,9 @@ from tiny import TinyEncoder, tiny_images, tiny_run
 from diptych.base.errors import DataError, RecipeError
 from diptych.commands import cli
 from diptych.downstream.classifier import Classifier, crop_and_flip, fit, image_batches, steps_of
-from diptych.downstream.finetune import Tuning, finetune, parse_labels, subset, tune
+from diptych.downstream.few_labels import parse_labels, subset
+from diptych.downstream.finetune import finetune
+from diptych.downstream.tuning import Tuning, tune
 from diptych.methods import BarlowTwins
 from diptych.networks.encoders import encoder
 from diptych.reporting.numbers import accuracy_section
@@ -109,9 +111,13 @@ def test_a_separable_task_is_learned():
     photos = tiny_images(96)
     torch.manual_seed(0)
     train, test = photos.subset(range(64)), photos.subset(range(64, 96))
-    made = tune(TinyEncoder(), train, test, EXPECTED, tuning=Tuning(15, 16, 0.1, 0.1), device=CPU, seed=0)
+    made = tune(
+        TinyEncoder(), train, test, EXPECTED, tuning=Tuning(60, 16, 0.1, 0.1, published=True), device=CPU, seed=0
+    )
     assert made.accuracy > 0.9 and made.train_images == 64 and made.test_images == 32
-    again = tune(TinyEncoder(), train, test, EXPECTED, tuning=Tuning(1, 16, 0.0, 0.0), device=CPU, seed=0)
+    made = tune(TinyEncoder(), train, test, EXPECTED, tuning=Tuning(60, 16, 0.03, 0.03), device=CPU, seed=0)
+    assert made.accuracy > 0.9 and made.details["optimizer"] == "AdamW"
+    again = tune(TinyEncoder(), train, test, EXPECTED, tuning=Tuning(4, 16, 0.0, 0.0), device=CPU, seed=0)
     assert again.accuracy < 0.6
 
 
@@ -120,13 +126,16 @@ def test_finetune_compares_on_the_same_labels(run):
     before = (run.folder / "encoder" / "model.safetensors").read_bytes()
     options = {"epochs": 2, "batch_size": 8, "show": False, "device": "cpu"}
     lines = finetune(trained, photos, photos, labels="3pc", **options).lines()
-    assert [line["subject"] for line in lines] == ["chance", "trained", "from scratch"]
+    assert [line["subject"] for line in lines] == ["chance", "raw pixels", "trained, frozen", "from scratch", "trained"]
     assert {line["protocol"] for line in lines} == {"finetune"}
     for line in lines[1:]:
         assert line["train_images"] == 12 and line["test_images"] == 48 and line["classes"] == 4
-        assert line["details"]["labels"] == "3pc" and line["details"]["labels_per_class"] == "3"
+        assert line["details"]["labels"] == "3pc"
         assert line["interval"][0] < line["accuracy"] < line["interval"][1] or line["accuracy"] in (0, 1)
-    assert [line["details"]["encoder_lr"] for line in lines[1:]] == [0.005, 0.1]
+    assert [line["details"]["on"] for line in lines[1:3]] == ["pixels", "embedding"]
+    assert [line["details"]["labels_per_class"] for line in lines[3:]] == ["3", "3"]
+    assert [line["details"]["start"] for line in lines[3:]] == ["normal", "probe"]
+    assert len({(line["details"]["steps"], line["details"]["batch_size"]) for line in lines[3:]}) == 1, "equal budgets"
     assert lines == finetune(trained, photos, photos, labels="3pc", **options).lines(), "the same again"
     assert (run.folder / "encoder" / "model.safetensors").read_bytes() == before
     evaluation = finetune(trained, photos, photos, labels=0.5, seeds=2, **options)

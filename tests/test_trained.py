@@ -91,8 +91,10 @@ def test_every_use_takes_it_in_place_of_a_run(run, tmp_path):
     tuned = diptych.finetune(trained, photos, photos, labels=1.0, epochs=1, batch_size=16, **QUIET)
     assert [score.subject for score in tuned.scores] == [
         "chance",
-        "trained",
+        "raw pixels",
+        "trained, frozen",
         "from scratch",
+        "trained",
     ] and tuned.diagnosis is None
     assert torch.equal(trained(photos.pixels()), vectors), "its weights stay as they are"
 

@@ -12,7 +12,8 @@ import typer
 
 from diptych.base.memory import keep_freed_memory
 from diptych.base.terminal import open_streams
-from diptych.commands.defaults import given, option_of_finetune
+from diptych.commands import finetune_options as of_finetune
+from diptych.commands.defaults import given
 from diptych.commands.ending import run_command
 from diptych.commands.opening import image_options, open_encoder, open_images, recipe_of
 
@@ -127,26 +128,26 @@ def finetune(
     run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to train on (SOURCE).")],
     test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
-    labels: Annotated[
-        str | None, option_of_finetune("labels", help="The share of every class, 0.01 to 1.0, or 10pc: 10 per class.")
-    ] = None,
-    epochs: Annotated[int | None, option_of_finetune("epochs", min=1)] = None,
-    encoder_lr: Annotated[float | None, option_of_finetune("encoder_lr", min=0.0)] = None,
-    head_lr: Annotated[float | None, option_of_finetune("head_lr", min=0.0)] = None,
-    seeds: Annotated[
-        int | None,
-        option_of_finetune("seeds", help="Repeat with other labels, crops and weights; mean and spread.", min=1),
-    ] = None,
-    seed: Annotated[int | None, option_of_finetune("seed", help="The first seed.")] = None,
+    labels: of_finetune.Labels = None,
+    epochs: of_finetune.Epochs = None,
+    steps: of_finetune.Steps = None,
+    batch_size: of_finetune.BatchSize = None,
+    encoder_lr: of_finetune.EncoderRate = None,
+    head_lr: of_finetune.HeadRate = None,
+    scratch_lr: of_finetune.ScratchRate = None,
+    published: of_finetune.Published = None,
+    seeds: of_finetune.Seeds = None,
+    seed: of_finetune.Seed = None,
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
 ) -> None:
-    """Train encoder and classifier on few labels, beside the same network from scratch on the same labels."""
+    """Train encoder and classifier on few labels, beside a frozen encoder and training from scratch on the same labels."""
     from diptych.downstream.finetune import finetune as finetune_encoder
 
     trained = open_encoder(run, encoder)
     bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
-    options = given(labels=labels, epochs=epochs, encoder_lr=encoder_lr, head_lr=head_lr, seeds=seeds, seed=seed)
+    options = given(labels=labels, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
+                    head_lr=head_lr, scratch_lr=scratch_lr, published=published, seeds=seeds, seed=seed)  # fmt: skip
     print_result(str(finetune_encoder(trained, bank, queries, device=device, **options)))
 
 

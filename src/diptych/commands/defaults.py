@@ -49,7 +49,9 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def option_of_finetune(name: str, help: str = "", **limits: Any) -> Any:
+def option_of_finetune(name: str, help: str = "", flag: str | None = None, **limits: Any) -> Any:
     """An option that is an argument of `diptych.finetune`. Its help shows the default of the signature."""
     default = defaults_of("downstream/finetune.py", "finetune")[name]
-    return typer.Option(help=f"{help} (default: {default})".strip(), show_default=False, **limits)
+    shown = "fitted" if default is None else default
+    names = () if flag is None else (flag,)
+    return typer.Option(*names, help=f"{help} (default: {shown})".strip(), show_default=False, **limits)

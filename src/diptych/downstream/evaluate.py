@@ -18,8 +18,9 @@ from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
 from diptych.downstream.protocols import PROTOCOLS, require_protocols
-from diptych.downstream.results import TRAINED, Evaluation
-from diptych.downstream.worth import CLOSED_FORM, RAW_PIXELS, closed_form, gains, with_worth
+from diptych.downstream.results import Evaluation
+from diptych.downstream.subjects import CHANCE, CLOSED_FORM, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
+from diptych.downstream.worth import closed_form, gains, with_worth
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
@@ -71,7 +72,7 @@ def evaluate(
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
     train, test = labelled(train, test)
     test_labels = class_names(test, "test")
-    scores = [replace(chance(test_labels), protocol=name, subject="chance") for name in protocols]
+    scores = [replace(chance(test_labels), protocol=name, subject=CHANCE) for name in protocols]
     after, before = None, None
     with ProgressBar("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), test_labels, trained.preprocessing, where, k, temperature, seed,
@@ -80,7 +81,7 @@ def evaluate(
             scores += scores_of(subject, task, protocols, progress)
             if subject.pretrained:
                 after = subject
-            elif subject.name == "untrained":
+            elif subject.name == UNTRAINED:
                 before = subject.test
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
@@ -120,8 +121,8 @@ def subjects(
             yield Subject(CLOSED_FORM, train, test, None, None)  # without its network: it is no rival to fine-tune
         if (untrained := trained.untrained()) is not None:
             train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
-            yield Subject("untrained", train, test, untrained.encoder, trained.folder,
-                          names={"finetune": "from scratch"})  # fmt: skip
+            yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
+                          names={"finetune": SCRATCH})  # fmt: skip
     train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder")
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
 

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diptych.base.errors import RecipeError
+from diptych.downstream.comparison import verdict_on_labels
+from diptych.downstream.subjects import TRAINED
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.scores import Score
-
-TRAINED = "trained"  # the main subject of an evaluation
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores with their protocol and subject ("chance", "raw pixels", "untrained", "trained", "from scratch"), and the
-    diagnosis of the embeddings of the test images (None if nothing was embedded). `str` returns the table."""
+    """Scores with their protocol and subject (see subjects.py), and the diagnosis of the embeddings of the test images.
+
+    The diagnosis is None if nothing was embedded. `str` returns the table.
+    """
 
     scores: list[Score]
     diagnosis: Diagnosis | None = None
@@ -34,6 +36,7 @@ class Evaluation:
     def table(self) -> str:
         """One row per subject and one column per protocol, then the spread over several seeds, then the verdict."""
         text = [*accuracy_table(self.scores), *neighbours_of(self.scores), *seeds_of(self.scores)]
+        text += verdict_on_labels([score for score in self.scores if score.protocol == "finetune"])
         if self.diagnosis is not None:
             text.append(verdict_of(self.diagnosis))
         return "\n".join(text)
@@ -48,9 +51,10 @@ def accuracy_table(scores: Sequence[Score]) -> list[str]:
     rows = list(dict.fromkeys(str(score.subject) for score in scores))
     cells = {(score.subject, score.protocol): percentages(score) for score in scores}
     widths = {name: max(20, len(name) + 2) for name in columns}
-    text = [f"{'accuracy, %':<14}" + "".join(f"{name:>{widths[name]}}" for name in columns)]
+    first = max(map(len, ["accuracy, %", *rows])) + 2
+    text = [f"{'accuracy, %':<{first}}" + "".join(f"{name:>{widths[name]}}" for name in columns)]
     for row in rows:
-        text.append(f"{row:<14}" + "".join(f"{cells.get((row, name), ''):>{widths[name]}}" for name in columns))
+        text.append(f"{row:<{first}}" + "".join(f"{cells.get((row, name), ''):>{widths[name]}}" for name in columns))
     last = scores[-1]
     sizes = f"{last.test_images:,} test and {last.train_images:,} training images of {last.classes} classes"
     return [*text, f"{sizes}; [95 % interval over the test images]"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from diptych.data.images import Images
+from diptych.downstream.subjects import CLOSED_FORM, RAW_PIXELS
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.paired import Paired, paired_difference
 from diptych.embeddings.scores import Score
@@ -11,7 +12,6 @@ from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
 from diptych.runs.encoder import Trained
 from diptych.training.quick import FEWEST, quick
 
-CLOSED_FORM, RAW_PIXELS = "closed form", "raw pixels"
 REFERENCES = (RAW_PIXELS, CLOSED_FORM)  # an encoder below either is not OK
 
 

@@ -69,7 +69,8 @@ def fit_probe(z_NE: Tensor, y_N: Tensor, classes: int, penalties: Sequence[float
     x_NE = standardized(z_NE, mean_E, scale_E)
     fitted, held = split(y_N, seed)
     x_fitted, y_fitted = x_NE[fitted], y_N[fitted]
-    gram_EE = x_fitted.T @ x_fitted / len(x_fitted)
+    wide = len(x_fitted) < x_fitted.shape[1]
+    gram_EE = None if wide else x_fitted.T @ x_fitted / len(x_fitted)
     solutions, tried, best = [], [], len(path) // 2
     for penalty in path if len(held) else ():
         start = solutions[-1] if solutions else None
@@ -98,7 +99,15 @@ def softmax_regression(
     L L' = x'x / (N K) + penalty. The Hessian at w = 0 is (1 - 11'/K) / K (x) x'x / N + penalty, so in v it is close to
     the identity (and bounded everywhere, with 1/2 for 1/K: Boehning 1992). The minimum is the same. x_NE should be
     centred. start: a solution nearby. gram_EE: x'x / N, if already computed.
+
+    With fewer embeddings than columns, w lies in the span of the embeddings: it is found in N coordinates of an
+    orthonormal basis of them, which costs N^3 instead of E^3 (150 labelled images of 3,072 pixel values: 1/100).
     """
+    if len(x_NE) < x_NE.shape[1]:
+        basis_EN, triangle_NN = torch.linalg.qr(x_NE.T)
+        inner = None if start is None else start._replace(weight_EK=basis_EN.T @ start.weight_EK)
+        solution = softmax_regression(triangle_NN.T.contiguous(), y_N, classes, penalty, inner)
+        return solution._replace(weight_EK=basis_EN @ solution.weight_EK)
     curvature_EE = (x_NE.T @ x_NE / len(x_NE) if gram_EE is None else gram_EE) / classes
     # The small share of the trace keeps float32 rounding of duplicate or constant columns positive definite.
     curvature_EE.diagonal().add_(penalty + 1e-6 * curvature_EE.trace())

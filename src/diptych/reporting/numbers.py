@@ -11,12 +11,15 @@ from diptych.runs.run import flatten
 SUBJECTS = {
     "chance": "guessing, without the image",
     "raw pixels": "the images themselves, no network",
-    "closed form": "a dictionary of the images' own patches, without gradients",
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
 }
 # A row only where a score of it exists.
-OPTIONAL_SUBJECTS = {"from scratch": "the same network, never pretrained, trained on the same labels"}
+OPTIONAL_SUBJECTS = {
+    "closed form": "a dictionary of the images' own patches, without gradients",
+    "trained, frozen": "this run's encoder as it is: only a linear layer is fitted to the same labels",
+    "from scratch": "the same network, never pretrained, trained on the same labels",
+}
 PROTOCOL_TEXTS = {
     "knn": ("kNN", "A test image gets the class of its nearest training images; nothing is fitted."),
     "linear": (
@@ -28,7 +31,10 @@ PROTOCOL_TEXTS = {
         "One linear layer is trained by SGD on crops and flips through the frozen encoder.",
     ),
     **KERAS_PROTOCOL_TEXTS,
-    "finetune": ("finetune", "Encoder and linear layer are trained together on labels."),
+    "finetune": (
+        "finetune",
+        "Encoder and linear layer are trained together on labels. Raw pixels and the frozen encoder get a linear layer only.",
+    ),
 }
 SIZE_TEXTS = {"train_images": "training images", "test_images": "test images", "classes": "classes"}
 
@@ -42,7 +48,7 @@ def accuracy_section(run: Record) -> dict | None:
     if not protocols:
         return None
     rows = []
-    for subject in list(dict.fromkeys([*SUBJECTS, *(subject for _, subject in results)]))[:20]:
+    for subject in subjects_in_order([subject for _, subject in results]):
         # Chance does not depend on the protocol: one line of it is used in all columns.
         lines = [results.get((name, subject), chance if subject == "chance" else None) for name in protocols]
         cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
@@ -53,6 +59,15 @@ def accuracy_section(run: Record) -> dict | None:
         "missing": any(c is None for row in rows for c in row["cells"]),
         "chance": chance["accuracy"] if chance else None,
     }
+
+
+def subjects_in_order(measured: list[str]) -> list[str]:
+    """The rows of the table: every one of SUBJECTS, others where they have a score. References come before the encoders."""
+    names = list(dict.fromkeys([*SUBJECTS, *measured]))
+    if "closed form" in names:
+        names.remove("closed form")
+        names.insert(names.index("raw pixels") + 1, "closed form")
+    return names[:20]
 
 
 def cell(line: dict | None, untrained: dict | None) -> dict | None:
