@@ -6,8 +6,13 @@ from contextlib import suppress
 
 import pytest
 import torch
+from tiny import tiny_images
 
-from benchmarks import loss, measure, startup, views
+import diptych
+from benchmarks import few_labels, loss, measure, startup, views
+from diptych.downstream.tuning import Budget
+from diptych.networks.inference import Preprocessing
+from diptych.runs.encoder import Trained
 
 
 @pytest.fixture
@@ -157,3 +162,17 @@ def test_startup_waits_for_the_first_step(tmp_path):
         (tmp_path / "log.jsonl").unlink()
     with pytest.raises(RuntimeError, match="logged no step in .*no such recipe"):
         startup.until_logged([sys.executable, "-c", "raise SystemExit('no such recipe')"], tmp_path, {})
+
+
+def test_the_plain_loop_learns_as_training_from_scratch_does():
+    """Both rivals of `few_labels` on a task that few steps solve; the goal compares with the better plain loop."""
+    torch.manual_seed(0)
+    network = diptych.encoder("resnet18", "small", 12, channels=(8, 8, 16, 16))
+    trained = Trained(network, Preprocessing(12, few_labels.MEAN, few_labels.STD))
+    train, test = tiny_images(96).subset(range(64)), tiny_images(96).subset(range(64, 96))
+    budget = Budget(steps=600)
+    plain = few_labels.plain(trained, train, test, budget=budget, flip=True, seed=0, device="cpu")
+    ours = few_labels.scratch(trained, train, test, budget, 0, "cpu")
+    assert plain > 0.9 and ours > 0.9
+    rows = {"from scratch": [0.6], "plain loop": [0.5], "plain loop, flips": [0.8]}
+    assert few_labels.reached({"accuracies": rows}) == pytest.approx(0.75)

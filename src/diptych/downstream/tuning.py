@@ -43,7 +43,7 @@ BATCHES = 8  # per epoch, as long as the batch stays within these sizes
 LEAST_STEPS, MOST_STEPS = 600, 2000
 FEW_EPOCHS, MANY_EPOCHS = 60, 20  # up to MOST_STEPS steps, and beyond
 # Learning rates of the encoder and of the linear layer.
-RATES = {TRAINED: (1e-3, 1e-3), SCRATCH: (3e-3, 3e-3)}
+RATES = {TRAINED: (3e-3, 3e-3), SCRATCH: (3e-3, 3e-3)}
 PUBLISHED_RATES = {TRAINED: (0.005, 0.5), SCRATCH: (0.1, 0.1)}  # at 0.005 a network from scratch learns little
 WEIGHT_DECAY, WARMUP = 0.05, 0.2
 SMALLEST_CROP = 0.5  # share of the area
@@ -89,11 +89,14 @@ class Budget:
                               "at least 2")  # fmt: skip
 
     def images_per_step(self, n: int) -> int:
-        """n / 8, within 8 and 64. The batches of an epoch have nearly equal sizes: batch statistics need that."""
+        """n / 8, within 8 and 64, or up to a quarter more so that the last batch of an epoch is nearly full: batch statistics
+        need that."""
         if self.batch_size is not None or self.published:
             return self.batch_size or 256
         wanted = min(LARGEST_BATCH, max(SMALLEST_BATCH, n // BATCHES))
-        return max(2, math.ceil(n / max(1, round(n / wanted))))
+        if n <= wanted:
+            return max(2, n)
+        return min(range(wanted, wanted * 5 // 4 + 1), key=lambda size: -n % size)
 
     def number_of_steps(self, n: int) -> int:
         """60 epochs, but at least 600 steps. Where 60 epochs exceed 2,000 steps: 2,000, or 20 epochs if these are more."""
