@@ -27,7 +27,8 @@ class Gain:
         low, high = (100 * end for end in self.paired.interval)
         points = 100 * self.paired.difference
         position = "above" if points >= 0 else "below"
-        return f"{self.protocol}: {abs(points):.1f} points {position} {self.reference} [{low:+.1f} to {high:+.1f}]"
+        name = "the closed form" if self.reference == CLOSED_FORM else self.reference
+        return f"{self.protocol}: {abs(points):.1f} points {position} {name} [{low:+.1f} to {high:+.1f}]"
 
 
 def closed_form(trained: Trained, images: Images, seed: int) -> Trained | None:
@@ -69,7 +70,9 @@ def advice(losing: Sequence[Gain]) -> list[str]:
     better = {gain.reference for gain in losing}
     texts = []
     if CLOSED_FORM in better:
-        texts.append("use the closed form on these images: `diptych quick SOURCE --out RUN` computes it in seconds")
+        texts.append(
+            "use the closed form on these images: `diptych quick SOURCE --out RUN` computes it without training"
+        )
     elif RAW_PIXELS in better:
         texts.append("do not use this encoder on these images; try `diptych quick SOURCE --out RUN`")
     texts.append("train longer (--extend), and look at the views (`diptych views`): centred objects need crops of scale "
