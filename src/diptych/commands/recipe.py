@@ -18,6 +18,7 @@ from diptych.data.images import images
 from diptych.downstream.evaluate import evaluate
 from diptych.methods import METHODS
 from diptych.networks.encoders import REACHING, encoder
+from diptych.training.budget import check_length
 from diptych.training.optimizers import OPTIMIZERS
 from diptych.training.pretrain import pretrain
 from diptych.training.schedules import SCHEDULES
@@ -57,7 +58,16 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> dict:
         raise RecipeError(f"{path}: a recipe is a map of sections ({', '.join(SECTIONS)})")
     for text in overrides:
         override(recipe, text, path.name)
+    prefer_given_length(recipe, overrides)
     return resolve(recipe, path.name)
+
+
+def prefer_given_length(recipe: dict, overrides: Sequence[str]) -> None:
+    """`pretrain.budget=20m` takes the place of the recipe's epochs, `pretrain.epochs=5` that of its budget."""
+    given = {text.partition("=")[0] for text in overrides} & {"pretrain.epochs", "pretrain.budget"}
+    if len(given) == 1:
+        (replaced,) = {"epochs", "budget"} - {given.pop().removeprefix("pretrain.")}
+        recipe["pretrain"].pop(replaced, None)
 
 
 def override(recipe: dict, text: str, where: str) -> None:
@@ -114,6 +124,10 @@ def resolve(recipe: dict, where: str) -> dict:
             complete[section] = resolve_named(section, call, options, where)
         else:
             complete[section] = arguments(call, GIVEN_BY_COMMAND.get(section, ()), options, f"{where}: {section}")
+    try:
+        check_length(complete["pretrain"]["epochs"], complete["pretrain"]["budget"])
+    except RecipeError as error:
+        raise RecipeError(f"{where}: pretrain: {error}") from None
     if refused := [key for key in complete["encoder"] if key in REACHING]:
         raise RecipeError(f"{where}: encoder takes no {refused[0]}; use pretrained, or import-weights")
     return complete
