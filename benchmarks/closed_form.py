@@ -75,6 +75,9 @@ def options() -> argparse.Namespace:
     command.add_argument("--entries", type=int, help="of the dictionary [by the number of images]")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--first-seed", type=int, default=0)
+    command.add_argument(
+        "--no-dictionary", action="store_true", help="leave its probe out, which is slow where it is wide"
+    )
     command.add_argument("--name", default="closed-form", help="of the JSON")
     return command.parse_args()
 
@@ -94,6 +97,8 @@ def compare(train: Images, test: Images, seed: int, arguments: argparse.Namespac
     for name in KEEP:
         part = [z[:, parts[name]] for z in vectors]
         rows.append(judged(f"closed form, {name}", part, labels, seed, fitted - start, done - fitted))
+    if arguments.no_dictionary:
+        return rows
     first = [first_layer(trained, pixels) for pixels in sets]
     scale = first[0].std(0).clamp_min(1e-3)
     rows.append(judged(DICTIONARY, [(z - first[0].mean(0)) / scale for z in first], labels, seed, 0.0, 0.0))

@@ -20,6 +20,7 @@ from diptych.data.images import images
 from diptych.downstream.evaluate import evaluate
 from diptych.methods import METHODS
 from diptych.networks.encoders import REACHING, encoder
+from diptych.training.budget import check_length
 from diptych.training.optimizers import OPTIMIZERS
 from diptych.training.pretrain import pretrain
 from diptych.training.schedules import SCHEDULES
@@ -60,6 +61,7 @@ def read_recipe(name: str, overrides: Sequence[str] = (), say: Callable[[str], o
     recipe = strict_yaml.read(path)
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: a recipe is a map of sections ({', '.join(SECTIONS)})")
+<<<<<<< HEAD
     original = copy.deepcopy(recipe)
     given = [override(recipe, text, path.name) for text in overrides]
     fit(recipe, original, given, say)
@@ -68,6 +70,24 @@ def read_recipe(name: str, overrides: Sequence[str] = (), say: Callable[[str], o
 
 def override(recipe: dict, text: str, where: str) -> tuple[str, ...]:
     """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`. Returns its path."""
+=======
+    for text in overrides:
+        override(recipe, text, path.name)
+    prefer_given_length(recipe, overrides)
+    return resolve(recipe, path.name)
+
+
+def prefer_given_length(recipe: dict, overrides: Sequence[str]) -> None:
+    """`pretrain.budget=20m` takes the place of the recipe's epochs, `pretrain.epochs=5` that of its budget."""
+    given = {text.partition("=")[0] for text in overrides} & {"pretrain.epochs", "pretrain.budget"}
+    if len(given) == 1:
+        (replaced,) = {"epochs", "budget"} - {given.pop().removeprefix("pretrain.")}
+        recipe["pretrain"].pop(replaced, None)
+
+
+def override(recipe: dict, text: str, where: str) -> None:
+    """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`."""
+>>>>>>> deep
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"{text!r} is not an override; write section.key=value, as optimizer.lr=0.3")
@@ -121,6 +141,10 @@ def resolve(recipe: dict, where: str) -> dict:
             complete[section] = resolve_named(section, call, options, where)
         else:
             complete[section] = arguments(call, GIVEN_BY_COMMAND.get(section, ()), options, f"{where}: {section}")
+    try:
+        check_length(complete["pretrain"]["epochs"], complete["pretrain"]["budget"])
+    except RecipeError as error:
+        raise RecipeError(f"{where}: pretrain: {error}") from None
     if refused := [key for key in complete["encoder"] if key in REACHING]:
         raise RecipeError(f"{where}: encoder takes no {refused[0]}; use pretrained, or import-weights")
     return complete

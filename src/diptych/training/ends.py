@@ -16,7 +16,6 @@ from diptych.data.images import Images
 from diptych.embeddings.diagnose import diagnose
 from diptych.methods import Method
 from diptych.methods.losses import cross_correlation
-from diptych.networks.encoders import built_with
 from diptych.runs import checkpoints
 from diptych.runs.encoder import Preprocessing, save_encoder
 from diptych.runs.pictures import save_picture
@@ -24,7 +23,6 @@ from diptych.runs.run import Run
 from diptych.training.diary import Diary
 from diptych.training.feed import Feed
 from diptych.training.keeper import Keeper
-from diptych.training.optimizers import describe
 from diptych.views import View
 from diptych.views.view import show_views
 
@@ -32,14 +30,12 @@ EXAMPLES, DIAGNOSED = 12, 1024  # images whose views are kept for the report; th
 LARGEST_PICTURE = 256  # rows of the correlation matrix that are kept for the report
 
 
-def check(images: Images, method: Method, *, epochs: int, batch_size: int, precision: str, micro_batch: int | None,
+def check(images: Images, method: Method, *, batch_size: int, precision: str, micro_batch: int | None,
           torch_compile: bool) -> None:  # fmt: skip
     """RecipeError for what cannot be trained, DataError where the processes see different images."""
     same_images(images)
     if precision not in TRAINING_PRECISIONS:
         raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(TRAINING_PRECISIONS)}")
-    if epochs < 1:
-        raise RecipeError(f"epochs is {epochs}; it must be at least 1")
     if batch_size < 2 or batch_size % world_size():
         share = f" and divide by the {world_size()} processes" if world_size() > 1 else ""
         raise RecipeError(f"batch_size {batch_size} must be at least 2{share}: images are compared within their batch")
@@ -69,17 +65,6 @@ def same_images(images: Images) -> None:
             first = f"process 0 reads {int(rows[0, 0])} ({int(rows[0, 1]):015x})"
             raise DataError(f"process {other} reads {count} images (fingerprint {mark:015x}), {first}: give every process the "
                             "same, whole source, or set images.resident")  # fmt: skip
-
-
-def describe_arguments(
-    method: Method, images: Images, views: Sequence[View], optimizer: torch.optim.Optimizer, settings: dict
-) -> dict:
-    """What a run from Python was given, for recipe.yaml."""
-    built = built_with(method.encoder) or {"name": type(method.encoder).__name__}
-    groups = [{k: v for k, v in row.items() if isinstance(v, str | int | float | bool)} for row in describe(optimizer)]
-    return {"made_by": "diptych.pretrain in Python", "encoder": built, "method": {"name": type(method).__name__},
-            "images": {"count": len(images), "size": images.size}, "views": [view.describe() for view in views],
-            "optimizer": groups, "pretrain": settings}  # fmt: skip
 
 
 def open_run(out: str | Path, record: dict, resume: bool, overwrite: bool) -> Run:

@@ -3,6 +3,7 @@
 (seed, epoch) -> order of the images        (seed, step, view) -> draws of a view
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,6 +19,7 @@ class Feed:
     """The views of this process' images, step by step.
 
     batch_size: images of a step, over all processes; a short last batch of an epoch is dropped. dtype: of the views.
+    `total`, its steps, may be set to any number: the last epoch is then a part of one.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class Feed:
         dtype: torch.dtype = torch.float32,
     ):
         self.images, self.views = images, views
-        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self.device, self.dtype = torch.device(device), dtype
         self.steps_per_epoch = len(images) // batch_size
         self.total = epochs * self.steps_per_epoch
@@ -42,9 +44,10 @@ class Feed:
         share = self.batch_size // world_size()
         own = slice(rank() * share, (rank() + 1) * share)
         first, done = divmod(step, self.steps_per_epoch)
-        for epoch in range(first, self.epochs):
+        for epoch in range(first, math.ceil(self.total / self.steps_per_epoch)):
+            steps = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
             order = torch.randperm(len(self.images), generator=random_at(self.seed, "order", epoch))
-            order = order[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)[done:, own]
+            order = order[: steps * self.batch_size].view(-1, self.batch_size)[done:, own]
             batches = self.images.read(order.flatten(), share, replace=(self.seed, epoch), device=self.device)
             for step, (_, pixels) in enumerate(batches, epoch * self.steps_per_epoch + done):
                 yield step, self.views_of(pixels, step)

@@ -1,6 +1,7 @@
 """Pretraining: what a user calls, and the loop, which owns time."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,12 +16,14 @@ from diptych.networks.batch_norm import shared_statistics
 from diptych.networks.convolution import quick_convolutions
 from diptych.runs import boards
 from diptych.runs.run import Run
+from diptych.training.budget import check_length, steps_within
 from diptych.training.diary import Diary
 from diptych.training.early_stop import EarlyStop
-from diptych.training.ends import begin, check, describe_arguments, finish, open_run
+from diptych.training.ends import begin, check, finish, open_run
 from diptych.training.feed import Feed
 from diptych.training.keeper import Keeper
 from diptych.training.learner import Learner
+from diptych.training.record import describe_arguments
 from diptych.training.schedules import Schedule, warmup_cosine
 from diptych.training.trial import try_method
 from diptych.training.watch import Watch, Watches
@@ -34,7 +37,8 @@ def pretrain(
     optimizer: torch.optim.Optimizer,
     *,
     out: str | Path,
-    epochs: int,
+    epochs: int | None = None,
+    budget: str | None = None,
     batch_size: int,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -56,7 +60,9 @@ def pretrain(
 ) -> Run:
     """Train `method` on views of each image and leave a run folder with an encoder in it.
 
-    batch_size is the global number of images a step, over all processes; a short last batch is dropped. precision is
+    How long: `epochs`, or a budget of time ("90s", "20m", "1h30m"), which the measured rate makes a number of steps before
+    step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same. batch_size is the global
+    number of images a step, over all processes; a short last batch is dropped. precision is
     "float32", "bfloat16" (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a
     time; loss and gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the
     pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
@@ -70,16 +76,18 @@ def pretrain(
     not be written, CheckpointError when `resume` meets another recipe or other images, DivergedError at the first loss or
     gradient that is not finite, and Preempted (exit code 75), after saving, when the process is asked to stop.
     """
+    check_length(epochs, budget)
     where = start(choose_device(device))
     images.prepare()  # bad images are left out before anything is counted
-    check(images, method, epochs=epochs, batch_size=batch_size, precision=precision, micro_batch=micro_batch,
-          torch_compile=torch_compile)  # fmt: skip
+    check(
+        images, method, batch_size=batch_size, precision=precision, micro_batch=micro_batch, torch_compile=torch_compile
+    )
     dtype = torch.float64 if precision == "float64" else torch.float32
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-    settings = dict(epochs=epochs, batch_size=batch_size, seed=seed, precision=precision, clip_norm=clip_norm,
-                    micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
+    settings = dict(epochs=epochs, budget=budget, batch_size=batch_size, seed=seed, precision=precision,
+                    clip_norm=clip_norm, micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
     record = record or describe_arguments(method, images, views, optimizer, settings)
-    feed = Feed(images, views, epochs=epochs, batch_size=batch_size, seed=seed, device=where, dtype=dtype)
+    feed = Feed(images, views, epochs=epochs or 1, batch_size=batch_size, seed=seed, device=where, dtype=dtype)
     with shared_statistics(method, method.statistics_rows), quick_convolutions(method):
         try_method(method, views, images.size, precision)
     run = open_run(out, record, resume, overwrite)
@@ -91,12 +99,16 @@ def pretrain(
         if tensorboard and rank() == 0:
             run.mirrors.append(boards.tensorboard(run.folder))
         begin(keeper, feed, state.step, best=stopping is not None)
+        learn = partial(Learner, schedule=schedule or warmup_cosine(), seed=seed, precision=precision, clip_norm=clip_norm,
+                        micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
+        if budget is not None:
+            feed.total = state.steps_in_budget or steps_within(budget, feed, learn, method, optimizer, run)
+            state.steps_in_budget = feed.total
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = ProgressBar("pretrain", feed.total, show and rank() == 0)
         statistics = shared_statistics(method, method.statistics_rows)
         with own_random, statistics, quick_convolutions(method), StopRequest() as request, bar:
-            learner = Learner(method, optimizer, schedule or warmup_cosine(), seed=seed, precision=precision,
-                              clip_norm=clip_norm, micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
+            learner = learn(method, optimizer)
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,
                           log_steps=log_steps, waits=waits_for(where), bar=bar)  # fmt: skip
             watches = Watches(watch, method.encoder, diary, every=watch_epochs)
