@@ -61,18 +61,9 @@ def read_recipe(name: str, overrides: Sequence[str] = (), say: Callable[[str], o
     recipe = strict_yaml.read(path)
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: a recipe is a map of sections ({', '.join(SECTIONS)})")
-<<<<<<< HEAD
     original = copy.deepcopy(recipe)
     given = [override(recipe, text, path.name) for text in overrides]
     fit(recipe, original, given, say)
-    return resolve(recipe, path.name)
-
-
-def override(recipe: dict, text: str, where: str) -> tuple[str, ...]:
-    """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`. Returns its path."""
-=======
-    for text in overrides:
-        override(recipe, text, path.name)
     prefer_given_length(recipe, overrides)
     return resolve(recipe, path.name)
 
@@ -85,9 +76,8 @@ def prefer_given_length(recipe: dict, overrides: Sequence[str]) -> None:
         recipe["pretrain"].pop(replaced, None)
 
 
-def override(recipe: dict, text: str, where: str) -> None:
-    """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`."""
->>>>>>> deep
+def override(recipe: dict, text: str, where: str) -> tuple[str, ...]:
+    """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`. Returns its path."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"{text!r} is not an override; write section.key=value, as optimizer.lr=0.3")
