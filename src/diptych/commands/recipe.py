@@ -132,7 +132,7 @@ def resolve(recipe: dict, where: str) -> dict:
         else:
             complete[section] = arguments(call, GIVEN_BY_COMMAND.get(section, ()), options, f"{where}: {section}")
     try:
-        check_length(complete["pretrain"]["epochs"], complete["pretrain"]["budget"])
+        check_length(complete["pretrain"].get("epochs"), complete["pretrain"].get("budget"))
     except RecipeError as error:
         raise RecipeError(f"{where}: pretrain: {error}") from None
     if refused := [key for key in complete["encoder"] if key in REACHING]:

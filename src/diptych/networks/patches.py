@@ -67,7 +67,7 @@ class PatchDictionary(nn.Module):
         self.num_features = codes_width * (keep != "twins") + twins_width
 
     def forward(self, images: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or self.training:
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or self.training:
             return self.embed(images)
         return torch.cat([self.embed(block) for block in images.split(ROWS_PER_BLOCK)])
 
