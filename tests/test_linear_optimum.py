@@ -8,7 +8,7 @@ from diptych.embeddings.linear_optimum import barlow_twins_optimum, hadamard, wa
 from diptych.methods import losses
 
 
-def two_views(n: int = 300, width: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def two_views(n: int = 200, width: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors of two views, whose directions agree from almost fully to not at all, mixed by a random matrix."""
     rng = torch.Generator().manual_seed(seed)
     noise = torch.linspace(0.2, 4.0, width, dtype=torch.float64)
@@ -31,7 +31,7 @@ def descend(views: tuple[torch.Tensor, torch.Tensor], width: int, off_diagonal: 
     """A linear projector trained by L-BFGS on the loss, from a random start."""
     start = torch.randn(views[0].shape[1], width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     weight = (start / start.norm(dim=0)).requires_grad_()
-    optimizer = torch.optim.LBFGS([weight], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-14,
+    optimizer = torch.optim.LBFGS([weight], max_iter=3000, tolerance_grad=1e-11, tolerance_change=1e-16,
                                   history_size=50, line_search_fn="strong_wolfe")  # fmt: skip
 
     def closure() -> torch.Tensor:
@@ -44,14 +44,14 @@ def descend(views: tuple[torch.Tensor, torch.Tensor], width: int, off_diagonal: 
     return weight.detach()
 
 
-@pytest.mark.parametrize(("width", "off_diagonal"), [(4, 1.0), (8, 0.1), (2, 0.3)])
+@pytest.mark.parametrize(("width", "off_diagonal"), [(4, 1.0), (4, 0.1), (2, 0.3)])
 def test_gradient_descent_reaches_the_optimum_and_goes_no_lower(width, off_diagonal):
     first, second = two_views()
     views = both_orders(first, second)
     optimum = barlow_twins_optimum(first, second, width, off_diagonal, ridge=0.0)
     ours = loss_of(optimum.weight_FD, views, off_diagonal).item()
     assert ours == pytest.approx(optimum.loss, rel=1e-9)  # the bound of the docstring is reached
-    weights = [descend(views, width, off_diagonal, seed) for seed in range(4)]
+    weights = [descend(views, width, off_diagonal, seed) for seed in range(6)]
     trained = [loss_of(weight, views, off_diagonal).item() for weight in weights]
     assert min(trained) >= ours * (1 - 1e-9)
     assert min(trained) == pytest.approx(ours, rel=1e-5)

@@ -25,7 +25,7 @@ from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
-from diptych.networks.inference import raw_pixels, require_precision
+from diptych.networks.inference import centred, raw_pixels, require_precision
 from diptych.reporting import pictures
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.pictures import picture_path, save_picture
@@ -108,11 +108,11 @@ def subjects(
     trained: Trained, task: Task, *, baselines: bool, precision: str, progress: ProgressBar
 ) -> Iterator[Subject]:
     """The baselines, if `baselines`, and then the trained encoder."""
-    sets, expected = (task.train, task.test), task.expected
+    sets = task.train, task.test
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
     if baselines:
         train, test = (
-            raw_pixels(stream(images), expected.mean, expected.std, output_device=task.device) for images in sets
+            raw_pixels(stream(images), *centred(task.expected), output_device=task.device) for images in sets
         )
         yield Subject(RAW_PIXELS, train, test, None, trained.folder)
         progress.say("closed-form encoder of the training images ...")

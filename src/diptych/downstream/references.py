@@ -11,7 +11,7 @@ from diptych.downstream.classifier import class_names, stream
 from diptych.downstream.subjects import CLOSED_FORM, FROZEN, RAW_PIXELS
 from diptych.downstream.worth import closed_form
 from diptych.embeddings.scores import Score, linear_probe
-from diptych.networks.inference import embeddings, raw_pixels
+from diptych.networks.inference import centred, embeddings, raw_pixels
 from diptych.runs.encoder import Trained
 
 
@@ -30,7 +30,7 @@ def references_of(trained: Trained, train: Images, seed: int, device: torch.devi
     expected = trained.preprocessing
 
     def pixels(images: Images) -> Tensor:
-        return raw_pixels(stream(images), expected.mean, expected.std, output_device=device)
+        return raw_pixels(stream(images), *centred(expected), output_device=device)
 
     def frozen(images: Images) -> Tensor:
         return embeddings(trained.encoder, stream(images), expected, device=device, output_device=device)

@@ -86,6 +86,14 @@ def require_precision(precision: str) -> None:
         raise RecipeError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
 
 
+def centred(expected: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation for the baseline of raw pixels: the encoder's own, or 0.5 and 0.25 where it takes plain [0, 1].
+
+    Pixels that are not centred point in almost one direction, which would make kNN by cosine needlessly bad.
+    """
+    return (expected.mean, expected.std) if any(expected.mean) else ((0.5,) * 3, (0.25,) * 3)
+
+
 def raw_pixels(
     pixels: Tensor | Iterable[Tensor],
     mean: Sequence[float],

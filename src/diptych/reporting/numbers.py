@@ -48,7 +48,7 @@ def accuracy_section(run: Record) -> dict | None:
     if not protocols:
         return None
     rows = []
-    for subject in subjects_in_order([subject for _, subject in results]):
+    for subject in subjects_in_order([subject for _, subject in results], closed_form="quick" in run.recipe):
         # Chance does not depend on the protocol: one line of it is used in all columns.
         lines = [results.get((name, subject), chance if subject == "chance" else None) for name in protocols]
         cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
@@ -61,9 +61,11 @@ def accuracy_section(run: Record) -> dict | None:
     }
 
 
-def subjects_in_order(measured: list[str]) -> list[str]:
+def subjects_in_order(measured: list[str], *, closed_form: bool) -> list[str]:
     """The rows of the table: every one of SUBJECTS, others where they have a score. References come before the encoders."""
     names = list(dict.fromkeys([*SUBJECTS, *measured]))
+    if closed_form:
+        names.remove("untrained")  # there is none
     if "closed form" in names:
         names.remove("closed form")
         names.insert(names.index("raw pixels") + 1, "closed form")

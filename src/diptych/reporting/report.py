@@ -90,6 +90,7 @@ def render(run: Record) -> str:
         name=run.name,
         facts=facts(run),
         status=status(run),
+        closed_form=is_closed_form(run),
         verdict=verdict(run),
         summary=summary(accuracy),
         accuracy=accuracy,
@@ -112,6 +113,11 @@ def render(run: Record) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def is_closed_form(run: Record) -> bool:
+    """Whether the run is one of `diptych quick`, which trains nothing."""
+    return "quick" in run.recipe
 
 
 def commands(run: Record) -> dict[str, str]:
@@ -140,6 +146,8 @@ def status(run: Record) -> dict:
         where, loss = clip(run.crash.get("step", "?"), 20), clip(run.crash.get("loss", "?"), 20)
         text = f"Training stopped at step {where}: the loss was {loss}. The last good step is saved."
         return {"word": "diverged", "text": text}
+    if run.end and is_closed_form(run):
+        return {"word": "finished", "text": "Computed in closed form, without training."}
     if run.end:
         return {"word": "finished", "text": f"Finished after {done}."}
     if not run.steps:
@@ -179,7 +187,7 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; then start again.", ""))
     elif state != "finished":
         steps.append(("Let training go on to its end. It continues from the last checkpoint.", command["resume"]))
-    if word is None or trained["better"] is None:
+    if word is None or accuracy is None or (trained["better"] is None and not is_closed_form(run)):
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
     if word == "WORSE":
