@@ -23,4 +23,4 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
                    resume=resume, overwrite=overwrite, record=record,
                    **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
     print(evaluate(run, train, test, **call_arguments(evaluate, sections["evaluate"])))
-    print(f"\nreport: {report(run.folder)}")
+    print(f"\nreport: {report(run.folder)}\nthe closed form alone: diptych quick demo --out {run.folder}-quick")
