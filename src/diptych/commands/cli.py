@@ -67,6 +67,7 @@ def pretrain(
 ) -> None:
     """Train an encoder on unlabelled images."""
     from diptych.base.processes import rank
+    from diptych.commands.advising import print_advice
     from diptych.commands.build import build, build_watches
     from diptych.commands.launch import launch, launched
     from diptych.commands.recipe import read_recipe
@@ -80,6 +81,7 @@ def pretrain(
     built = build(sections)
     photos = open_images(source, sections["images"], built.views[0].size)
     watch = build_watches(sections, built, photos)
+    print_advice(sections, len(photos))
     run = train(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out, resume=resume,
                 overwrite=overwrite, record={"recipe": recipe, "source": source, **sections},
                 **call_arguments(train, sections["pretrain"]))  # fmt: skip
