@@ -22,6 +22,7 @@ from diptych.data.images import Images
 from diptych.networks.encoders import built_with
 from diptych.runs.run import Run, is_run
 from diptych.runs.starting import start_encoder
+from diptych.training.advice import advise
 from diptych.training.extend import extend as extend_run
 from diptych.training.pretrain import pretrain
 from diptych.views.flips import MOST_IMAGES, flips_look_alike
@@ -50,6 +51,10 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             record["start_from"] = start_encoder(built.method.encoder, start_from, Run(out) if continued else None)
         if extend is not None and first:
             extend_run(out, extend, photos, record)
+        if not continued and first and not sections["encoder"]["pretrained"] and start_from is None:
+            length = {key: sections["pretrain"][key] for key in ("epochs", "budget", "device")}
+            if worth := advise(len(photos), method=sections["method"]["name"], **length):
+                progress.say(worth)
         if not continued and first and (advice := advice_on_flips(sections["views"], photos)):
             progress.say(advice)
     watch = build_watches(sections, built, photos)

@@ -16,9 +16,14 @@ from torch import Tensor, nn
 from diptych.base.errors import RecipeError
 from diptych.networks.keras import KERAS_NETWORKS
 from diptych.networks.patches import PatchDictionary
+from diptych.networks.small import SmallConvolutions
 
 # Defined in this package. A network that has a fixed size or options takes them as arguments.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {**KERAS_NETWORKS, "patch_dictionary": PatchDictionary}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **KERAS_NETWORKS,
+    "patch_dictionary": PatchDictionary,
+    "small_convolutions": SmallConvolutions,
+}
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
 # Options that make timm read or fetch files: not allowed in recipes and encoder folders, which may come from others.
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
