@@ -1,4 +1,4 @@
-"""EMP-SSL: Tong, Chen, Ma and LeCun, "Self-Supervised Learning in One Training Epoch", 2023 (arXiv:2304.03977).
+"""EMP-SSL: Tong, Chen, Ma and LeCun, "Towards Self-Supervised Learning in One Training Epoch", 2023 (arXiv:2304.03977).
 
 Several views of an image should have the same direction, and the directions of a batch should fill the space. With the
 projections Z_v (N, D) of view v, rows of length 1, and z the direction of their mean over the views:
