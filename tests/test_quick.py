@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import diptych
-from diptych.base.errors import DataError, RecipeError
+from diptych.base.errors import DataError, OutputError, RecipeError
 from diptych.data.images import images
 from diptych.embeddings.scores import knn_accuracy
 from diptych.networks.inference import raw_pixels
@@ -154,6 +154,17 @@ def test_images_without_structure_are_an_error_or_a_collapse(tmp_path):
     trained = quick(images(alike), out=tmp_path / "alike", show=False)
     assert trained(torch.from_numpy(alike).permute(0, 3, 1, 2)).isfinite().all()
     assert '"verdict": "OK"' not in (tmp_path / "alike" / "evaluations.jsonl").read_text()
+
+
+def test_an_occupied_folder_is_refused_and_a_failure_leaves_none(stripes, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        quick(images(stripes[0]), out=tmp_path / "taken", show=False)
+    plain = np.tile(np.arange(60, dtype=np.uint8)[:, None, None, None], (1, 16, 16, 3))
+    with pytest.raises(DataError):
+        quick(images(plain), out=tmp_path / "new", show=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_arguments_are_refused_before_anything_is_written(stripes, tmp_path):

@@ -4,7 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from diptych.base.files import read_json_lines
 from diptych.commands.opening import open_images
+from diptych.downstream.results import verdict_of
+from diptych.embeddings.diagnose import Diagnosis
 from diptych.training.quick import quick
 
 
@@ -18,5 +21,6 @@ def run_quick(source: str, out: Path, *, size: int, **options: Any) -> str:
     width, mirrored = trained.encoder.num_features, trained.encoder.mirrored
     flips = "averaged over mirror images" if mirrored else "mirror images look unlike: not averaged"
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
+            f"{verdict_of(Diagnosis(**read_json_lines(out / 'evaluations.jsonl')[-1]['diagnosis']))}\n"
             f"next: diptych evaluate {out} --train SOURCE --test SOURCE\n"
             f"      diptych embed {out} {source} --out vectors")  # fmt: skip

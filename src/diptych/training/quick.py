@@ -1,6 +1,7 @@
 """A closed-form encoder: dictionaries of the images' own patches, whitened codes, and no gradient descent."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from diptych.base.device import choose_device
 from diptych.base.errors import DataError, RecipeError
+from diptych.base.files import require_free_folder
 from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
@@ -33,6 +35,9 @@ PAIRS, MOST_DRAWS = 3_000, 4  # pairs of views for Barlow Twins' optimum; pairs 
 OFF_DIAGONAL_WEIGHT = 0.3  # of that loss: a smaller one uses fewer directions, those on which views agree most
 SMALLEST_CROP = 0.5  # area of a view
 DIAGNOSED = 1_000  # images
+ALIKE = (
+    "look at the images: most of them are alike, or nearly plain (`diptych doctor SOURCE` lists what cannot be read)"
+)
 KEEP = ("both", "codes", "twins")
 
 
@@ -68,37 +73,39 @@ def quick(
     may not be written.
     """
     started = time.perf_counter()
-    size, entries = size or min(SIZE, images.size), entries or entries_for(len(images))
+    size = min(SIZE, images.size) if size is None else size
+    entries = entries_for(len(images)) if entries is None else entries
     options = {"size": size, "entries": entries, "power": power, "mirrored": mirrored, "keep": keep,
                "seed": seed}  # fmt: skip
     check(images, options)
     record = record or {"made_by": "diptych.quick in Python", "images": {"count": len(images), "size": images.size}}
-    run = None if out is None else Run.start(out, record | {"quick": options}, overwrite=overwrite)
-    try:
-        with ProgressBar("quick", show=show) as progress:
-            progress.say("read a sample of the images ...")
-            pixels = sample(images, size, seed, choose_device(device))
-            if mirrored is None:
-                mirrored = flips_look_alike(pixels, seed).alike
-            progress.say("learn dictionaries of patches ...")
-            network = dictionary_network(size, entries, code_width(len(pixels), entries), mirrored=mirrored, keep=keep)
-            network.to(pixels.device)
-            learn_layers(network, pixels, seed)
-            progress.say("reduce and whiten their codes ...")
-            learn_codes(network, pixels, power, seed)
-            if network.twins is not None:
-                progress.say("solve for Barlow Twins' best linear map ...")
-                learn_twins(network, network.twins, pixels, seed)
-            trained = Trained(network.eval().cpu(), Preprocessing(size), folder=None if out is None else Path(out))
-            diagnosis = diagnose(trained(pixels[:DIAGNOSED].cpu()))
-        if run is not None:
-            save_encoder(run.folder / "encoder", trained.encoder, trained.preprocessing)
-            run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
-            run.log("end", epochs=0, elapsed_seconds=round(time.perf_counter() - started, 3))
-    finally:
-        if run is not None:
-            run.release()
-    return trained
+    if out is not None and not overwrite:
+        require_free_folder(Path(out))  # before the work rather than after
+    with ProgressBar("quick", show=show) as progress:
+        progress.say("read a sample of the images ...")
+        pixels = sample(images, size, seed, choose_device(device))
+        if mirrored is None:
+            mirrored = flips_look_alike(pixels, seed).alike
+        progress.say("learn dictionaries of patches ...")
+        network = dictionary_network(size, entries, code_width(len(pixels), entries), mirrored=mirrored, keep=keep)
+        learn_layers(network.to(pixels.device), pixels, seed)
+        progress.say("reduce and whiten their codes ...")
+        learn_codes(network, pixels, power, seed)
+        if network.twins is not None:
+            progress.say("solve for Barlow Twins' best linear map ...")
+            learn_twins(network, network.twins, pixels, seed)
+        trained = Trained(network.eval().cpu(), Preprocessing(size))
+        diagnosis = diagnose(trained(pixels[:DIAGNOSED].cpu()))
+        if diagnosis.advice:  # that of a diagnosis speaks of training
+            diagnosis = replace(diagnosis, advice=[ALIKE])
+    if out is None:
+        return trained
+    run = Run.start(out, record | {"quick": options}, overwrite=overwrite)
+    save_encoder(run.folder / "encoder", trained.encoder, trained.preprocessing)
+    run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
+    run.log("end", epochs=0, elapsed_seconds=round(time.perf_counter() - started, 3))
+    run.release()
+    return replace(trained, folder=run.folder)
 
 
 def check(images: Images, options: dict) -> None:
