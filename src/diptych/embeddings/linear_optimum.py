@@ -74,7 +74,7 @@ def barlow_twins_optimum(
     r_F, u_FF = torch.linalg.eigh(whitened_FF)
     r_D, u_FD = r_F.flip(0)[:width].clamp(1e-12, 1.0), u_FF.flip(1)[:, :width]
     p_D = water_filling(r_D, off_diagonal_weight)
-    weight_FD = root_FF @ (u_FD * p_D.sqrt()) @ hadamard(width)
+    weight_FD = root_FF @ (u_FD * p_D.sqrt()) @ hadamard(width).to(root_FF.device)
     return LinearOptimum(mean_F, weight_FD, bound(p_D * r_D, off_diagonal_weight), r_D, p_D)
 
 

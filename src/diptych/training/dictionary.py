@@ -3,6 +3,7 @@
 N: images, P: patches or positions, F: their width, K: entries of a dictionary.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -58,12 +59,12 @@ def learn_second_layer(network: PatchDictionary, pixels: Tensor, rng: torch.Gene
     pooled = torch.cat([network.pool_positions(network.responses(block)) for block in blocks(chosen)])
     positions_PF = pooled.permute(0, 2, 3, 1).flatten(0, 2)
     count = POSITIONS_PER_ENTRY * network.second_dictionary.out_channels
-    fill(network.reduce, *transposed(whitening(some(positions_PF, count, rng), network.reduce.out_channels)))
+    fill(network.reduce, *whitening(some(positions_PF, count, rng), network.reduce.out_channels))
     reduced = torch.cat([unit(network.reduce(block)) for block in pooled.split(64)])
     del pooled, positions_PF
     around_PF = some(F.unfold(reduced, 3).transpose(1, 2).flatten(0, 1), count, rng)
     mean_F, weight_FD = whitening(around_PF, network.gather.out_channels)
-    fill(network.gather, weight_FD.T, -mean_F @ weight_FD)
+    fill(network.gather, mean_F, weight_FD)
     learn_dictionary(network.second_dictionary, unit((around_PF - mean_F) @ weight_FD), rng)
 
 
@@ -101,7 +102,9 @@ def learn_dictionary(layer: torch.nn.Conv2d, z_PD: Tensor, rng: torch.Generator)
         used_K = sums_KD.norm(dim=1, keepdim=True) > 1e-6
         entries_KD = torch.where(used_K, unit(sums_KD), entries_KD)
     similarities = z_PD[:20_000] @ entries_KD.T
-    fill(layer, entries_KD, (-THRESHOLD * similarities.std()).expand(len(entries_KD)))
+    layer.weight.copy_(entries_KD.reshape(layer.weight.shape))
+    assert layer.bias is not None
+    layer.bias.fill_(-THRESHOLD * similarities.std())
 
 
 def components(rows_NF: Tensor, width: int, rng: torch.Generator) -> Components:
@@ -109,7 +112,7 @@ def components(rows_NF: Tensor, width: int, rng: torch.Generator) -> Components:
     mean_F, deviation_F = rows_NF.mean(0), rows_NF.std(0, correction=0)
     scale_F = deviation_F.clamp_min(0.05 * float(deviation_F.mean()) + 1e-8)  # rare entries are not blown up
     x_NF = (rows_NF - mean_F) / scale_F
-    basis_FD = torch.randn(x_NF.shape[1], min(width + SPARE, *x_NF.shape), generator=rng)
+    basis_FD = torch.randn(x_NF.shape[1], min(width + SPARE, *x_NF.shape), generator=rng).to(x_NF.device)
     for _ in range(ITERATIONS):
         basis_FD = torch.linalg.qr(x_NF.T @ (x_NF @ basis_FD)).Q
     y_ND = x_NF @ basis_FD
@@ -118,24 +121,19 @@ def components(rows_NF: Tensor, width: int, rng: torch.Generator) -> Components:
     return Components(mean_F, scale_F, basis_FD @ vectors, values)
 
 
-def blocks(pixels: Tensor) -> list[Tensor]:
-    """Images in [0, 1] as the network takes them, a few at a time."""
-    return [
-        (block.float() / 255).contiguous(memory_format=torch.channels_last) for block in pixels.split(ROWS_PER_BLOCK)
-    ]
+def blocks(pixels: Tensor) -> Iterator[Tensor]:
+    """Images (uint8, or float in [0, 1]) as the network takes them, a few at a time."""
+    for block in pixels.split(ROWS_PER_BLOCK):
+        block = block if block.is_floating_point() else block.float() / 255
+        yield block.contiguous(memory_format=torch.channels_last)
 
 
 def some(rows_PF: Tensor, count: int, rng: torch.Generator) -> Tensor:
     return rows_PF[torch.randperm(len(rows_PF), generator=rng)[:count]]
 
 
-def transposed(map_: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weight (D, F) and bias (D,) of a layer, from a mean (F,) and a weight (F, D)."""
-    mean_F, weight_FD = map_
-    return weight_FD.T, -mean_F @ weight_FD
-
-
-def fill(layer: torch.nn.Conv2d | torch.nn.Linear, weight: Tensor, bias: Tensor) -> None:
+def fill(layer: torch.nn.Conv2d | torch.nn.Linear, mean_F: Tensor, weight_FD: Tensor) -> None:
+    """Make a layer compute `(x - mean_F) @ weight_FD`."""
     assert layer.bias is not None
-    layer.weight.copy_(weight.reshape(layer.weight.shape))
-    layer.bias.copy_(bias)
+    layer.weight.copy_(weight_FD.T.reshape(layer.weight.shape))
+    layer.bias.copy_(-mean_F @ weight_FD)

@@ -17,7 +17,7 @@ from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.linear_optimum import barlow_twins_optimum
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import Preprocessing, prepare
-from diptych.networks.patches import ROWS_PER_BLOCK, SMALLEST_SIZE, PatchDictionary
+from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
 from diptych.runs.encoder import Trained, save_encoder
 from diptych.runs.run import Run
 from diptych.training.dictionary import blocks, components, fill, learn_layers
@@ -167,7 +167,7 @@ def learn_codes(network: PatchDictionary, pixels: Tensor, power: float, seed: in
     for layer, rows in zip((network.first_code, network.second_code), zip(*codes, strict=True), strict=True):
         mean_F, scale_F, vectors_FD, values_D = components(torch.cat(rows), layer.out_features, rng)
         weight_FD = vectors_FD / scale_F[:, None] / (values_D + VARIANCE_FLOOR) ** power
-        fill(layer, weight_FD.T, -mean_F @ weight_FD)
+        fill(layer, mean_F, weight_FD)
 
 
 def learn_twins(network: PatchDictionary, layer: nn.Linear, pixels: Tensor, seed: int) -> None:
@@ -179,9 +179,6 @@ def learn_twins(network: PatchDictionary, layer: nn.Linear, pixels: Tensor, seed
     vectors = []
     for number in range(2):
         views = view(chosen, random_at(seed, "quick", "views", number))
-        rows = [
-            network.joined(block.contiguous(memory_format=torch.channels_last)) for block in views.split(ROWS_PER_BLOCK)
-        ]
-        vectors.append(torch.cat(rows))
+        vectors.append(torch.cat([network.joined(block) for block in blocks(views)]))
     optimum = barlow_twins_optimum(vectors[0], vectors[1], layer.out_features, OFF_DIAGONAL_WEIGHT)
-    fill(layer, optimum.weight_FD.T, -optimum.mean_F @ optimum.weight_FD)
+    fill(layer, optimum.mean_F, optimum.weight_FD)
