@@ -8,18 +8,17 @@ from diptych.reporting.keras import KERAS_PROTOCOL_TEXTS
 from diptych.reporting.record import Record, clip, real
 from diptych.runs.run import flatten
 
+# In the order of the table, references first.
 SUBJECTS = {
     "chance": "guessing, without the image",
     "raw pixels": "the images themselves, no network",
+    "closed form": "a dictionary of the images' own patches, without gradients",
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
-}
-# A row only where a score of it exists.
-OPTIONAL_SUBJECTS = {
-    "closed form": "a dictionary of the images' own patches, without gradients",
     "trained, frozen": "this run's encoder as it is: only a linear layer is fitted to the same labels",
     "from scratch": "the same network, never pretrained, trained on the same labels",
 }
+EXPECTED = ("chance", "raw pixels", "untrained", "trained")  # rows that every run should have, also without a score
 PROTOCOL_TEXTS = {
     "knn": ("kNN", "A test image gets the class of its nearest training images; nothing is fitted."),
     "linear": (
@@ -48,11 +47,11 @@ def accuracy_section(run: Record) -> dict | None:
     if not protocols:
         return None
     rows = []
-    for subject in subjects_in_order([subject for _, subject in results], closed_form="quick" in run.recipe):
+    for subject in subjects_in_order(run):
         # Chance does not depend on the protocol: one line of it is used in all columns.
         lines = [results.get((name, subject), chance if subject == "chance" else None) for name in protocols]
         cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
-        rows.append({"subject": subject, "why": (SUBJECTS | OPTIONAL_SUBJECTS).get(subject, ""), "cells": cells})
+        rows.append({"subject": subject, "why": SUBJECTS.get(subject, ""), "cells": cells})
     return {
         "protocols": [protocol_note(name, run.results) for name in protocols],
         "rows": rows,
@@ -61,15 +60,11 @@ def accuracy_section(run: Record) -> dict | None:
     }
 
 
-def subjects_in_order(measured: list[str], *, closed_form: bool) -> list[str]:
-    """The rows of the table: every one of SUBJECTS, others where they have a score. References come before the encoders."""
-    names = list(dict.fromkeys([*SUBJECTS, *measured]))
-    if closed_form:
-        names.remove("untrained")  # there is none
-    if "closed form" in names:
-        names.remove("closed form")
-        names.insert(names.index("raw pixels") + 1, "closed form")
-    return names[:20]
+def subjects_in_order(run: Record) -> list[str]:
+    """The rows of the table: those of EXPECTED, and others that have a score. A closed form has nothing untrained."""
+    measured = [line["subject"] for line in run.results]
+    expected = [name for name in EXPECTED if not (run.closed_form and name == "untrained")]
+    return list(dict.fromkeys([name for name in SUBJECTS if name in (*expected, *measured)] + measured))[:20]
 
 
 def cell(line: dict | None, untrained: dict | None) -> dict | None:

@@ -37,6 +37,11 @@ class Record:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def closed_form(self) -> bool:
+        """Whether the run is one of `diptych quick`, which trains nothing."""
+        return "quick" in self.recipe
+
+    @property
     def name(self) -> str:
         return clip(self.folder.resolve().name) or "run"
 

@@ -90,7 +90,7 @@ def render(run: Record) -> str:
         name=run.name,
         facts=facts(run),
         status=status(run),
-        closed_form=is_closed_form(run),
+        closed_form=run.closed_form,
         verdict=verdict(run),
         summary=summary(accuracy),
         accuracy=accuracy,
@@ -113,11 +113,6 @@ def render(run: Record) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def is_closed_form(run: Record) -> bool:
-    """Whether the run is one of `diptych quick`, which trains nothing."""
-    return "quick" in run.recipe
 
 
 def commands(run: Record) -> dict[str, str]:
@@ -146,7 +141,7 @@ def status(run: Record) -> dict:
         where, loss = clip(run.crash.get("step", "?"), 20), clip(run.crash.get("loss", "?"), 20)
         text = f"Training stopped at step {where}: the loss was {loss}. The last good step is saved."
         return {"word": "diverged", "text": text}
-    if run.end and is_closed_form(run):
+    if run.end and run.closed_form:
         return {"word": "finished", "text": "Computed in closed form, without training."}
     if run.end:
         return {"word": "finished", "text": f"Finished after {done}."}
@@ -187,7 +182,7 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; then start again.", ""))
     elif state != "finished":
         steps.append(("Let training go on to its end. It continues from the last checkpoint.", command["resume"]))
-    if word is None or accuracy is None or (trained["better"] is None and not is_closed_form(run)):
+    if word is None or accuracy is None or (trained["better"] is None and not run.closed_form):
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
     if word == "WORSE":
