@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.base.processes import gather_rows
+from diptych.methods.losses import wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width
 from diptych.networks.projectors import mlp
 
@@ -70,7 +71,3 @@ def coding_rate(z_ND: Tensor, eps: float) -> Tensor:
             torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + d / (n * eps) * gram
         )
     return factor.diagonal().log().sum()
-
-
-def wide(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()

@@ -46,7 +46,7 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     stop-gradient. Raises ValueError when the shapes differ.
     """
     _check_pair(p_ND, z_ND)
-    cosine_N = F.cosine_similarity(_wide(p_ND), _wide(z_ND), dim=1)
+    cosine_N = F.cosine_similarity(wide(p_ND), wide(z_ND), dim=1)
     return -_mean_of_all(cosine_N.sum(), rows=len(p_ND))
 
 
@@ -63,7 +63,7 @@ def standardize(z_ND: Tensor, eps: float) -> Tensor:
     The variance is the population's, as in batch normalisation without affine parameters. A constant
     dimension becomes 0, with finite gradients as long as eps > 0.
     """
-    z_ND = _wide(z_ND)
+    z_ND = wide(z_ND)
     centred_ND = z_ND - _mean_of_all(z_ND.sum(0), rows=len(z_ND))
     variance_D = _mean_of_all(centred_ND.square().sum(0), rows=len(z_ND))
     return centred_ND * (variance_D + eps).rsqrt()
@@ -79,7 +79,7 @@ def _mean_of_all(total: Tensor, rows: int) -> Tensor:
     return mean_over_ranks(total) / mean_over_ranks(total.new_full((), rows))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
