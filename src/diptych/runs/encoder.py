@@ -122,14 +122,22 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
             f"{place} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...), or "
             "--encoder MODULE:FUNCTION"
         )
+    load_weights(network, place, config["sha256"])
+    arguments = own["encoder"] if encoder is not None else built_with(network)
+    return Trained(network.eval(), preprocessing_of(own), arguments, folder)
+
+
+def load_weights(network: nn.Module, place: Path, sha256: str) -> None:
+    """Load the weights of an encoder folder strictly; sha256: their hash in config.json.
+
+    Raises CheckpointError when they are damaged or do not fit.
+    """
     weights = place / "model.safetensors"
-    if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != config["sha256"]:
+    if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != sha256:
         raise CheckpointError(
             f"{weights} is damaged: its hash is not the one in config.json; restore or train it again"
         )
     load_exactly(network, read_tensors(weights), weights)
-    arguments = own["encoder"] if encoder is not None else built_with(network)
-    return Trained(network.eval(), preprocessing_of(own), arguments, folder)
 
 
 def build_again(arguments: dict) -> nn.Module:

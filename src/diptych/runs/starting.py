@@ -1,14 +1,12 @@
 """A run that starts with the encoder of another one."""
 
-import hashlib
 from pathlib import Path
 
 from torch import nn
 
 from diptych.base.errors import CheckpointError
 from diptych.networks.encoders import built_with
-from diptych.runs.checkpoints import load_exactly, read_tensors
-from diptych.runs.encoder import encoder_folder, read_config
+from diptych.runs.encoder import encoder_folder, load_weights, read_config
 from diptych.runs.run import Run
 
 OPEN = ("size", "pretrained")  # arguments of an encoder that its weights may differ in; their shapes are compared
@@ -42,12 +40,8 @@ def fill(encoder: nn.Module, place: Path) -> str:
                   if plain(theirs.get(key)) != plain(own.get(key))]  # fmt: skip
         if differ:
             raise CheckpointError(f"{place} holds another network ({'; '.join(differ)}); set the same under encoder")
-    weights = place / "model.safetensors"
-    load_exactly(encoder, tensors := read_tensors(weights), weights)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if not tensors or digest != config["sha256"]:
-        raise CheckpointError(f"{weights} is damaged: its hash is not the one in config.json; restore it")
-    return digest
+    load_weights(encoder, place, config["sha256"])
+    return config["sha256"]
 
 
 def plain(value: object) -> object:
