@@ -66,5 +66,5 @@ def test_no_closed_form_of_itself_and_of_too_few_images():
     few = images(np.random.default_rng(0).integers(0, 255, (20, 16, 16, 3), dtype=np.uint8))
     own = Trained(encoder("patch_dictionary", size=16, entries=8), Preprocessing(16))
     other = Trained(SimpleNamespace(), Preprocessing(16), built_with={"name": "x"})  # pyrefly: ignore
-    assert closed_form(own, few, 0) is None
-    assert closed_form(other, few, 0) is None
+    assert closed_form(own, few, 0, print) is None
+    assert closed_form(other, few, 0, print) is None

@@ -17,7 +17,7 @@ from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
-from diptych.downstream.protocols import PROTOCOLS, require_protocols
+from diptych.downstream.protocols import ON_EMBEDDINGS, PROTOCOLS, require_protocols
 from diptych.downstream.results import Evaluation
 from diptych.downstream.subjects import CHANCE, CLOSED_FORM, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
 from diptych.downstream.worth import closed_form, gains, with_worth
@@ -77,7 +77,9 @@ def evaluate(
     with ProgressBar("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), test_labels, trained.preprocessing, where, k, temperature, seed,
                     progress)  # fmt: skip
-        for subject in subjects(trained, task, baselines=baselines, precision=precision, progress=progress):
+        references = baselines and not ON_EMBEDDINGS.isdisjoint(protocols)
+        options = {"baselines": baselines, "references": references, "precision": precision, "progress": progress}
+        for subject in subjects(trained, task, **options):
             scores += scores_of(subject, task, protocols, progress)
             if subject.pretrained:
                 after = subject
@@ -105,24 +107,23 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
 
 
 def subjects(
-    trained: Trained, task: Task, *, baselines: bool, precision: str, progress: ProgressBar
+    trained: Trained, task: Task, *, baselines: bool, references: bool, precision: str, progress: ProgressBar
 ) -> Iterator[Subject]:
-    """The baselines, if `baselines`, and then the trained encoder."""
+    """The references without training, if `references`; the untrained encoder, if `baselines`; then the trained one."""
     sets = task.train, task.test
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
-    if baselines:
+    if references:
         train, test = (
             raw_pixels(stream(images), *centred(task.expected), output_device=task.device) for images in sets
         )
         yield Subject(RAW_PIXELS, train, test, None, trained.folder)
-        progress.say("closed-form encoder of the training images ...")
-        if (reference := closed_form(trained, task.train, task.seed)) is not None:
+        if (reference := closed_form(trained, task.train, task.seed, say=progress.say)) is not None:
             train, test = embed_sets(reference, sets, **options, what=f"{CLOSED_FORM} encoder")
             yield Subject(CLOSED_FORM, train, test, None, None)  # without its network: it is no rival to fine-tune
-        if (untrained := trained.untrained()) is not None:
-            train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
-            yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
-                          names={"finetune": SCRATCH})  # fmt: skip
+    if baselines and (untrained := trained.untrained()) is not None:
+        train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
+        yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
+                      names={"finetune": SCRATCH})  # fmt: skip
     train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder")
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
 

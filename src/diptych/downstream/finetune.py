@@ -87,8 +87,7 @@ def finetune(
     test = readable(test)
     several: dict[str, list[Score]] = {}
     with ProgressBar("finetune", show=show) as progress:
-        progress.say("finetune: closed-form encoder of the training images ...")
-        references = references_of(trained, train, seed, where)
+        references = references_of(trained, train, seed, where, say=progress.say)
         progress.say("finetune: embeddings of the test images ...")
         tested = Tested(test, references, [reference.embed(test) for reference in references])
         for number in range(seed, seed + seeds):

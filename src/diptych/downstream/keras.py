@@ -121,6 +121,8 @@ KERAS_PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "linear-keras-simsiam": linear_keras_simsiam,
 }
 
+KERAS_EMBEDDED = {"linear-keras-embedding"}  # those that score embeddings alone
+
 # What they require of the encoder, in addition to its embeddings.
 KERAS_REQUIREMENTS: dict[str, Callable[[Trained], object]] = {
     "linear-keras": lambda trained: projector_source(trained.folder),

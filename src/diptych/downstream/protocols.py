@@ -12,7 +12,7 @@ from diptych.base.errors import RecipeError
 from diptych.downstream.classifier import crop_and_flip, steps_of
 from diptych.downstream.finetune import finetune_copy
 from diptych.downstream.frozen import Subject, Task, frozen
-from diptych.downstream.keras import KERAS_PROTOCOLS, KERAS_REQUIREMENTS
+from diptych.downstream.keras import KERAS_EMBEDDED, KERAS_PROTOCOLS, KERAS_REQUIREMENTS
 from diptych.embeddings.scores import Score, knn_accuracy, linear_probe
 from diptych.methods.method import embedding_width
 from diptych.runs.encoder import Trained
@@ -74,6 +74,9 @@ PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {
     "linear-sgd": linear_sgd,
     "finetune": fine_tuned,
 }
+
+# Protocols that score embeddings alone, so that the references without a network have a score.
+ON_EMBEDDINGS = {"knn", "linear"} | KERAS_EMBEDDED
 
 # What a protocol requires of the encoder, in addition to its embeddings. They raise the errors of the protocol itself.
 REQUIREMENTS: dict[str, Callable[[Trained], object]] = {

@@ -24,7 +24,9 @@ class Reference:
     embed: Callable[[Images], Tensor]
 
 
-def references_of(trained: Trained, train: Images, seed: int, device: torch.device) -> list[Reference]:
+def references_of(
+    trained: Trained, train: Images, seed: int, device: torch.device, *, say: Callable[[str], object]
+) -> list[Reference]:
     """The rows beside `finetune`, in the order of the table: raw pixels, the closed form of all images of `train` (their
     labels are not read), and the trained encoder, frozen."""
     expected = trained.preprocessing
@@ -36,7 +38,7 @@ def references_of(trained: Trained, train: Images, seed: int, device: torch.devi
         return embeddings(trained.encoder, stream(images), expected, device=device, output_device=device)
 
     references = [Reference(RAW_PIXELS, "pixels", pixels)]
-    if (quick := closed_form(trained, train, seed)) is not None:
+    if (quick := closed_form(trained, train, seed, say=say)) is not None:
 
         def dictionary(images: Images) -> Tensor:
             return quick(stream(images), device=device, output_device=device)

@@ -1,6 +1,6 @@
 """Is an encoder worth its training? Its accuracy beside that of references that cost little or nothing, in pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from diptych.data.images import Images
@@ -31,13 +31,15 @@ class Gain:
         return f"{self.protocol}: {abs(points):.1f} points {position} {name} [{low:+.1f} to {high:+.1f}]"
 
 
-def closed_form(trained: Trained, images: Images, seed: int) -> Trained | None:
+def closed_form(trained: Trained, images: Images, seed: int, say: Callable[[str], object]) -> Trained | None:
     """The closed-form encoder of the training images (`training.quick`), the strongest reference that seconds can buy.
 
-    None where it would be no reference: for an encoder of that kind, and for images too few or too small to compute one.
+    say: called before it is computed. Returns None where it would be no reference: for an encoder of that kind, and for
+    images too few or too small to compute one.
     """
     if isinstance(trained.encoder, PatchDictionary) or len(images) < FEWEST or images.size < SMALLEST_SIZE:
         return None
+    say("closed-form encoder of the training images ...")
     return quick(images, seed=seed, show=False)
 
 
