@@ -51,12 +51,11 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             record["start_from"] = start_encoder(built.method.encoder, start_from, Run(out) if continued else None)
         if extend is not None and first:
             extend_run(out, extend, photos, record)
-        if not continued and first and not sections["encoder"]["pretrained"] and start_from is None:
-            length = {key: sections["pretrain"][key] for key in ("epochs", "budget", "device")}
-            if worth := advise(len(photos), method=sections["method"]["name"], **length):
-                progress.say(worth)
-        if not continued and first and (advice := advice_on_flips(sections["views"], photos)):
-            progress.say(advice)
+        if first and not continued:
+            untrained = start_from is None and not sections["encoder"]["pretrained"]
+            worth = advice_on_worth(sections, len(photos)) if untrained else None
+            for advice in filter(None, (worth, advice_on_flips(sections["views"], photos))):
+                progress.say(advice)
     watch = build_watches(sections, built, photos)
     run = pretrain(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume or extend is not None, overwrite=overwrite, record=record,
@@ -69,6 +68,12 @@ def with_stem(sections: dict, built: Built) -> dict:
     arguments = built_with(built.method.encoder) or {}
     encoder = sections["encoder"] | {key: arguments[key] for key in ("stem",) if key in arguments}
     return sections | {"encoder": encoder}
+
+
+def advice_on_worth(sections: Mapping[str, Any], images: int) -> str | None:
+    """A line where the closed form was measured to be better than such a training."""
+    length = {key: sections["pretrain"][key] for key in ("epochs", "budget", "device")}
+    return advise(images, method=sections["method"]["name"], **length)
 
 
 def advice_on_flips(views: Sequence[Mapping[str, Any]], photos: Images) -> str:
