@@ -81,7 +81,10 @@ class PatchDictionary(nn.Module):
 
     def joined(self, images: Tensor) -> Tensor:
         """Both reduced codes, each of length 1, side by side: (N, first_width + second_width)."""
-        first, second = self.codes(images)
+        return self.join(*self.codes(images))
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """Pooled responses of both layers -> both reduced codes, each of length 1, side by side."""
         return torch.cat([unit(self.first_code(first)), unit(self.second_code(second))], 1)
 
     def codes(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,10 @@ def learn_codes(network: PatchDictionary, pixels: Tensor, power: float, seed: in
 
 
 def learn_twins(network: PatchDictionary, layer: nn.Linear, pixels: Tensor, seed: int) -> None:
-    """The optimum of Barlow Twins over linear maps of the joined codes of two views."""
+    """The optimum of Barlow Twins over linear maps of the joined codes of two views.
+
+    Some views are mirrored where `network` averages mirror images; none is averaged here, which would double the time.
+    """
     view = View([RandomResizedCrop(pixels.shape[2], scale=(SMALLEST_CROP, 1.0)), *[HorizontalFlip(p=0.5)] * network.mirrored,
                  ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), Grayscale(p=0.1)])  # fmt: skip
     draws = min(MOST_DRAWS, -(-PAIRS // len(pixels)))  # several pairs of each of a few images
@@ -179,6 +182,6 @@ def learn_twins(network: PatchDictionary, layer: nn.Linear, pixels: Tensor, seed
     vectors = []
     for number in range(2):
         views = view(chosen, random_at(seed, "quick", "views", number))
-        vectors.append(torch.cat([network.joined(block) for block in blocks(views)]))
+        vectors.append(torch.cat([network.join(*network.pooled_responses(block)) for block in blocks(views)]))
     optimum = barlow_twins_optimum(vectors[0], vectors[1], layer.out_features, OFF_DIAGONAL_WEIGHT)
     fill(layer, optimum.mean_F, optimum.weight_FD)
