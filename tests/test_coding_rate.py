@@ -86,6 +86,11 @@ def test_variances_are_divided_by_themselves_to_the_power(power):
     assert x.mean(0).abs().max() < (4 if power == 0 else 0.15)
 
 
+def test_training_sees_the_embedding_itself():
+    x = torch.randn(10, 4)
+    assert torch.equal(PartialWhitening(4, 0.35).train()(x), x)
+
+
 def test_evaluation_moves_no_statistics():
     layer = PartialWhitening(4, 0.35).eval()
     layer(torch.randn(10, 4))

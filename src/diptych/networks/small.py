@@ -19,8 +19,8 @@ class SmallConvolutions(nn.Module):
 
     A fixed first layer: patterns of a discrete cosine transform of 4x4 patches, each standardised, both signs. It has
     nothing to learn and needs no backward pass, and its outputs are nearly uncorrelated on natural images. Then 3x3
-    convolutions of `widths` channels at S/2, S/4 (two) and S/8 pixels, the mean over positions, and `PartialWhitening` to
-    the power `power`: 0 leaves the embedding as it is.
+    convolutions of `widths` channels at S/2, S/4 (two) and S/8 pixels, and the mean over positions. In evaluation mode,
+    `PartialWhitening` to the power `power` follows; 0 leaves the embedding as it is.
     """
 
     def __init__(self, widths: Sequence[int] = (128, 192, 256), power: float = 0.35):
@@ -45,11 +45,13 @@ class SmallConvolutions(nn.Module):
 
 
 class PartialWhitening(nn.Module):
-    """(x - m) C^-power, with m and C the running mean and covariance of x (N, E); 0.5 would whiten completely.
+    """x (N, E) in training; (x - m) C^-power in evaluation mode, with m and C the running mean and covariance of x.
+
+    Power 0.5 would whiten completely. Losses train a network to better neighbours when they see x itself.
 
     A few directions hold most of the variance of an embedding, and so decide cosines; divided by their variance to a power,
-    the others count too. C is in units of its mean diagonal, plus `FLOOR`. Its matrix power has no arbitrary signs or
-    rotations, so that the map changes slowly while C does. It costs an eigendecomposition of (E, E) at each step.
+    the others count too. C is in units of its mean diagonal, plus `FLOOR`. It costs an eigendecomposition of (E, E) at
+    each step of training.
     """
 
     FLOOR, MOMENTUM = 1e-3, 0.03
@@ -66,8 +68,7 @@ class PartialWhitening(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if self.training and self.power > 0:
                 self.update(x.detach())
-            # copies, as the next view moves the buffers before this one's backward pass
-            return (x - self.mean.clone()) @ self.weight.clone()
+            return x if self.training else (x - self.mean) @ self.weight
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
