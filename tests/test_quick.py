@@ -9,9 +9,11 @@ import diptych
 from diptych.base.errors import DataError, OutputError, RecipeError
 from diptych.data.images import images
 from diptych.embeddings.scores import knn_accuracy
-from diptych.networks.inference import raw_pixels
+from diptych.networks.encoders import built_with, encoder
+from diptych.networks.inference import Preprocessing, raw_pixels
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
+from diptych.training.joining import partial_whitening
 from diptych.training.quick import entries_for, quick
 
 
@@ -219,3 +221,61 @@ def test_entries_grow_with_the_images():
 def test_network_refuses_sizes_below_its_patches():
     with pytest.raises(RecipeError, match="at least 9"):
         PatchDictionary(size=8)
+
+
+@pytest.fixture(scope="module", params=[16, 24])
+def joined(request, stripes, trained, tmp_path_factory) -> tuple[diptych.Trained, diptych.Trained]:
+    """The trained network, and both joined; its images are those of the dictionary or larger."""
+    torch.manual_seed(0)
+    size, mean, std = request.param, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    network = encoder("small_convolutions", widths=(8, 12, 16)).eval()
+    other = diptych.Trained(network, Preprocessing(size, mean, std), built_with(network))
+    photos = images(np.kron(stripes[0], np.ones((1, 2, 2, 1), np.uint8)), size=size)
+    out = tmp_path_factory.mktemp("joined") / "run"
+    return other, quick(photos, size=16, join=other, mirrored=True, keep="codes", out=out, show=False)
+
+
+def test_joined_is_the_closed_form_beside_the_whitened_trained_embedding(joined, stripes):
+    other, both = joined
+    size = other.preprocessing.size
+    photos = images(np.kron(stripes[0], np.ones((1, 2, 2, 1), np.uint8)), size=size)
+    pixels = torch.stack([photos.load(i) for i in range(40)])
+    vectors, part = both(pixels), both.encoder.dictionary.num_features
+    assert vectors.shape == (40, both.encoder.num_features) and vectors.shape[1] > part
+    torch.testing.assert_close(vectors[:, :part].norm(dim=1), torch.ones(40))
+    torch.testing.assert_close(vectors[:, part:].norm(dim=1), torch.full((40,), 0.6))
+    alone = (other(pixels) + other(pixels.flip(3))) / 2
+    expected = 0.6 * F.normalize(alone @ both.encoder.whiten.weight.T + both.encoder.whiten.bias, dim=1)
+    torch.testing.assert_close(vectors[:, part:], expected, atol=1e-4, rtol=1e-3)
+    if size == 16:
+        small = quick(photos, size=16, mirrored=True, keep="codes", show=False)
+        torch.testing.assert_close(vectors[:, :part], F.normalize(small(pixels), dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_joined_is_an_encoder_as_any_other(joined, tmp_path):
+    _, both = joined
+    again = diptych.load(both.folder)
+    pixels = torch.randint(256, (5, 3, 40, 40), dtype=torch.uint8)
+    torch.testing.assert_close(again(pixels), both(pixels))
+    batch = torch.rand(3, 3, both.preprocessing.size, both.preprocessing.size)
+    program = torch.export.export(again.encoder, (batch,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    torch.export.save(program, tmp_path / "joined.pt2")
+    opened = torch.export.load(tmp_path / "joined.pt2").module()
+    torch.testing.assert_close(opened(batch[:2]), again.encoder(batch[:2]), atol=1e-5, rtol=1e-4)
+
+
+def test_partial_whitening_divides_variances(stripes):
+    rows = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25])
+    mean, weight = partial_whitening(rows, 5)
+    variances = ((rows - mean) @ weight).var(0, correction=0)
+    spread = torch.linalg.eigvalsh(rows.T.cov(correction=0)).flip(0)
+    torch.testing.assert_close(variances, spread / (spread + 1e-3 * spread.mean()) ** 0.7, rtol=1e-3, atol=0)
+
+
+def test_joining_refuses_what_it_cannot_describe(stripes, trained):
+    own = diptych.Trained(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), Preprocessing(16))
+    for other, message in ((own, "cannot be joined"), (trained, "patch_dictionary")):
+        with pytest.raises(RecipeError, match=message):
+            quick(images(stripes[0]), join=other, show=False)
+    with pytest.raises(RecipeError, match="quick SOURCE --join"):
+        encoder("joined")

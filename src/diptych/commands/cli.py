@@ -86,6 +86,7 @@ def quick(
     size: Annotated[int, typer.Option(help="Pixels to which images are shrunk.", min=9)] = 32,
     entries: Annotated[int | None, typer.Option(help="Entries of the dictionary [by the number of images].")] = None,
     keep: Annotated[str, typer.Option(help="codes, twins (Barlow Twins' best linear map of them), or both.")] = "both",
+    join: Annotated[Path | None, typer.Option(help="Run of a trained encoder to join with it.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
@@ -93,7 +94,7 @@ def quick(
     """Compute an encoder from unlabelled images in closed form, in seconds to minutes, without training."""
     from diptych.commands.quickly import run_quick
 
-    print_result(run_quick(source, out, size=size, entries=entries, keep=keep, seed=seed, device=device,
+    print_result(run_quick(source, out, size=size, entries=entries, keep=keep, join=join, seed=seed, device=device,
                            overwrite=overwrite))  # fmt: skip
 
 

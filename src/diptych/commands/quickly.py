@@ -8,17 +8,23 @@ from diptych.base.files import read_json_lines
 from diptych.commands.opening import open_images
 from diptych.downstream.results import verdict_of
 from diptych.embeddings.diagnose import Diagnosis
+from diptych.runs.encoder import load
 from diptych.training.quick import quick
 
 
-def run_quick(source: str, out: Path, *, size: int, **options: Any) -> str:
+def run_quick(source: str, out: Path, *, size: int, join: Path | None, **options: Any) -> str:
     """Compute the encoder, write its run and return the text that `diptych quick` prints. options: of `training.quick`."""
     wall, processor = time.perf_counter(), time.process_time()
-    photos = open_images(source, {"size": size, "labels": "none"})
-    record = {"made_by": "diptych quick", "source": source, "images": {"size": size}}
-    trained = quick(photos, out=out, record=record, **options)
+    beside = None if join is None else load(join)
+    opened = size if beside is None else beside.preprocessing.opened
+    photos = open_images(source, {"size": opened, "labels": "none"})
+    record = {"made_by": "diptych quick", "source": source, "images": {"size": opened}}
+    if join is not None:
+        record |= {"join": str(join)}
+    trained = quick(photos, out=out, size=size, join=beside, record=record, **options)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    width, mirrored = trained.encoder.num_features, trained.encoder.mirrored
+    network: Any = trained.encoder
+    width, mirrored = network.num_features, (network if beside is None else network.dictionary).mirrored
     flips = "averaged over mirror images" if mirrored else "mirror images look unlike: not averaged"
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
             f"{verdict_of(Diagnosis(**read_json_lines(out / 'evaluations.jsonl')[-1]['diagnosis']))}\n"

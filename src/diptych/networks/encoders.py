@@ -14,13 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
+from diptych.networks.joined import Joined
 from diptych.networks.keras import KERAS_NETWORKS
 from diptych.networks.patches import PatchDictionary
 from diptych.networks.small import SmallConvolutions
 
+
+def _joined(
+    size: int | None = None,
+    dictionary: dict[str, Any] | None = None,
+    trained: dict[str, Any] | None = None,
+    width: int = 256,
+    mean: Iterable[float] = (0.0, 0.0, 0.0),
+    std: Iterable[float] = (1.0, 1.0, 1.0),
+    weight: float = 0.6,
+) -> Joined:
+    """dictionary, trained: the arguments of `encoder` for both networks, whose weights are loaded afterwards."""
+    if not dictionary or not trained or trained.get("name") == "joined":
+        raise RecipeError("joined is not an encoder to train: `diptych quick SOURCE --join RUN` joins two encoders")
+    first: Any = encoder(**without_weights(dictionary))
+    second: Any = encoder(**without_weights(trained))
+    if not isinstance(first, PatchDictionary):
+        raise RecipeError(f"joined needs a patch_dictionary, not {dictionary.get('name')!r}")
+    return Joined(first, second, second.num_features, width, list(mean), list(std), weight)
+
+
 # Defined in this package. A network that has a fixed size or options takes them as arguments.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **KERAS_NETWORKS,
+    "joined": _joined,
     "patch_dictionary": PatchDictionary,
     "small_convolutions": SmallConvolutions,
 }

@@ -50,7 +50,7 @@ class PatchDictionary(nn.Module):
         pooled = positions // pooling
         if pooled < 4:
             raise RecipeError(f"patches of {patch} pixels need images of at least {SMALLEST_SIZE} pixels, not {size}")
-        self.patch, self.stride, self.pooling, self.mirrored = patch, stride, pooling, mirrored
+        self.size, self.patch, self.stride, self.pooling, self.mirrored = size, patch, stride, pooling, mirrored
         self.whiten = nn.Conv2d(
             3, filters, patch, stride, bias=False
         )  # sums to 0 over a patch, so that its mean drops out

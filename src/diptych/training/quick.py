@@ -21,6 +21,7 @@ from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
 from diptych.runs.encoder import Trained, save_encoder
 from diptych.runs.run import Run
 from diptych.training.dictionary import blocks, components, fill, learn_layers
+from diptych.training.joining import join_encoders, require_joinable
 from diptych.views import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop, View
 from diptych.views.flips import flips_look_alike
 
@@ -51,6 +52,7 @@ def quick(
     power: float = 0.45,
     mirrored: bool | None = None,
     keep: str = "both",
+    join: Trained | None = None,
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
@@ -66,7 +68,8 @@ def quick(
     mirrored: average the codes of an image and its mirror image; None: if mirror images look like the other images.
     keep: "codes", the partially whitened codes of both layers (the best linear accuracy); "twins", the exact optimum of
     Barlow Twins' loss over linear maps of them for two crops of an image (`embeddings.linear_optimum`); or "both" side by
-    side. record: the settings that recipe.yaml will hold.
+    side. join: a trained encoder, whose partially whitened embedding then stands beside them (`training.joining`); `images`
+    should have the size that it expects. record: the settings that recipe.yaml will hold.
 
     The same images, seed and number of threads give the same bits on one machine. No label is read. Raises DataError for
     fewer than 50 images or ones without structure, RecipeError for impossible arguments, OutputError for a folder that
@@ -78,12 +81,15 @@ def quick(
     options = {"size": size, "entries": entries, "power": power, "mirrored": mirrored, "keep": keep,
                "seed": seed}  # fmt: skip
     check(images, options)
+    if join is not None:
+        require_joinable(join)
     record = record or {"made_by": "diptych.quick in Python", "images": {"count": len(images), "size": images.size}}
     if out is not None and not overwrite:
         require_free_folder(Path(out))  # before the work rather than after
     with ProgressBar("quick", show=show) as progress:
         progress.say("read a sample of the images ...")
-        pixels = sample(images, size, seed, choose_device(device))
+        at_full_size = sample(images, join.preprocessing.opened if join else size, seed, choose_device(device))
+        pixels = resized(at_full_size, size)
         if mirrored is None:
             mirrored = flips_look_alike(pixels, seed).alike
         progress.say("learn dictionaries of patches ...")
@@ -95,7 +101,10 @@ def quick(
             progress.say("solve for Barlow Twins' best linear map ...")
             learn_twins(network, network.twins, pixels, seed)
         trained = Trained(network.eval().cpu(), Preprocessing(size))
-        diagnosis = diagnose(trained(pixels[:DIAGNOSED].cpu()))
+        if join is not None:
+            progress.say("join the trained encoder ...")
+            trained = join_encoders(network, join, at_full_size.cpu())
+        diagnosis = diagnose(trained(at_full_size[:DIAGNOSED].cpu()))
         if diagnosis.advice:  # that of a diagnosis speaks of training
             diagnosis = replace(diagnosis, advice=[ALIKE])
     if out is None:
