@@ -9,11 +9,12 @@ import diptych
 from diptych.base.errors import DataError, OutputError, RecipeError
 from diptych.data.images import images
 from diptych.embeddings.scores import knn_accuracy
+from diptych.embeddings.whitening import partial_whitening
 from diptych.networks.encoders import built_with, encoder
 from diptych.networks.inference import Preprocessing, raw_pixels
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
-from diptych.training.joining import partial_whitening
+from diptych.training.joining import join_embeddings
 from diptych.training.quick import entries_for, quick
 
 
@@ -239,14 +240,15 @@ def test_joined_is_the_closed_form_beside_the_whitened_trained_embedding(joined,
     other, both = joined
     size = other.preprocessing.size
     photos = images(np.kron(stripes[0], np.ones((1, 2, 2, 1), np.uint8)), size=size)
-    pixels = torch.stack([photos.load(i) for i in range(40)])
+    pixels = torch.stack([photos.load(i) for i in range(160)])
     vectors, part = both(pixels), both.encoder.dictionary.num_features
-    assert vectors.shape == (40, both.encoder.num_features) and vectors.shape[1] > part
-    torch.testing.assert_close(vectors[:, :part].norm(dim=1), torch.ones(40))
-    torch.testing.assert_close(vectors[:, part:].norm(dim=1), torch.full((40,), 0.6))
-    alone = (other(pixels) + other(pixels.flip(3))) / 2
-    expected = 0.6 * F.normalize(alone @ both.encoder.whiten.weight.T + both.encoder.whiten.bias, dim=1)
+    assert vectors.shape == (160, both.encoder.num_features) and vectors.shape[1] > part
+    torch.testing.assert_close(vectors[:, :part].norm(dim=1), torch.ones(160))
+    torch.testing.assert_close(vectors[:, part:].norm(dim=1), torch.full((160,), 0.6))
+    expected = 0.6 * F.normalize(other(pixels) @ both.encoder.whiten.weight.T + both.encoder.whiten.bias, dim=1)
     torch.testing.assert_close(vectors[:, part:], expected, atol=1e-4, rtol=1e-3)
+    at_once = join_embeddings([vectors[:, :part]], [other(pixels)])[0]  # the same but for signs
+    torch.testing.assert_close(at_once @ at_once.T, vectors @ vectors.T, atol=1e-3, rtol=0)
     if size == 16:
         small = quick(photos, size=16, mirrored=True, keep="codes", show=False)
         torch.testing.assert_close(vectors[:, :part], F.normalize(small(pixels), dim=1), atol=1e-5, rtol=1e-4)
@@ -266,7 +268,7 @@ def test_joined_is_an_encoder_as_any_other(joined, tmp_path):
 
 def test_partial_whitening_divides_variances(stripes):
     rows = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25])
-    mean, weight = partial_whitening(rows, 5)
+    mean, weight = partial_whitening(rows, 5, 0.35, 1e-3)
     variances = ((rows - mean) @ weight).var(0, correction=0)
     spread = torch.linalg.eigvalsh(rows.T.cov(correction=0)).flip(0)
     torch.testing.assert_close(variances, spread / (spread + 1e-3 * spread.mean()) ** 0.7, rtol=1e-3, atol=0)

@@ -68,3 +68,11 @@ def test_no_closed_form_of_itself_and_of_too_few_images():
     other = Trained(SimpleNamespace(), Preprocessing(16), built_with={"name": "x"})  # pyrefly: ignore
     assert closed_form(own, few, 0, print) is None
     assert closed_form(other, few, 0, print) is None
+
+
+def test_joining_is_advised_only_where_it_is_clearly_better():
+    worse = scored("closed form", 250), scored("trained", 200)
+    advice = [with_worth(HEALTHY, gains([*worse, joined], "trained"), gains([*worse, joined], "joined")).advice
+              for joined in (scored("joined", 300), scored("joined", 251))]  # fmt: skip
+    assert "--join" in advice[0][0] and "12.5 points above the closed form" in advice[0][0]
+    assert not any("--join" in text for text in advice[1]) and "diptych quick" in advice[1][0]

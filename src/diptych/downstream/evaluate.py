@@ -19,17 +19,19 @@ from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
 from diptych.downstream.protocols import ON_EMBEDDINGS, PROTOCOLS, require_protocols
 from diptych.downstream.results import Evaluation
-from diptych.downstream.subjects import CHANCE, CLOSED_FORM, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
+from diptych.downstream.subjects import CHANCE, CLOSED_FORM, JOINED, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
 from diptych.downstream.worth import closed_form, gains, with_worth
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
 from diptych.networks.inference import centred, raw_pixels, require_precision
+from diptych.networks.joined import Joined
 from diptych.reporting import pictures
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.pictures import picture_path, save_picture
 from diptych.runs.run import Run, is_run
+from diptych.training.joining import join_embeddings
 
 DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
 MAPPED = 600  # test images in the map of the report
@@ -55,10 +57,10 @@ def evaluate(
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. k: neighbours of kNN's vote, by default
     `embeddings.scores.neighbours_for`. protocols: names of `downstream.protocols.PROTOCOLS`; each has a score for "chance",
-    "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images) and
-    "untrained". The verdict is OK only above raw pixels and the closed form. The probe's regularisation is chosen on a
-    held-out part of `train`; `test` is used once. Embedding, kNN and the probe run on `device`; precision: float32 or
-    bfloat16, of the embedding alone.
+    "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images), "untrained"
+    and "joined", the closed form and the trained encoder side by side. The verdict is OK only above raw pixels and the
+    closed form. The probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN and
+    the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
@@ -88,7 +90,7 @@ def evaluate(
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
     diagnosis = diagnose(after.test, last_projections(run), untrained=before)
-    evaluation = Evaluation(scores, with_worth(diagnosis, gains(scores, TRAINED)))
+    evaluation = Evaluation(scores, with_worth(diagnosis, gains(scores, TRAINED), gains(scores, JOINED)))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
@@ -109,8 +111,12 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
 def subjects(
     trained: Trained, task: Task, *, baselines: bool, references: bool, precision: str, progress: ProgressBar
 ) -> Iterator[Subject]:
-    """The references without training, if `references`; the untrained encoder, if `baselines`; then the trained one."""
+    """The references without training, if `references`; the untrained encoder, if `baselines`; then the trained one.
+
+    With a closed form, both joined come last: they show whether training has learned what the dictionary does not know.
+    """
     sets = task.train, task.test
+    dictionary = None
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
     if references:
         train, test = (
@@ -118,14 +124,19 @@ def subjects(
         )
         yield Subject(RAW_PIXELS, train, test, None, trained.folder)
         if (reference := closed_form(trained, task.train, task.seed, say=progress.say)) is not None:
-            train, test = embed_sets(reference, sets, **options, what=f"{CLOSED_FORM} encoder")
-            yield Subject(CLOSED_FORM, train, test, None, None)  # without its network: it is no rival to fine-tune
+            dictionary = embed_sets(reference, sets, **options, what=f"{CLOSED_FORM} encoder")
+            yield Subject(
+                CLOSED_FORM, dictionary[0], dictionary[1], None, None
+            )  # no network: it is no rival to fine-tune
     if baselines and (untrained := trained.untrained()) is not None:
         train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
         yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
                       names={"finetune": SCRATCH})  # fmt: skip
     train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder")
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
+    if dictionary is not None and not isinstance(trained.encoder, Joined):
+        train, test = join_embeddings(dictionary, (train, test))
+        yield Subject(JOINED, train, test, None, None)
 
 
 def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: ProgressBar) -> list[Score]:

@@ -7,3 +7,4 @@ UNTRAINED = "untrained"
 FROZEN = "trained, frozen"  # a linear layer on the encoder, beside one that is trained further
 SCRATCH = "from scratch"
 TRAINED = "trained"  # the main subject of an evaluation
+JOINED = "joined"  # the closed form and the trained encoder side by side (`training.joining`)

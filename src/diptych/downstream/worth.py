@@ -55,23 +55,28 @@ def gains(scores: Sequence[Score], subject: str) -> list[Gain]:
     return pairs
 
 
-def with_worth(diagnosis: Diagnosis, compared: Sequence[Gain]) -> Diagnosis:
+def with_worth(diagnosis: Diagnosis, compared: Sequence[Gain], joined: Sequence[Gain] = ()) -> Diagnosis:
     """The diagnosis with the verdict that the gains allow: WORSE where a reference is better, or "OK" unchanged.
 
     A gain below 0 is never OK. Where its interval reaches above 0, the encoder could be as good: WARNING.
+    joined: the gains of the closed form and the encoder side by side; where they are clear, it is advised.
     """
     losing = [gain for gain in compared if gain.paired.difference < 0]
     if not losing or diagnosis.verdict == "COLLAPSED":
         return diagnosis
     surely = any(gain.paired.interval[1] < 0 for gain in losing)
     return replace(diagnosis, verdict="WORSE" if surely else "WARNING", reasons=[*map(str, losing), *diagnosis.reasons],
-                   advice=[*advice(losing), *diagnosis.advice])  # fmt: skip
+                   advice=[*advice(losing, joined), *diagnosis.advice])  # fmt: skip
 
 
-def advice(losing: Sequence[Gain]) -> list[str]:
+def advice(losing: Sequence[Gain], joined: Sequence[Gain]) -> list[str]:
     better = {gain.reference for gain in losing}
+    beside = [gain for gain in joined if gain.reference == CLOSED_FORM]
+    clear = [gain for gain in beside if gain.paired.interval[0] > 0]
     texts = []
-    if CLOSED_FORM in better:
+    if clear and not any(gain.paired.interval[1] < 0 for gain in beside):
+        texts.append(f"join both: `diptych quick SOURCE --join RUN --out BOTH` ({'; '.join(map(str, clear))})")
+    elif CLOSED_FORM in better:
         texts.append(
             "use the closed form on these images: `diptych quick SOURCE --out RUN` computes it without training"
         )

@@ -14,8 +14,7 @@ class Joined(nn.Module):
 
     dictionary: its embedding, scaled to length 1, comes first. It reads the images at its own size.
     trained: a network whose input is `(images - mean) / std`. A linear map `whiten` of its embedding to `width` dimensions,
-    scaled to length `weight`, comes second; `training.joining` makes it partial whitening. mirrored: average the trained
-    network's embeddings of an image and its mirror image, as the dictionary does.
+    scaled to length `weight`, comes second; `training.joining` makes it partial whitening.
     """
 
     def __init__(
@@ -41,12 +40,10 @@ class Joined(nn.Module):
         small = images
         if images.shape[2] != size:
             small = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        code = unit(self.whiten(self.embed(images)))
-        return torch.cat([unit(self.dictionary(small)), self.weight * code], 1)
+        code = self.whiten(self.trained((images - self.mean) / self.std))
+        return side_by_side(self.dictionary(small), code, self.weight)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The trained network's embeddings."""
-        images = (images - self.mean) / self.std
-        if not self.dictionary.mirrored:
-            return self.trained(images)
-        return (self.trained(images) + self.trained(images.flip(3))) / 2
+
+def side_by_side(vectors: Tensor, codes: Tensor, weight: float) -> Tensor:
+    """Rows of length 1 and rows of length `weight`, (N, D) and (N, E) -> (N, D + E)."""
+    return torch.cat([unit(vectors), weight * unit(codes)], 1)

@@ -15,6 +15,7 @@ SUBJECTS = {
     "closed form": "a dictionary of the images' own patches, without gradients",
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
+    "joined": "the closed form and this run's encoder side by side (`diptych quick --join`)",
     "trained, frozen": "this run's encoder as it is: only a linear layer is fitted to the same labels",
     "from scratch": "the same network, never pretrained, trained on the same labels",
 }

@@ -1,12 +1,15 @@
 """Joins a closed-form encoder with a trained one: what both know, in one embedding."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from diptych.base.errors import RecipeError
+from diptych.embeddings.whitening import partial_whitening
 from diptych.networks.encoders import built_with, encoder
 from diptych.networks.inference import Preprocessing, embeddings
-from diptych.networks.joined import Joined
+from diptych.networks.joined import Joined, side_by_side
 from diptych.networks.patches import PatchDictionary
 from diptych.runs.encoder import Trained
 from diptych.training.dictionary import fill
@@ -38,24 +41,23 @@ def join_encoders(dictionary: PatchDictionary, trained: Trained, pixels: Tensor)
     """
     require_joinable(trained)
     p = trained.preprocessing
-    rows_NE = embeddings(trained.encoder, pixels, p)
-    if dictionary.mirrored:
-        rows_NE = (rows_NE + embeddings(trained.encoder, pixels.flip(3), p)) / 2
-    width = min(MOST_WIDTH, rows_NE.shape[1], max(1, len(pixels) // IMAGES_PER_DIMENSION))
-    joined = encoder("joined", size=p.size, dictionary=built_with(dictionary), trained=trained.built_with, width=width,
-                     mean=p.mean, std=p.std, weight=WEIGHT)  # fmt: skip
+    mean_E, weight_ED = whitening(embeddings(trained.encoder, pixels, p))
+    joined = encoder("joined", size=p.size, dictionary=built_with(dictionary), trained=trained.built_with,
+                     width=weight_ED.shape[1], mean=p.mean, std=p.std, weight=WEIGHT)  # fmt: skip
     assert isinstance(joined, Joined)
     joined.dictionary.load_state_dict(dictionary.state_dict())
     joined.trained.load_state_dict(trained.encoder.state_dict())
-    fill(joined.whiten, *partial_whitening(rows_NE, width))
+    fill(joined.whiten, mean_E, weight_ED)
     return Trained(joined.eval(), Preprocessing(p.size, resize=p.resize))
 
 
-def partial_whitening(rows_NE: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Mean (E,) and weight (E, width): principal components, divided by their variance to `POWER`."""
-    mean_E = rows_NE.mean(0)
-    centred_NE = rows_NE - mean_E
-    values, vectors = torch.linalg.eigh((centred_NE.T @ centred_NE / len(rows_NE)).double())
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    scale = (values[:width] + FLOOR * values.mean() + 1e-12) ** -POWER
-    return mean_E, (vectors[:, :width] * scale).float()
+def join_embeddings(dictionary: Sequence[Tensor], trained: Sequence[Tensor]) -> list[Tensor]:
+    """The embeddings that `join_encoders` would give, from those of both encoders. The first of each are fitted on."""
+    mean_E, weight_ED = whitening(trained[0])
+    return [side_by_side(d, (t - mean_E) @ weight_ED, WEIGHT) for d, t in zip(dictionary, trained, strict=True)]
+
+
+def whitening(rows_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and weight of the map to the code."""
+    width = min(MOST_WIDTH, rows_NE.shape[1], max(1, len(rows_NE) // IMAGES_PER_DIMENSION))
+    return partial_whitening(rows_NE, width, POWER, FLOOR)
