@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, Files, Keys, is_image_name, key_of
+from diptych.data.source import MAX_BYTES, Files, Keys, blocks_of, is_image_name, key_of
 
 OUTSIDE = "a link out of the folder (follow_symlinks=True reads it)"
 
@@ -42,7 +42,17 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
                 raise BadImage(f"more than {MAX_BYTES >> 20} MiB")
             return file.read()
 
-    return Files(keys, sizes, read, level, scan.skipped)
+    def blocks(i: int) -> bytes:
+        try:
+            descriptor = os.open(os.path.join(root, keys.raw(i)), os.O_RDONLY)
+        except OSError:
+            return b""
+        try:
+            return blocks_of(descriptor, 0, int(sizes[i]))
+        finally:
+            os.close(descriptor)
+
+    return Files(keys, sizes, read, level, scan.skipped, blocks)
 
 
 class _Scan:
