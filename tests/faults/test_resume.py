@@ -237,8 +237,8 @@ def changed(path: Path, **tensors) -> bytes:
             "of another shape encoder.0.bias",
         ),
         ("optimizer.safetensors", lambda path: changed(path, strange=torch.ones(1)), "another version of diptych"),
-        ("state.json", lambda path: b"[]", "another version of diptych"),
-        ("state.json", lambda path: b"\x80\x04.", "state.json cannot be read"),
+        ("state.json", lambda path: b"[]", "state.json: not a JSON object"),
+        ("state.json", lambda path: b"\x80\x04.", "state.json: not JSON"),
     ],
     ids=[
         "noise",
@@ -345,6 +345,6 @@ def test_38_a_second_interrupt_does_not_wait(tmp_path):
 def test_38_before_training_there_is_nothing_to_save(number, code, tmp_path, monkeypatch):
     handlers = [signal.getsignal(one) for one in SIGNALS]
     monkeypatch.setattr(pretraining, "open_images", lambda *arguments: os.kill(os.getpid(), number))
-    got, _, err = diptych("pretrain", tmp_path, *SMALL, "--out", tmp_path / "run")
+    got, _, err = diptych("pretrain", tmp_path / "photos", *SMALL, "--out", tmp_path / "run")
     assert got == code and refusal(err) and not (tmp_path / "run").exists()
     assert [signal.getsignal(one) for one in SIGNALS] == handlers

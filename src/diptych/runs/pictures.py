@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diptych.base.files import write_file
+from diptych.base.files import make_folder, write_file
 
 
 class Picture(NamedTuple):
@@ -28,6 +28,8 @@ PICTURES = {
         ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"), ("classes",)
     ),
 }
+# The charts and the contact sheet that a report also leaves as figures/NAME.png.
+FIGURES = ("loss", "gradient_norm", "lr", "knn_accuracy", "rank", "spread", "correlation", "images_per_second", "views")
 
 
 def picture_path(run_folder: Path, name: str) -> Path:
@@ -58,7 +60,7 @@ def save_picture(run_folder: Path, name: str, **arrays: np.ndarray) -> Path:
             f"pictures/{name}.npz needs the arrays {', '.join(required)}; missing: {', '.join(missing) or 'none'}, "
             f"unknown: {', '.join(unknown) or 'none'}"
         )
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_file(path, buffer.getvalue())
