@@ -129,7 +129,8 @@ def require_place(folder: Path, resume: bool = False, overwrite: bool = False) -
 
 def require_readable(folder: Path) -> None:
     """Raise CheckpointError, in one line, for any damage of a run's files that would stop it later."""
-    if misfits := list_contents(folder).misfits:
+    # Damage within a checkpoint is no misfit: an older one may be intact.
+    if misfits := [path for path in list_contents(folder).misfits if len(path.relative_to(folder).parts) < 3]:
         raise CheckpointError(f"{misfits[0]} is not what diptych writes under that name (file or folder); restore it, or "
                               "choose another --out")  # fmt: skip
     started = read_json_lines(folder / "log.jsonl", LOG_KINDS)

@@ -72,10 +72,10 @@ class Run:
                 compare_records(folder, record)
                 old = read_recipe(folder)
                 record = record | {key: old[key] for key in HISTORY if key in old}
+            append_lines(folder / "log.jsonl", [])  # first: it makes the folder a run
+            write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
+            write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
             undo.pop_all()
-        append_lines(folder / "log.jsonl", [])  # first: it makes the folder a run
-        write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
-        write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
         return cls(folder, lock)
 
     def release(self) -> None:
