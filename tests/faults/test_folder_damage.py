@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_run import fake_run
 from hostile import few
@@ -19,6 +20,7 @@ from spoiled import SMALL, diptych, photographs, put, refusal
 from diptych.base.errors import CheckpointError, OutputError
 from diptych.commands import pretraining
 from diptych.commands.tables import run_summary
+from diptych.downstream import evaluate
 from diptych.reporting.report import report
 from diptych.runs.contents import require_place
 from diptych.runs.run import Run, take_lock
@@ -120,6 +122,23 @@ def test_44_a_report_of_a_damaged_run_says_so_or_refuses(name, run):
     code, _, err = diptych("report", run)
     assert code in (0, 4) and "Traceback" not in err
     assert time.monotonic() - began < 20
+
+
+PROJECTIONS = {
+    "bytes": lambda path: path.write_bytes(b"PK\x03\x04" + bytes(50)),
+    "another array": lambda path: np.savez(path, z1=np.zeros((4, 3))),
+    "texts": lambda path: np.savez(path, z1=np.array(["a"]), z2=np.array(["b"])),
+    "other shapes": lambda path: np.savez(path, z1=np.zeros((4, 3)), z2=np.zeros((4, 2))),
+    "objects": lambda path: np.savez(path, z1=np.array([{}]), z2=np.zeros((4, 2))),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_44_damaged_projections_are_told_before_an_image_is_embedded(name, place, run, monkeypatch):
+    monkeypatch.setattr(evaluate, "embed_sets", lambda *arguments, **options: pytest.fail("images were embedded"))
+    instead(run / "pictures" / "projections.npz", PROJECTIONS[name])
+    code, _, err = diptych("evaluate", run, "--train", place / "photos", "--test", place / "photos")
+    assert code == 4 and "pictures/projections.npz: " in refusal(err)
 
 
 @pytest.mark.parametrize("damage", ["a pipe", "a folder", "cut"])

@@ -1,10 +1,6 @@
 """Reads a run folder for the report. Missing files give empty fields; damaged parts are left out and noted."""
 
-import io
-import lzma
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,15 +10,11 @@ from diptych.base.errors import CheckpointError, DataError, RecipeError
 from diptych.base.files import read_json_lines, read_object, read_plain
 from diptych.base.strict_yaml import parse
 from diptych.runs.contents import is_run
-from diptych.runs.pictures import PICTURES, optional_keys, picture_path
+from diptych.runs.pictures import PICTURES, picture_path, read_picture
 
 LONGEST_TEXT = 300  # characters of one text on the page (a class, a reason, a path)
-MOST_ARRAY_BYTES = 512 * 2**20  # of one picture file's arrays, unpacked
 RECIPE_LINES = 400
 LARGEST_NUMBER = 1e100  # of those that are drawn: beyond it, the arithmetic of axes leaves the range of floats
-# What a damaged file of arrays raises, beside a file that is none.
-PICTURE_FAULTS = (CheckpointError, OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError,
-                  OverflowError, TypeError, SyntaxError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass
@@ -76,7 +68,7 @@ def read_run(folder: str | Path) -> Record:
         run.crash = read_noted(run, f"crash/{crashes[-1].name}")
     for name, picture in PICTURES.items():
         if picture.drawn:
-            read_picture(run, name, picture.required)
+            add_picture(run, name, picture.required[0])
     return run
 
 
@@ -123,25 +115,19 @@ def read_evaluations(run: Record) -> None:
     run.results = list(latest.values())
 
 
-def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
-    """Read the arrays of pictures/NAME.npz. A file that lacks one or has invalid ones is left out and noted."""
+def add_picture(run: Record, name: str, first: str) -> None:
+    """Add the arrays of pictures/NAME.npz, unless `first` of them is empty. A damaged file is left out and noted."""
     path = picture_path(run.folder, name)
     if not os.path.lexists(path):
         return
     try:
-        file = io.BytesIO(read_plain(path, MOST_ARRAY_BYTES))
-        with zipfile.ZipFile(file) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MOST_ARRAY_BYTES:
-                raise ValueError(f"its arrays are larger than {MOST_ARRAY_BYTES // 2**20} MiB")
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in (*keys, *optional_keys(name, archive))}
+        arrays = read_picture(run.folder, name)
         check_shapes(name, arrays)
-    except PICTURE_FAULTS as error:
-        run.notes.append(
-            f"pictures/{name}.npz cannot be drawn ({clip(str(error).strip() or type(error).__name__, 120)})"
-        )
+    except (CheckpointError, ValueError) as error:
+        reason = clip(str(error).removeprefix(f"{path}: "), 120)
+        run.notes.append(f"pictures/{name}.npz cannot be drawn ({reason})")
         return
-    if len(arrays[keys[0]]):
+    if len(arrays[first]):
         run.pictures[name] = arrays
 
 

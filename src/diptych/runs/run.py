@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import socket
 import warnings
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from diptych.runs.contents import (
 )
 from diptych.runs.environment import environment
 
-LOCK_TEXT = "process {} on {}"
+LOCK_TEXT = "process "
 # What may change between a run and its continuation: none of it changes what is computed.
 HISTORY = ("extended", "start_from")  # what has happened to a run; a continuation need not repeat it
 FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes",
@@ -134,12 +133,12 @@ def take_lock(folder: Path) -> IO[str]:
     """The open, locked file; the system releases the lock when the process ends, even by a kill."""
     try:
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        file = open(handle, "r+")  # noqa: SIM115  (it must stay open)
+        file = open(handle, "r+", errors="replace")  # noqa: SIM115  (it must stay open)
         holder = file.read(200).strip()
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", None) or error).lower()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise OutputError(f"cannot write to {folder} ({reason}); choose another --out") from None
-    if holder and not re.fullmatch(LOCK_TEXT.format(r"\d+", ".*"), holder):
+    if holder and not holder.startswith(LOCK_TEXT):
         file.close()
         raise OutputError(f"{folder}/{LOCK} was not written by diptych; choose another --out, or remove it")
     try:
@@ -153,7 +152,7 @@ def take_lock(folder: Path) -> IO[str]:
         warnings.warn(f"{folder} cannot be locked ({error.strerror}): start no second run there", stacklevel=2)
     file.seek(0)
     file.truncate()
-    file.write(LOCK_TEXT.format(os.getpid(), socket.gethostname()))
+    file.write(f"{LOCK_TEXT}{os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
 
