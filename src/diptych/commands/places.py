@@ -28,9 +28,9 @@ def require_outside(out: Path, *sources: str) -> Path:
     What is written there, such as the figures of a report, would be images of the source in the next run.
     """
     for source in sources:
-        folder = Path(source).expanduser()
+        folder = os.path.expanduser(source)
         for real in (os.path.abspath, os.path.realpath):
-            if folder.is_dir() and Path(real(out)).is_relative_to(real(folder)):
+            if os.path.isdir(folder) and Path(real(out)).is_relative_to(real(folder)):
                 raise OutputError(f"{out} lies in the source {source}, whose images what is written there could become; "
                                   "choose an --out outside of it")  # fmt: skip
     return out

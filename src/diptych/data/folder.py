@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, Files, Keys, blocks_of, is_image_name, key_of
+from diptych.data.source import MAX_BYTES, Files, Keys, file_blocks, is_image_name, key_of
 
 OUTSIDE = "a link out of the folder (follow_symlinks=True reads it)"
 
@@ -43,14 +43,7 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
             return file.read()
 
     def blocks(i: int) -> bytes:
-        try:
-            descriptor = os.open(os.path.join(root, keys.raw(i)), os.O_RDONLY)
-        except OSError:
-            return b""
-        try:
-            return blocks_of(descriptor, 0, int(sizes[i]))
-        finally:
-            os.close(descriptor)
+        return file_blocks(os.path.join(root, keys.raw(i)), int(sizes[i]))
 
     return Files(keys, sizes, read, level, scan.skipped, blocks)
 

@@ -14,7 +14,7 @@ import numpy as np
 from diptych.base.errors import DataError
 from diptych.data.decode import BadImage
 from diptych.data.labels import no_folders, numbered
-from diptych.data.source import FILE_BLOCKS, SAMPLED, blocks_of, digest, key_of
+from diptych.data.source import FILE_BLOCKS, SAMPLED, digest, file_blocks, key_of
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -112,11 +112,8 @@ class Parquet:
     def fingerprint(self) -> str:
         """A hash of names, sizes and rows of the files, and of SAMPLED blocks of 4 KiB, evenly spread over them."""
         described = repr(list(zip(self.names, self.sizes, self.file_starts.tolist(), strict=False)))
-        return digest(described, *map(self._content, self.files, self.sizes))
-
-    def _content(self, path: Path, size: int) -> bytes:
-        with open(path, "rb") as file:
-            return blocks_of(file.fileno(), 0, size, max(FILE_BLOCKS, SAMPLED // len(self.files)))
+        count = max(FILE_BLOCKS, SAMPLED // len(self.files))
+        return digest(described, *(file_blocks(*part, count) for part in zip(self.files, self.sizes, strict=True)))
 
     def _block(self, i: int) -> tuple[int, Any]:
         for start, stop, block in self.blocks:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -173,6 +174,18 @@ def blocks_of(descriptor: int, start: int, size: int, count: int = FILE_BLOCKS) 
         return b"".join(os.pread(descriptor, BLOCK, place) for place in places)
     except OSError:
         return b""
+
+
+def file_blocks(path: bytes | Path, size: int, count: int = FILE_BLOCKS) -> bytes:
+    """`blocks_of` a file; b"" where it cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return blocks_of(descriptor, 0, size, count)
+    finally:
+        os.close(descriptor)
 
 
 def content_digest(source: Source) -> str:

@@ -108,9 +108,14 @@ def require_place(folder: Path, resume: bool = False, overwrite: bool = False) -
     OutputError: it holds a run and neither flag is set, or with `overwrite` something else than a run. CheckpointError: the
     run to be continued is damaged.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not os.path.isdir(folder):
         raise OutputError(f"{folder} is a file; choose another --out")
-    names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    try:
+        names = set(os.listdir(folder)) - {LOCK} if os.path.isdir(folder) else set()
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be listed ({(error.strerror or '').lower()}); choose another --out"
+        ) from None
     if not names:
         return
     if not is_run(folder):
