@@ -182,15 +182,21 @@ def test_one_place_says_whether_a_result_may_be_written(tmp_path):
     assert files.require_free_folder(tmp_path / "empty") == tmp_path / "empty"
     assert files.require_free_folder(tmp_path / "new" / "deep") == tmp_path / "new" / "deep"
     assert files.require_free_file(tmp_path / "new.csv") == tmp_path / "new.csv"
-    assert files.require_free_file(taken, replace=True) == taken
+    (tmp_path / "page.html").write_bytes(b"<head>" + files.HTML_MARK)
+    assert files.require_free_file(tmp_path / "page.html", files.HTML_MARK) == tmp_path / "page.html"
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    os.mkfifo(tmp_path / "pipe.html")
     for refused, message in (
         (lambda: files.require_free_folder(tmp_path), "not empty"),
         (lambda: files.require_free_folder(taken), "not empty"),
         (lambda: files.require_free_file(taken), "exists already"),
         (lambda: files.require_free_file(tmp_path), "exists already"),
-        (lambda: files.require_free_file(tmp_path, replace=True), "is a folder"),
+        (lambda: files.require_free_file(taken, files.HTML_MARK), "exists already and was not written by diptych"),
+        (lambda: files.require_free_file(tmp_path / "link.html", files.HTML_MARK), "was not written by diptych"),
+        (lambda: files.require_free_file(tmp_path / "pipe.html", files.HTML_MARK), "was not written by diptych"),
+        (lambda: files.require_free_file(tmp_path, files.HTML_MARK), "is a folder"),
         (lambda: files.require_free_file(tmp_path / "no" / "x.csv"), "does not exist; create it"),
-        (lambda: files.require_free_file(tmp_path / "no" / "x.csv", replace=True), "does not exist; create it"),
+        (lambda: files.require_free_file(tmp_path / "no" / "x.csv", files.HTML_MARK), "does not exist; create it"),
     ):
         with pytest.raises(OutputError, match=message):
             refused()

@@ -95,6 +95,13 @@ def keep_saving(out: str, epochs: int = EPOCHS) -> None:
     tiny_run(Path(out), epochs=epochs)
 
 
+def dies_early(out: str) -> None:
+    """A run that is killed after three steps, minutes before its first checkpoint."""
+    method = tiny_method()
+    method.signal_at = (3, signal.SIGKILL)
+    tiny_run(Path(out), method, checkpoint_minutes=5.0)
+
+
 def limited(out: str, said: str, bytes_a_file: int) -> None:
     """A run that no longer may write files beyond a size."""
     with open(said, "w", buffering=1) as sys.stderr:

@@ -93,6 +93,80 @@ def test_26_an_image_that_can_no_longer_be_read_is_a_change_too(halfway, tmp_pat
         tiny_run(copied(halfway, tmp_path / "run"), photos=shorter, record=record)
 
 
+# ---- 45: what is left of a run
+
+
+@pytest.mark.parametrize("log_steps", [1, 5])
+@pytest.mark.parametrize("stops", [(0,), (2,), (6, 8), (11,)], ids=str)
+def test_45_the_log_of_a_resumed_run_has_each_step_once(stops, log_steps, tmp_path):
+    """Whatever is logged, and wherever it stops: no line more and none less than undisturbed."""
+    undisturbed = tiny_run(tmp_path / "quiet", log_steps=log_steps, checkpoint_minutes=5.0)
+    for step in stops:
+        method = tiny_method()
+        method.signal_at = (step, signal.SIGTERM)
+        with pytest.raises(Preempted):
+            tiny_run(tmp_path / "run", method, log_steps=log_steps)
+    run = tiny_run(tmp_path / "run", log_steps=log_steps)
+    assert told(run) == told(undisturbed)
+    assert [line["step"] for line in run.lines("step")] == ([1, 5, 10, 12] if log_steps == 5 else list(range(1, 13)))
+
+
+def test_45_a_finished_run_without_checkpoints_stays_finished(tmp_path):
+    photos, out = photographs(tmp_path / "photos"), tmp_path / "run"
+    words = ["pretrain", photos, *SMALL, "--out", out, "--resume"]
+    assert diptych(*words)[0] == 0
+    shutil.rmtree(out / "checkpoints")
+    before = {
+        name: (out / name).read_bytes() for name in ("encoder/model.safetensors", "log.jsonl", "evaluations.jsonl")
+    }
+    code, said, err = diptych(*words)
+    assert code == 0, err
+    assert f"{out} had finished: nothing was trained" in said
+    assert before == {name: (out / name).read_bytes() for name in before}
+    code, _, err = diptych(*words[:-1], "--extend", 2)
+    assert code == 4 and "has no checkpoint to go on from" in refusal(err)
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/step_*"])
+def test_45_an_unfinished_run_without_checkpoints_is_not_begun_again(gone, halfway, tmp_path):
+    """Its log says that it has begun; starting at step 0 would pass for a continuation."""
+    out = copied(halfway, tmp_path / "run")
+    for path in list(out.glob(gone)):
+        shutil.rmtree(path)
+    before = (out / "log.jsonl").read_bytes()
+    with pytest.raises(
+        CheckpointError, match=f"{out}/checkpoints has lost its checkpoints: restore them, or start over"
+    ):
+        tiny_run(out)
+    assert (out / "log.jsonl").read_bytes() == before
+
+
+def test_45_a_run_without_its_log_is_not_begun_again(halfway, tmp_path):
+    out = copied(halfway, tmp_path / "run")
+    (out / "log.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"run/log.jsonl is missing: restore it"):
+        tiny_run(out)
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_45_killed_before_the_first_checkpoint_it_starts_at_step_0(moment, quiet, tmp_path, monkeypatch):
+    """Killed while the folder is made, or in the first steps: nothing is lost, and nothing needs to be removed by hand."""
+    out = tmp_path / "run"
+    if moment < 3:
+
+        def dies(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"diptych.runs.run.{('append_lines', 'write_file', 'environment')[moment]}", dies)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_run(out)
+    else:
+        assert in_own_process(struck.dies_early, str(out)) == -SIGKILL
+        assert len(Run(out).lines("step")) == 3
+    assert_as_quiet(tiny_run(out, checkpoint_minutes=5.0), quiet)
+
+
 # ---- 34: killed while it saves
 
 
@@ -237,8 +311,8 @@ def changed(path: Path, **tensors) -> bytes:
             "of another shape encoder.0.bias",
         ),
         ("optimizer.safetensors", lambda path: changed(path, strange=torch.ones(1)), "another version of diptych"),
-        ("state.json", lambda path: b"[]", "another version of diptych"),
-        ("state.json", lambda path: b"\x80\x04.", "state.json cannot be read"),
+        ("state.json", lambda path: b"[]", "state.json: not a JSON object"),
+        ("state.json", lambda path: b"\x80\x04.", "state.json: not JSON"),
     ],
     ids=[
         "noise",
@@ -345,6 +419,6 @@ def test_38_a_second_interrupt_does_not_wait(tmp_path):
 def test_38_before_training_there_is_nothing_to_save(number, code, tmp_path, monkeypatch):
     handlers = [signal.getsignal(one) for one in SIGNALS]
     monkeypatch.setattr(pretraining, "open_images", lambda *arguments: os.kill(os.getpid(), number))
-    got, _, err = diptych("pretrain", tmp_path, *SMALL, "--out", tmp_path / "run")
+    got, _, err = diptych("pretrain", tmp_path / "photos", *SMALL, "--out", tmp_path / "run")
     assert got == code and refusal(err) and not (tmp_path / "run").exists()
     assert [signal.getsignal(one) for one in SIGNALS] == handlers

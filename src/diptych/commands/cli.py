@@ -15,7 +15,8 @@ from diptych.base.terminal import open_streams
 from diptych.commands import finetune_options as of_finetune
 from diptych.commands.defaults import given
 from diptych.commands.ending import run_command
-from diptych.commands.opening import image_options, open_encoder, open_images, recipe_of
+from diptych.commands.opening import image_options, open_encoder, open_images, section_of
+from diptych.commands.places import out_option, require_outside
 
 app = typer.Typer(
     name="diptych",
@@ -45,7 +46,7 @@ EncoderOption = Annotated[
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    out: Annotated[Path, out_option("Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of crops, weights and views.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
@@ -61,7 +62,7 @@ def pretrain(
     source: SourceArgument,
     overrides: OverridesArgument = None,
     recipe: RecipeOption = "barlow-twins-small",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/pretrain"),
+    out: Annotated[Path, out_option("Folder of the run.", "-o")] = Path("runs/pretrain"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped, else start.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
     gpus: Annotated[int | None, typer.Option(help="Number of GPUs (or of processes on the CPU).", min=1)] = None,
@@ -82,7 +83,7 @@ def pretrain(
 @app.command()
 def quick(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/quick"),
+    out: Annotated[Path, out_option("Folder of the run.", "-o")] = Path("runs/quick"),
     size: Annotated[int, typer.Option(help="Pixels to which images are shrunk.", min=9)] = 32,
     entries: Annotated[int | None, typer.Option(help="Entries of the dictionary [by the number of images].")] = None,
     keep: Annotated[str, typer.Option(help="codes, twins (Barlow Twins' best linear map of them), or both.")] = "both",
@@ -118,7 +119,7 @@ def evaluate(
     options = image_options(trained) | {"labels": labels}
     bank, queries = (open_images(source, options) for source in (train, test))
     options_given = given(seed=seed, protocols=protocol or None, precision=precision)
-    settings = recipe_of(trained).get("evaluate", {}) | options_given
+    settings = section_of(trained, "evaluate") | options_given
     settings.pop("encoder", None)  # a key of runs older than `--encoder`
     arguments = call_arguments(evaluate_encoder, settings)
     print_result(str(evaluate_encoder(trained, bank, queries, device=device, **arguments)))
@@ -156,7 +157,7 @@ def finetune(
 def embed(
     run: RunArgument,
     source: SourceArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors.npy, index.jsonl and meta.json.")],
+    out: Annotated[Path, out_option("Folder for vectors.npy, index.jsonl and meta.json.", "-o")],
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
@@ -165,7 +166,7 @@ def embed(
     from diptych.base.files import require_free_folder
     from diptych.downstream.embed import embed as embed_images
 
-    require_free_folder(out)
+    require_outside(require_free_folder(out), source)
     trained = open_encoder(run, encoder)
     photos = open_images(source, image_options(trained) | {"labels": labels})
     rows, width = embed_images(trained, photos, out=out, device=device).shape
@@ -177,7 +178,7 @@ def classify(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
     source: SourceArgument,
     train: Annotated[str, typer.Option(help="Labelled images to fit the head on (SOURCE).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet.")] = Path("labels.csv"),
+    out: Annotated[Path, out_option("The table, .csv or .parquet.", "-o")] = Path("labels.csv"),
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the split that measures the head.")] = 0,
@@ -187,7 +188,7 @@ def classify(
     from diptych.downstream.classify import classify as classify_images
     from diptych.downstream.classify import require_table
 
-    require_table(out)
+    require_outside(require_table(out), source, train)
     trained = open_encoder(run, encoder)
     options = image_options(trained)
     known, new = open_images(train, options | {"labels": labels}), open_images(source, options | {"labels": "none"})
@@ -197,7 +198,7 @@ def classify(
 @app.command("import-weights")
 def import_weights(
     file: Annotated[Path, typer.Argument(help="resnet50.pth, checkpoint_0099.pth.tar, a .ckpt, ...", metavar="FILE")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the encoder.")],
+    out: Annotated[Path, out_option("Folder of the encoder.", "-o")],
     size: Annotated[
         int | None, typer.Option(help="Side of its input in pixels [224; 32 for a small stem].", min=8)
     ] = None,
@@ -215,7 +216,7 @@ def import_weights(
 @app.command()
 def download(
     name: Annotated[str | None, typer.Argument(help="Name of the weights; without it, list them.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file [NAME.pth].")] = None,
+    out: Annotated[Path | None, out_option("The file [NAME.pth].", "-o")] = None,
 ) -> None:
     """Download published weights by name. Only this and encoder.pretrained=true use the network."""
     from diptych.base.terminal import ProgressBar
@@ -235,25 +236,24 @@ def views(
     source: SourceArgument,
     overrides: OverridesArgument = None,
     recipe: RecipeOption = "barlow-twins-small",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG file.")] = Path("views.png"),
+    out: Annotated[Path, out_option("The PNG file.", "-o")] = Path("views.png"),
     count: Annotated[int, typer.Option(help="How many images.", min=1, max=200)] = 12,
 ) -> None:
     """Show the network's input: images beside their views, as a PNG."""
     from diptych.commands.build import build_views
     from diptych.commands.recipe import read_recipe
-    from diptych.reporting.sheet import save_sheet, view_sheet
+    from diptych.reporting.sheet import require_free_picture, view_sheet, write_picture
 
+    require_outside(require_free_picture(out), source)
     sections = read_recipe(recipe, overrides or [])
     views = build_views(sections["views"])
     photos = open_images(source, sections["images"], views[0].size)
-    save_sheet(view_sheet(photos, views, count, sections["pretrain"]["seed"]), out)
+    write_picture(out, view_sheet(photos, views, count, sections["pretrain"]["seed"]))
     print_result(str(out))
 
 
 @app.command()
-def report(
-    run: RunArgument, out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file.")] = None
-) -> None:
+def report(run: RunArgument, out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None) -> None:
     """Write report.html, one file made from the run folder alone."""
     from diptych.reporting.report import report as write_report
 

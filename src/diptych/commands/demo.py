@@ -9,6 +9,7 @@ from diptych.data.images import images
 from diptych.data.photographs import demo_source
 from diptych.downstream.evaluate import evaluate
 from diptych.reporting.report import report
+from diptych.runs.contents import require_place
 from diptych.training.pretrain import pretrain
 
 
@@ -16,6 +17,7 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     """Train, evaluate and report; print a table and the report's path."""
     sections = read_recipe("demo", [f"pretrain.seed={seed}"])
     built = build(sections)
+    require_place(out, resume, overwrite)
     train, test = images(demo_source("train", seed)), images(demo_source("test", seed))
     watch = build_watches(sections, built, train)
     record = {"recipe": "demo", "source": "demo", **sections}

@@ -89,15 +89,15 @@ def reason_of(error: BaseException) -> str:
 
 def image_options(trained: "Trained") -> dict:
     """The options of `images` for an encoder: its size; for a run's encoder also its background, fit and on_bad."""
-    options = recipe_of(trained).get("images") or {}
+    options = section_of(trained, "images")
     # These describe the training set and its machine. A run started from Python has recorded its size and count.
-    left_out = ("size", "labels", "count", "resident")
+    left_out = ("size", "labels", "count", "resident", "fingerprint")
     reading = {key: value for key, value in options.items() if key not in left_out}
     return reading | {"size": trained.preprocessing.opened}
 
 
-def recipe_of(trained: "Trained") -> dict:
-    """The recipe of an encoder's run; {} for an encoder without a run."""
+def section_of(trained: "Trained", name: str) -> dict:
+    """A section of the recipe of an encoder's run; {} for an encoder without a run."""
     from diptych.runs.run import Run, is_run
 
-    return Run(trained.folder).recipe if trained.folder is not None and is_run(trained.folder) else {}
+    return Run(trained.folder).section(name) if trained.folder is not None and is_run(trained.folder) else {}

@@ -15,12 +15,14 @@ from diptych.base.terminal import ProgressBar
 from diptych.commands.build import Built, build, build_watches
 from diptych.commands.launch import launch, launched
 from diptych.commands.opening import open_images
+from diptych.commands.places import require_outside
 from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
 from diptych.commands.tables import run_summary
 from diptych.data.images import Images
 from diptych.networks.encoders import built_with
-from diptych.runs.run import Run, is_run
+from diptych.runs.contents import is_run, require_place
+from diptych.runs.run import Run
 from diptych.runs.starting import start_encoder
 from diptych.training.advice import advise
 from diptych.training.extend import extend as extend_run
@@ -37,9 +39,12 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
         overrides = [*overrides, f"pretrain.epochs={extend}"]
     changes: list[str] = []
     sections = read_recipe(recipe, overrides, changes.append)
+    first = os.environ.get("RANK", "0") == "0"  # the processes do not know each other yet
+    require_outside(out, source)
+    if first:  # for the others, the first may have begun to write
+        require_place(out, resume or extend is not None, overwrite)
     if gpus is not None and not launched():
         sys.exit(launch(gpus, sections["pretrain"]["device"]))
-    first = os.environ.get("RANK", "0") == "0"  # the processes do not know each other yet
     with ProgressBar("pretrain", show=first) as progress:
         for line in changes:
             progress.say(line)
@@ -56,11 +61,14 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             worth = advice_on_worth(sections, len(photos)) if untrained else None
             for advice in filter(None, (worth, advice_on_flips(sections["views"], photos))):
                 progress.say(advice)
+    was_finished = first and continued and Run(out).finished
     watch = build_watches(sections, built, photos)
     run = pretrain(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume or extend is not None, overwrite=overwrite, record=record,
                    **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
-    return run_summary(run) if rank() == 0 else ""
+    if rank() != 0:
+        return ""
+    return f"{out} had finished: nothing was trained\n{run_summary(run)}" if was_finished else run_summary(run)
 
 
 def with_stem(sections: dict, built: Built) -> dict:

@@ -4,29 +4,36 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diptych.base.files import read_json_lines
+from diptych.base.errors import OutputError
+from diptych.base.files import require_free_folder
 from diptych.commands.opening import open_images
+from diptych.commands.places import require_outside
+from diptych.commands.tables import last_diagnosis
 from diptych.downstream.results import verdict_of
-from diptych.embeddings.diagnose import Diagnosis
+from diptych.runs.contents import require_place
 from diptych.runs.encoder import load
 from diptych.training.quick import quick
 
 
-def run_quick(source: str, out: Path, *, size: int, join: Path | None, **options: Any) -> str:
+def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite: bool, **options: Any) -> str:
     """Compute the encoder, write its run and return the text that `diptych quick` prints. options: of `training.quick`."""
     wall, processor = time.perf_counter(), time.process_time()
+    require_outside(out, source)
+    require_place(out, overwrite=True) if overwrite else require_free_folder(out)
     beside = None if join is None else load(join)
+    if join is not None and out.exists() and out.samefile(join):
+        raise OutputError(f"{out} is the run to join, which would be replaced; choose another --out")
     opened = size if beside is None else beside.preprocessing.opened
     photos = open_images(source, {"size": opened, "labels": "none"})
     record = {"made_by": "diptych quick", "source": source, "images": {"size": opened}}
     if join is not None:
         record |= {"join": str(join)}
-    trained = quick(photos, out=out, size=size, join=beside, record=record, **options)
+    trained = quick(photos, out=out, size=size, join=beside, record=record, overwrite=overwrite, **options)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     network: Any = trained.encoder
     width, mirrored = network.num_features, (network if beside is None else network.dictionary).mirrored
     flips = "averaged over mirror images" if mirrored else "mirror images look unlike: not averaged"
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
-            f"{verdict_of(Diagnosis(**read_json_lines(out / 'evaluations.jsonl')[-1]['diagnosis']))}\n"
+            f"{verdict_of(last_diagnosis(out)[0])}\n"
             f"next: diptych evaluate {out} --train SOURCE --test SOURCE\n"
             f"      diptych embed {out} {source} --out vectors")  # fmt: skip

@@ -1,5 +1,8 @@
 """The text that a command prints when a run has ended."""
 
+from pathlib import Path
+
+from diptych.base.errors import CheckpointError
 from diptych.base.files import read_json_lines
 from diptych.downstream.results import verdict_of
 from diptych.embeddings.diagnose import Diagnosis
@@ -8,9 +11,21 @@ from diptych.runs.run import Run
 
 def run_summary(run: Run) -> str:
     """The run's folder, its encoder and stem, the last verdict and the next command."""
-    lines = read_json_lines(run.folder / "evaluations.jsonl")
-    diagnoses = [Diagnosis(**line["diagnosis"]) for line in lines if "diagnosis" in line]
+    diagnosis = last_diagnosis(run.folder)
     after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE, or diptych report {run.folder}"
-    encoder = run.recipe.get("encoder", {})
+    encoder = run.section("encoder")
     stem = f"encoder {encoder.get('name')}, stem {encoder.get('stem')}"
-    return "\n".join([str(run.folder), stem, *map(verdict_of, diagnoses[-1:]), after])
+    return "\n".join([str(run.folder), stem, *map(verdict_of, diagnosis), after])
+
+
+def last_diagnosis(folder: Path) -> list[Diagnosis]:
+    """The last diagnosis in a run's evaluations.jsonl; [] where there is none. Raises CheckpointError for a damaged one."""
+    path = folder / "evaluations.jsonl"
+    written = [line["diagnosis"] for line in read_json_lines(path) if "diagnosis" in line]
+    try:
+        diagnoses = [Diagnosis(**part) for part in written[-1:]]
+        for diagnosis in diagnoses:
+            verdict_of(diagnosis)  # joins its texts
+    except TypeError:
+        raise CheckpointError(f"{path}: its last diagnosis is damaged; restore or remove the line") from None
+    return diagnoses

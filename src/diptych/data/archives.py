@@ -23,7 +23,7 @@ import numpy as np
 from diptych.base.errors import DataError
 from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, MAX_UNPACKING_RATIO, Files, Keys, is_image_name, key_of
+from diptych.data.source import MAX_BYTES, MAX_UNPACKING_RATIO, Files, Keys, blocks_of, is_image_name, key_of
 
 ZIP_FLAG_ENCRYPTED, ZIP_FLAG_UTF8 = 0x1, 0x800
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -118,7 +118,10 @@ def open_tar(path: str | Path, labels: str = "auto") -> Files:
             raise BadImage("the tar archive ends here")
         return data
 
-    return _files(index, places[:, 1:], read, labels)
+    def blocks(i: int) -> bytes:
+        return blocks_of(file.descriptor, *places[i].tolist())
+
+    return _files(index, places[:, 1:], read, labels, blocks)
 
 
 def _tar_fault(member: tarfile.TarInfo) -> str | None:
@@ -184,10 +187,10 @@ class _Index:
         return self.images
 
 
-def _files(index: _Index, sizes: np.ndarray, read, labels: str) -> Files:
+def _files(index: _Index, sizes: np.ndarray, read, labels: str, blocks=None) -> Files:
     keys = Keys(name for name, *_ in index.images)
     level = label_level(keys, labels, top=_common_folders(keys)) if len(keys) else None
-    return Files(keys, sizes, read, level, index.skipped)
+    return Files(keys, sizes, read, level, index.skipped, blocks)
 
 
 def _common_folders(keys: Keys) -> int:

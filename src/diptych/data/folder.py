@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, Files, Keys, is_image_name, key_of
+from diptych.data.source import MAX_BYTES, Files, Keys, file_blocks, is_image_name, key_of
 
 OUTSIDE = "a link out of the folder (follow_symlinks=True reads it)"
 
@@ -42,7 +42,10 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
                 raise BadImage(f"more than {MAX_BYTES >> 20} MiB")
             return file.read()
 
-    return Files(keys, sizes, read, level, scan.skipped)
+    def blocks(i: int) -> bytes:
+        return file_blocks(os.path.join(root, keys.raw(i)), int(sizes[i]))
+
+    return Files(keys, sizes, read, level, scan.skipped, blocks)
 
 
 class _Scan:

@@ -14,7 +14,7 @@ import numpy as np
 from diptych.base.errors import DataError
 from diptych.data.decode import BadImage
 from diptych.data.labels import no_folders, numbered
-from diptych.data.source import digest, key_of
+from diptych.data.source import FILE_BLOCKS, SAMPLED, digest, file_blocks, key_of
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -110,7 +110,10 @@ class Parquet:
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest(repr(list(zip(self.names, self.sizes, self.file_starts.tolist(), strict=False))))
+        """A hash of names, sizes and rows of the files, and of SAMPLED blocks of 4 KiB, evenly spread over them."""
+        described = repr(list(zip(self.names, self.sizes, self.file_starts.tolist(), strict=False)))
+        count = max(FILE_BLOCKS, SAMPLED // len(self.files))
+        return digest(described, *(file_blocks(*part, count) for part in zip(self.files, self.sizes, strict=True)))
 
     def _block(self, i: int) -> tuple[int, Any]:
         for start, stop, block in self.blocks:

@@ -1,17 +1,20 @@
 """The interface of a source of images, and the keys and classes that follow from file names."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from diptych.data.decode import EXTENSIONS
+from diptych.data.decode import EXTENSIONS, BadImage
 
 MAX_BYTES = 512 * 2**20  # of one image file, compressed or not
 MAX_UNPACKING_RATIO = 200  # unpacked : packed bytes; JPEG is near 1, and 1000 is a bomb
+SAMPLED, BLOCK, FILE_BLOCKS = 10_000, 4096, 3  # of a fingerprint: files at most; bytes of a block; blocks of a file
 IMAGE_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 # Control characters (also those of Unicode, which terminals obey), line ends, changes of text direction, and %.
 UNPRINTABLE = re.compile(rb"[\x00-\x1f\x7f%]|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
@@ -110,8 +113,8 @@ def is_image_name(name: bytes) -> bool:
 class Files:
     """A source of named image files: a folder, a zip or a tar archive, which differ only in `read`.
 
-    `sizes`: bytes of every file; the fingerprint is a hash of names and sizes, so that a copy on another machine
-    has the same one.
+    `sizes`: bytes of every file (of a zip also its checksums). blocks: the parts of a file's content that the fingerprint
+    includes, see `blocks_of`; None for a zip.
     """
 
     classes = None
@@ -124,7 +127,9 @@ class Files:
         read: Callable[[int], bytes],
         label_level: int | None,
         skipped: list[dict],
+        blocks: Callable[[int], bytes] | None = None,
     ):
+        self._blocks = blocks
         self.keys, self.sizes, self.label_level, self.skipped = keys, sizes, label_level, skipped
         self._read = read
 
@@ -144,7 +149,56 @@ class Files:
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest(self.keys.blob, self.keys.offsets, self.sizes)
+        """A hash of names, sizes and contents: of all files up to SAMPLED of them, else of SAMPLED evenly spaced ones.
+
+        Times and places do not matter: a copy on another machine has the same one. Of a file, three blocks of 4 KiB are
+        read (start, middle, end; a file of up to 12 KiB whole). 20,000 files of 1.5 to 4.5 KB in the page cache cost 0.11
+        CPU-seconds, of which names and sizes 0.0004; 2,000 of 120 KB cost 0.05.
+        """
+        contents = () if self._blocks is None else map(self._blocks, sampled(len(self)))
+        return digest(self.keys.blob, self.keys.offsets, self.sizes, *contents)
+
+
+def sampled(count: int) -> list[int]:
+    """All of `count` indices, or SAMPLED evenly spaced ones with the first and the last."""
+    return np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64).tolist()
+
+
+def blocks_of(descriptor: int, start: int, size: int, count: int = FILE_BLOCKS) -> bytes:
+    """`count` evenly spaced blocks of the `size` bytes at `start` of an open file, all of them if they are few; b"" where
+    they cannot be read."""
+    try:
+        if size <= count * BLOCK:
+            return os.pread(descriptor, size, start)
+        places = [start + (size - BLOCK) * k // (count - 1) for k in range(count)]
+        return b"".join(os.pread(descriptor, BLOCK, place) for place in places)
+    except OSError:
+        return b""
+
+
+def file_blocks(path: bytes | Path, size: int, count: int = FILE_BLOCKS) -> bytes:
+    """`blocks_of` a file; b"" where it cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return blocks_of(descriptor, 0, size, count)
+    finally:
+        os.close(descriptor)
+
+
+def content_digest(source: Source) -> str:
+    """A hash of the names and of every byte of all images; as long as reading them takes."""
+    sha = hashlib.sha256()
+    for i in range(len(source)):
+        try:
+            data = source.read(i)
+        except (OSError, BadImage):
+            data = b"unreadable"
+        data = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+        sha.update(f"{source.key(i)}\n{len(data)}\n".encode() + data)
+    return sha.hexdigest()
 
 
 def digest(*parts: bytes | str | np.ndarray) -> str:

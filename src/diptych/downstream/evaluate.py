@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.base.device import choose_device
+from diptych.base.errors import CheckpointError
 from diptych.base.files import require_writable
 from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
@@ -29,7 +30,7 @@ from diptych.networks.inference import centred, raw_pixels, require_precision
 from diptych.networks.joined import Joined
 from diptych.reporting import pictures
 from diptych.runs.encoder import Trained, as_trained
-from diptych.runs.pictures import picture_path, save_picture
+from diptych.runs.pictures import picture_path, read_picture, save_picture
 from diptych.runs.run import Run, is_run
 from diptych.training.joining import join_embeddings
 
@@ -72,6 +73,7 @@ def evaluate(
     check_vote(k, temperature)
     require_precision(precision)
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
+    projections = last_projections(run)
     train, test = labelled(train, test)
     test_labels = class_names(test, "test")
     scores = [replace(chance(test_labels), protocol=name, subject=CHANCE) for name in protocols]
@@ -89,7 +91,7 @@ def evaluate(
                 before = subject.test
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
-    diagnosis = diagnose(after.test, last_projections(run), untrained=before)
+    diagnosis = diagnose(after.test, projections, untrained=before)
     evaluation = Evaluation(scores, with_worth(diagnosis, gains(scores, TRAINED), gains(scores, JOINED)))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
@@ -151,11 +153,17 @@ def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: 
 
 
 def last_projections(run: Run | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The projections of two views that a run saved at its end. They can show a collapse that embeddings hide."""
+    """The projections of two views that a run saved at its end. They can show a collapse that embeddings hide.
+
+    Raises CheckpointError for a damaged file.
+    """
     if run is None or not (path := picture_path(run.folder, "projections")).is_file():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays["z1"], arrays["z2"]
+    arrays = read_picture(run.folder, "projections")
+    z1, z2 = arrays["z1"], arrays["z2"]
+    if z1.ndim != 2 or z1.shape != z2.shape or {z1.dtype.kind, z2.dtype.kind} != {"f"}:
+        raise CheckpointError(f"{path}: no two projections {z1.shape} and {z2.shape} of the same images; remove it")
+    return z1, z2
 
 
 def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, test: Images, seed: int) -> None:

@@ -107,7 +107,7 @@ def projector_source(folder: Path | None) -> tuple[Path, Callable[..., Method], 
     if folder is None or checkpoint is None:
         place = folder or "a network without a run folder"
         raise CheckpointError(f"{place} has no checkpoint, so no projector: use linear-keras-embedding")
-    section = Run(folder).recipe.get("method") or {}
+    section = Run(folder).section("method")
     make = METHODS.get(section.get("name", ""))
     arguments = {key: value for key, value in section.items() if key != "name"}
     if make is None or arguments.keys() - inspect.signature(make).parameters.keys():

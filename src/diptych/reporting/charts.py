@@ -49,7 +49,8 @@ def line_chart(
     logarithmic = wide and min(values) > 0 and max(values) > 30 * min(values)
     ticks, low, high = log_ticks(min(values), max(values)) if logarithmic else linear_ticks(min(values), max(values))
     scale = math.log10 if logarithmic else float
-    first, last = min(steps), max(max(steps), min(steps) + 1)
+    first, last = min(steps), max(steps)
+    last = last if last - first > 1e-9 * abs(last) else first + max(1, 0.1 * abs(first))  # one step
     first = 0 if 0 < first < last / 10 else first
 
     def x_of(step: float) -> float:

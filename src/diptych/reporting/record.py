@@ -1,22 +1,20 @@
 """Reads a run folder for the report. Missing files give empty fields; damaged parts are left out and noted."""
 
-import json
-import math
-import zipfile
-import zlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from diptych.base.errors import DataError, RecipeError
+from diptych.base.errors import CheckpointError, DataError, RecipeError
+from diptych.base.files import read_json_lines, read_object, read_plain
 from diptych.base.strict_yaml import parse
-from diptych.runs.pictures import PICTURES, optional_keys, picture_path
-from diptych.runs.run import is_run
+from diptych.runs.contents import is_run
+from diptych.runs.pictures import PICTURES, picture_path, read_picture
 
 LONGEST_TEXT = 300  # characters of one text on the page (a class, a reason, a path)
-MOST_ARRAY_BYTES = 512 * 2**20  # of one picture file's arrays, unpacked
 RECIPE_LINES = 400
+LARGEST_NUMBER = 1e100  # of those that are drawn: beyond it, the arithmetic of axes leaves the range of floats
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Record:
 def read_run(folder: str | Path) -> Record:
     """Read all that a report needs. Raises `DataError` for a folder that is absent or not a run's."""
     folder = Path(folder)
-    if not folder.is_dir() or not is_run(folder):
+    if not folder.is_dir() or not (is_run(folder) or (folder / "recipe.yaml").is_file()):
         problem = (
             "is not a run folder (it has no log.jsonl and no recipe.yaml)" if folder.exists() else "does not exist"
         )
@@ -64,13 +62,13 @@ def read_run(folder: str | Path) -> Record:
         run.notes.append(str(error))
     read_log(run)
     read_evaluations(run)
-    run.environment = read_object(run, "environment.json")
+    run.environment = read_noted(run, "environment.json")
     crashes = sorted((folder / "crash").glob("step_*.json"))
     if crashes and not run.end:
-        run.crash = read_object(run, f"crash/{crashes[-1].name}")
+        run.crash = read_noted(run, f"crash/{crashes[-1].name}")
     for name, picture in PICTURES.items():
         if picture.drawn:
-            read_picture(run, name, picture.required)
+            add_picture(run, name, picture.required[0])
     return run
 
 
@@ -117,24 +115,19 @@ def read_evaluations(run: Record) -> None:
     run.results = list(latest.values())
 
 
-def read_picture(run: Record, name: str, keys: tuple[str, ...]) -> None:
-    """Read the arrays of pictures/NAME.npz. A file that lacks one or has invalid ones is left out and noted."""
+def add_picture(run: Record, name: str, first: str) -> None:
+    """Add the arrays of pictures/NAME.npz, unless `first` of them is empty. A damaged file is left out and noted."""
     path = picture_path(run.folder, name)
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MOST_ARRAY_BYTES:
-                raise ValueError(f"its arrays are larger than {MOST_ARRAY_BYTES // 2**20} MiB")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in (*keys, *optional_keys(name, archive))}
+        arrays = read_picture(run.folder, name)
         check_shapes(name, arrays)
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        run.notes.append(
-            f"pictures/{name}.npz cannot be drawn ({clip(str(error).strip() or type(error).__name__, 120)})"
-        )
+    except (CheckpointError, ValueError) as error:
+        reason = clip(str(error).removeprefix(f"{path}: "), 120)
+        run.notes.append(f"pictures/{name}.npz cannot be drawn ({reason})")
         return
-    if len(arrays[keys[0]]):
+    if len(arrays[first]):
         run.pictures[name] = arrays
 
 
@@ -170,54 +163,40 @@ def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
 
 def read_valid_lines(run: Record, name: str) -> list[dict]:
     """The objects of a JSON-lines file. Other lines are noted, except the last one: a kill may have cut it short."""
-    texts = [text for text in read_text(run, name).split("\n") if text.strip()]
-    lines, broken = [], 0
-    for position, text in enumerate(texts):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if isinstance(line, dict):
-            lines.append(line)
-        elif position < len(texts) - 1:
-            broken += 1
-    if broken:
-        run.notes.append(f"{name}: {broken} line(s) could not be read and are left out")
+    damaged: list[str] = []
+    try:
+        lines = read_json_lines(run.folder / name, damaged=damaged)
+    except CheckpointError as error:
+        run.notes.append(str(error))
+        return []
+    if damaged:
+        run.notes.append(f"{name}: {len(damaged)} line(s) could not be read and are left out")
     return lines
 
 
-def read_object(run: Record, name: str) -> dict:
+def read_noted(run: Record, name: str) -> dict:
     """The object of a JSON file; {} when it is absent or damaged. Damage is noted."""
-    text = read_text(run, name)
     try:
-        content = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        run.notes.append(f"{name} could not be read")
+        return read_object(run.folder / name) if os.path.lexists(run.folder / name) else {}
+    except CheckpointError as error:
+        run.notes.append(f"{name} could not be read ({error})")
         return {}
-    return content
 
 
 def read_text(run: Record, name: str) -> str:
     """A file's text, "" when it is absent. Bytes that are not UTF-8 become replacement characters."""
     try:
-        return (run.folder / name).read_bytes().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        run.notes.append(f"{name} could not be read ({error.strerror})")
+        return read_plain(run.folder / name).decode("utf-8", "replace") if os.path.lexists(run.folder / name) else ""
+    except CheckpointError as error:
+        run.notes.append(str(error))
         return ""
 
 
 def real(value: object) -> float | None:
-    """A finite number as float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A finite number of at most LARGEST_NUMBER as float, what is next to nothing as 0; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_NUMBER:
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) >= 1 / LARGEST_NUMBER else 0.0
 
 
 def interval(value: object) -> tuple[float, float] | None:

@@ -2,14 +2,12 @@
 
 import base64
 import hashlib
-import io
 import shlex
 from pathlib import Path
 
 import jinja2
-from PIL import Image
 
-from diptych.base.files import require_free_file, write_file
+from diptych.base.files import HTML_MARK, PNG_MARK, make_folder, require_free_file, write_file
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
 from diptych.reporting.numbers import (
@@ -22,6 +20,8 @@ from diptych.reporting.numbers import (
     summary,
 )
 from diptych.reporting.record import Record, clip, read_run, real
+from diptych.reporting.sheet import write_picture
+from diptych.runs.pictures import FIGURES
 from diptych.runs.run import Run, flatten
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -40,10 +40,13 @@ def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
     """Write `report.html`, and its figures as PNG, into the run folder (or only the page, as `out`); return its path.
 
     The page names what the folder lacks, with the command that makes it. Raises `DataError` when the
-    folder is not a run's, and `OutputError` when the page cannot be written.
+    folder is not a run's, and `OutputError` when the page cannot be written, or would replace a file that is no report.
     """
     run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
-    path = require_free_file(Path(out) if out is not None else run.folder / "report.html", replace=True)
+    path = require_free_file(Path(out) if out is not None else run.folder / "report.html", HTML_MARK)
+    if out is None:
+        for name in FIGURES:  # before anything is written
+            require_free_file(make_folder(run.folder / "figures") / f"{name}.png", PNG_MARK)
     # A file name may contain bytes that are not text (lone surrogates); they become question marks.
     write_file(path, render(run).encode("utf-8", "replace"))
     if out is None:
@@ -54,19 +57,12 @@ def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
 def save_figures(run: Record) -> None:
     """The page's curves and its grid of views as figures/NAME.png in the run folder, for slides and papers."""
     folder = run.folder / "figures"
-    folder.mkdir(exist_ok=True)
     for chart in [*figures.training_charts(run), *figures.watch_charts(run)]:
-        if chart["name"] in figures.TITLES:  # other names come from the run and are not safe as file names
-            write_figure(folder / f"{chart['name']}.png", pictures.line_picture(chart, (WIDTH, HEIGHT)))
+        if chart["name"] in FIGURES:  # other names come from the run and are not safe as file names
+            write_picture(folder / f"{chart['name']}.png", pictures.line_picture(chart, (WIDTH, HEIGHT)))
     if "views" in run.pictures:
         originals, *views = (images[:24] for images in run.pictures["views"].values())
-        write_figure(folder / "views.png", pictures.contact_sheet(originals, views))
-
-
-def write_figure(path: Path, picture: Image.Image) -> None:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    write_file(path, file.getvalue())
+        write_picture(folder / "views.png", pictures.contact_sheet(originals, views))
 
 
 def render(run: Record) -> str:

@@ -1,12 +1,14 @@
-"""The contact sheet of `diptych views`."""
+"""The contact sheet of `diptych views`, and how a picture is written."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from diptych.base.errors import OutputError
+from diptych.base.files import PNG_MARK, require_free_file, write_file
 from diptych.base.random_at import random_at
 from diptych.data.images import Images
 from diptych.reporting import pictures
@@ -21,9 +23,25 @@ def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> 
     return pictures.contact_sheet(bytes_of(originals / 255), show_views(views, originals, seed))
 
 
-def save_sheet(picture: Image.Image, out: Path) -> None:
-    """Write the sheet. Raises OutputError for a path that cannot be written or has no ending of pictures."""
+def require_free_picture(out: Path) -> Path:
+    """Return `out` if the sheet may be written there. Raises OutputError, also for an ending that is no picture's."""
+    if picture_format(out) is None:
+        raise OutputError(f"cannot write {out} (no picture has this ending); choose another --out ending in .png")
+    return require_free_file(out, PNG_MARK)
+
+
+def write_picture(out: Path, picture: Image.Image) -> None:
+    """Write a picture in the format of its ending; a PNG is marked as Diptych's. Raises OutputError."""
+    file, mark = io.BytesIO(), PngImagePlugin.PngInfo()
+    mark.add_text("Software", "Diptych")
+    kind = picture_format(out)
     try:
-        picture.save(out)
-    except (OSError, ValueError) as error:
+        picture.save(file, kind, **{"optimize": True, "pnginfo": mark} if kind == "PNG" else {})
+    except (OSError, ValueError, KeyError) as error:
         raise OutputError(f"cannot write {out} ({error}); choose another --out ending in .png") from None
+    write_file(out, file.getvalue())
+
+
+def picture_format(out: Path) -> str | None:
+    """The name of the format that an ending belongs to."""
+    return Image.registered_extensions().get(out.suffix.lower())

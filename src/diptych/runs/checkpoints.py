@@ -8,6 +8,7 @@ A checkpoint is a folder `step_0000120/` with tensors (safetensors, never pickle
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from diptych.base.errors import CheckpointError
-from diptych.base.files import disk_error, flush_folder, write_file
+from diptych.base.files import disk_error, flush_folder, read_object, read_plain, write_file
 
 KEEP = 2  # the newest, and one to fall back to
+STEP = re.compile(r"step_(\d{7,})")
 FORMAT = 1  # of the folder; another one is refused, not misread
 
 
@@ -55,8 +57,9 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     write_file(folder / "last", checkpoint.name.encode())
     if fault(checkpoint) is None:
         # Those of later steps are broken, as the run has resumed before them: none may take the place of a good one.
-        newest_good = [path for path in steps(folder) if path <= checkpoint][-keep:]
-        for old in set(steps(folder)) - set(newest_good):
+        all_steps = steps(folder)
+        newest_good = all_steps[: all_steps.index(checkpoint) + 1][-keep:]
+        for old in set(all_steps) - set(newest_good):
             shutil.rmtree(old, ignore_errors=True)
     return checkpoint
 
@@ -67,25 +70,24 @@ def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoint folders, oldest first: ordered by step, not by time."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    """The checkpoint folders, oldest first: ordered by step, not by time. Copies under other names are the user's."""
+    numbered = {path: int(match[1]) for path in folder.glob("step_*") if (match := STEP.fullmatch(path.name))}
+    return sorted((path for path in numbered if path.is_dir()), key=numbered.__getitem__)
 
 
 def fault(checkpoint: Path) -> str | None:
     """The reason why a checkpoint folder cannot be used; None when every file has the hash in the manifest."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        manifest = read_object(checkpoint / "manifest.json")
         if manifest["format"] != FORMAT:
             return f"it has format {manifest['format']!r}, this version of diptych reads {FORMAT}"
         hashes = manifest["sha256"]
         for name, expected in hashes.items():
-            if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
+            if hashlib.sha256(read_plain(checkpoint / Path(name).name)).hexdigest() != expected:
                 return f"{name} is damaged (its hash has changed)"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{checkpoint}/").removesuffix("; restore it")
+    except (KeyError, TypeError, AttributeError):
         return "manifest.json is damaged"
     return None
 
@@ -115,6 +117,8 @@ def newest(folder: Path) -> Path | None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The named tensors of a safetensors file. Raises CheckpointError naming the file."""
     try:
+        if os.path.lexists(path) and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path} is not a file; restore it")
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
@@ -124,14 +128,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_state(checkpoint: Path) -> dict:
     """The JSON state of a checkpoint that `newest` has verified. Raises CheckpointError where there is none."""
-    try:
-        return json.loads((checkpoint / "state.json").read_bytes())
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # its manifest lists no such file, or another program wrote it
-        raise CheckpointError(f"{checkpoint}/state.json cannot be read ({type(error).__name__})") from None
+    return read_object(checkpoint / "state.json")
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:

@@ -1,14 +1,23 @@
-"""The arrays that a run keeps for its report: the files pictures/NAME.npz, their keys, and their writer."""
+"""The arrays that a run keeps for its report: the files pictures/NAME.npz, their keys, their writer and their reader."""
 
 import io
 import itertools
+import lzma
+import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from diptych.base.files import write_file
+from diptych.base.errors import CheckpointError
+from diptych.base.files import make_folder, read_plain, write_file
+
+MOST_ARRAY_BYTES = 512 * 2**20  # of one file's arrays, unpacked
+# What numpy and zipfile raise for damaged files.
+FAULTS = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, OverflowError, TypeError, SyntaxError,
+          lzma.LZMAError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -28,6 +37,8 @@ PICTURES = {
         ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"), ("classes",)
     ),
 }
+# The charts and the contact sheet that a report also leaves as figures/NAME.png.
+FIGURES = ("loss", "gradient_norm", "lr", "knn_accuracy", "rank", "spread", "correlation", "images_per_second", "views")
 
 
 def picture_path(run_folder: Path, name: str) -> Path:
@@ -58,8 +69,22 @@ def save_picture(run_folder: Path, name: str, **arrays: np.ndarray) -> Path:
             f"pictures/{name}.npz needs the arrays {', '.join(required)}; missing: {', '.join(missing) or 'none'}, "
             f"unknown: {', '.join(unknown) or 'none'}"
         )
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_file(path, buffer.getvalue())
     return path
+
+
+def read_picture(run_folder: Path, name: str) -> dict[str, np.ndarray]:
+    """The required and the optional arrays of pictures/NAME.npz. Raises CheckpointError, "PATH: reason", for a damaged file."""
+    path = picture_path(run_folder, name)
+    try:
+        file = io.BytesIO(read_plain(path, MOST_ARRAY_BYTES))
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST_ARRAY_BYTES:
+                raise ValueError(f"its arrays are larger than {MOST_ARRAY_BYTES // 2**20} MiB")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in (*PICTURES[name].required, *optional_keys(name, arrays))}
+    except FAULTS as error:
+        raise CheckpointError(f"{path}: {str(error).strip() or type(error).__name__}") from None

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 import warnings
 from collections.abc import Callable
@@ -20,9 +19,19 @@ from typing import IO, Any
 
 from diptych.base import strict_yaml
 from diptych.base.errors import CheckpointError, DataError, OutputError
-from diptych.base.files import disk_error, read_json_lines, write_file
+from diptych.base.files import append_lines, make_folder, read_json_lines, write_file
+from diptych.runs.contents import (
+    LOCK,
+    LOG_KINDS,
+    is_run,
+    read_recipe,
+    remove_run,
+    require_place,
+    sweep,
+)
 from diptych.runs.environment import environment
 
+LOCK_TEXT = "process "
 # What may change between a run and its continuation: none of it changes what is computed.
 HISTORY = ("extended", "start_from")  # what has happened to a run; a continuation need not repeat it
 FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes",
@@ -46,39 +55,26 @@ class Run:
     def start(cls, folder: str | Path, record: dict, resume: bool = False, overwrite: bool = False) -> "Run":
         """Create the folder, or continue the run in it; lock it against a second writer.
 
-        Raises OutputError when the folder is not empty and neither `resume` nor `overwrite` is set, or when another
-        process is writing to it; CheckpointError when the run in it has other settings than `record`.
+        overwrite: delete the run in it, and nothing else. Raises OutputError when the folder is not empty and neither `resume`
+        nor `overwrite` is set, when something else than a run would be deleted, or when another process is writing to it;
+        CheckpointError when the run in it is damaged or has other settings than `record`.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot create the folder {folder} ({(error.strerror or '').lower()}); choose another --out"
-            ) from None
-        contents = [path for path in folder.iterdir() if path.name != ".lock"]
-        if contents and not is_run(folder):
-            raise OutputError(f"{folder} is not empty and not a run; choose another --out")
-        if contents and not (resume or overwrite):
-            raise OutputError(
-                f"{folder} already holds a run: add --resume to continue it, --overwrite to replace it, or choose another --out"
-            )
+        folder = make_folder(Path(folder))
+        require_place(folder, resume, overwrite)
         with contextlib.ExitStack() as undo:
             lock = undo.enter_context(take_lock(folder))
-            for stray in folder.rglob(".*.tmp-*"):  # incomplete, left by a process that was killed
-                if stray.is_file():
-                    stray.unlink()
-            if contents and overwrite and not resume:
-                for path in contents:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            require_place(folder, resume, overwrite)  # again, as another process may have finished in between
+            sweep(folder)
+            if overwrite and not resume:
+                remove_run(folder)
             if (folder / "recipe.yaml").exists():
                 compare_records(folder, record)
-                old = strict_yaml.read(folder / "recipe.yaml")
+                old = read_recipe(folder)
                 record = record | {key: old[key] for key in HISTORY if key in old}
+            append_lines(folder / "log.jsonl", [])  # first: it makes the folder a run
+            write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
+            write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
             undo.pop_all()
-        write_file(folder / "recipe.yaml", strict_yaml.write(record).encode())
-        write_file(folder / "environment.json", json.dumps(environment(), indent=1).encode())
-        (folder / "log.jsonl").touch()
         return cls(folder, lock)
 
     def release(self) -> None:
@@ -99,27 +95,33 @@ class Run:
             os.fsync(file.fileno())
 
     def lines(self, event: str | None = None) -> list[dict]:
-        """The lines of log.jsonl, of one event or all; a last line cut short by a kill is left out."""
-        return [line for line in read_json_lines(self.folder / "log.jsonl") if event in (None, line.get("event"))]
+        """The lines of log.jsonl, of one event or all; a last line cut short by a kill is left out.
+
+        Raises CheckpointError for a damaged log.
+        """
+        lines = read_json_lines(self.folder / "log.jsonl", LOG_KINDS)
+        return [line for line in lines if event in (None, line["event"])]
 
     def rewind(self, step: int) -> None:
         """Remove the lines after `step`: those steps will be run again, identically."""
-        lines = [line for line in self.lines() if line.get("step", 0) <= step and line.get("event") != "end"]
+        lines = [line for line in self.lines() if line["step"] <= step and line["event"] != "end"]
         write_file(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def append(self, name: str, lines: list[dict]) -> None:
         """Append lines to a JSON-lines file of the folder. Raises OutputError when it cannot be written."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        try:
-            with open(self.folder / name, "a") as file:
-                file.write(text)
-        except OSError as error:
-            raise disk_error(self.folder / name, len(text), error) from None
+        append_lines(self.folder / name, lines)
 
     @property
     def recipe(self) -> dict:
-        """The settings of the run."""
-        return strict_yaml.read(self.folder / "recipe.yaml")
+        """The settings of the run. Raises CheckpointError when recipe.yaml is missing or damaged."""
+        return read_recipe(self.folder)
+
+    def section(self, name: str) -> dict:
+        """A section of the settings, {} where there is none. Raises CheckpointError for anything but a map."""
+        options = self.recipe.get(name)
+        if not isinstance(options, dict | None):
+            raise CheckpointError(f"{self.folder}/recipe.yaml: {name} is no section of settings; restore it")
+        return options or {}
 
     @property
     def finished(self) -> bool:
@@ -127,39 +129,37 @@ class Run:
         return bool(self.lines("end"))
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run folder."""
-    return (folder / "log.jsonl").is_file() or (folder / "recipe.yaml").is_file()
-
-
 def take_lock(folder: Path) -> IO[str]:
     """The open, locked file; the system releases the lock when the process ends, even by a kill."""
     try:
-        file = open(folder / ".lock", "a+")  # noqa: SIM115  (it must stay open)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = open(handle, "r+", errors="replace")  # noqa: SIM115  (it must stay open)
+        holder = file.read(200).strip()
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder} ({(error.strerror or '').lower()}); choose another --out"
-        ) from None
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(f"cannot write to {folder} ({reason}); choose another --out") from None
+    if holder and not holder.startswith(LOCK_TEXT):
+        file.close()
+        raise OutputError(f"{folder}/{LOCK} was not written by diptych; choose another --out, or remove it")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown process"
         file.close()
         raise OutputError(
-            f"another run is writing to {folder} ({holder}); wait for it, or choose another --out"
+            f"another run is writing to {folder} ({holder or 'unknown process'}); wait for it, or choose another --out"
         ) from None
     except OSError as error:  # some network file systems do not support locks
         warnings.warn(f"{folder} cannot be locked ({error.strerror}): start no second run there", stacklevel=2)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.seek(0)
+    file.truncate()
+    file.write(f"{LOCK_TEXT}{os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
 
 
 def compare_records(folder: Path, record: dict) -> None:
     """Raise CheckpointError naming the first keys whose values in the run folder and in `record` differ."""
-    was, becomes = strict_yaml.read(folder / "recipe.yaml"), json.loads(json.dumps(record))
+    was, becomes = read_recipe(folder), json.loads(json.dumps(record))
     was = {key: value for key, value in was.items() if key not in HISTORY or key in becomes}
     old, new = flatten(was), flatten(becomes)
     for settings in (old, new):  # a run of an older version lacks newer switches, which are off by default

@@ -22,8 +22,8 @@ def start_encoder(encoder: nn.Module, folder: str | Path, continued: Run | None 
     Raises CheckpointError when `folder` holds no encoder, or one of another architecture.
     """
     folder = Path(folder)
-    recorded = None if continued is None else continued.recipe.get("start_from")
-    if recorded and recorded["folder"] == str(folder) and not folder.exists():
+    recorded = {} if continued is None else continued.section("start_from")
+    if recorded.get("folder") == str(folder) and not folder.exists():
         if (continued.folder / "untrained" / "config.json").is_file():  # pyrefly: ignore[missing-attribute]
             fill(encoder, continued.folder / "untrained")  # pyrefly: ignore[missing-attribute]
         return recorded

@@ -78,7 +78,8 @@ class Diary:
         )
 
     def is_logged(self, step: int) -> bool:
-        return (step + 1) % self.log_steps == 0 or step == self.first_step or step + 1 == self.total
+        """The first step, every `log_steps`-th and the last: a resumed run logs the same ones, each once."""
+        return (step + 1) % self.log_steps == 0 or step == 0 or step + 1 == self.total
 
     def look(self, *flags: bool) -> Look:
         """Count and log the steps taken since the last look, up to the first that was not finite."""

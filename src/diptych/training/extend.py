@@ -10,7 +10,7 @@ from typing import Any
 
 from diptych.base import strict_yaml
 from diptych.base.errors import CheckpointError, RecipeError
-from diptych.base.files import write_file
+from diptych.base.files import require_free_file, write_file
 from diptych.data.images import Images
 from diptych.runs import checkpoints
 from diptych.runs.run import Run, compare_records, take_lock
@@ -30,7 +30,11 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
     run = Run(folder)
     with take_lock(run.folder):
         recipe = run.recipe
-        history, done = recipe.get("extended", []), recipe["pretrain"]["epochs"]
+        history, done = recipe.get("extended", []), run.section("pretrain").get("epochs")
+        if not isinstance(done, int) or not are_extensions(history):
+            raise CheckpointError(
+                f"{folder}/recipe.yaml says no number of epochs, or is damaged: it cannot be extended"
+            )
         if history and history[-1]["to"] == epochs == done:
             return
         if not run.finished:
@@ -41,15 +45,24 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
             raise RecipeError(f"{folder} has {done} epochs: extend it to more than that, not to {epochs}")
         if record is not None:
             compare_records(run.folder, record | {"pretrain": record["pretrain"] | {"epochs": done}})
-        unfinish(run, images)
+        scores, kept_scores = run.folder / "evaluations.jsonl", run.folder / f"evaluations_{done}_epochs.jsonl"
+        if scores.exists():
+            require_free_file(kept_scores)
+        step = unfinish(run, images)
         recipe["pretrain"]["epochs"], recipe["extended"] = epochs, [*history, {"from": done, "to": epochs}]
         write_file(run.folder / "recipe.yaml", strict_yaml.write(recipe).encode())
-        if (scores := run.folder / "evaluations.jsonl").exists():
-            os.replace(scores, run.folder / f"evaluations_{done}_epochs.jsonl")
+        run.rewind(step)  # without the line of its end
+        if scores.exists():
+            os.replace(scores, kept_scores)
 
 
-def unfinish(run: Run, images: Images) -> None:
-    """Save the last checkpoint again, as one of a run that goes on."""
+def are_extensions(history: object) -> bool:
+    """Whether `history` is what `extend` writes: [{from: 20, to: 40}, ...]."""
+    return isinstance(history, list) and all(isinstance(entry, dict) and "to" in entry for entry in history)
+
+
+def unfinish(run: Run, images: Images) -> int:
+    """Save the last checkpoint again, as one of a run that goes on; returns its step."""
     checkpoint = checkpoints.newest(run.folder / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run.folder} has no checkpoint to go on from; start a longer run with another --out")
@@ -62,3 +75,4 @@ def unfinish(run: Run, images: Images) -> None:
     tensors = {name: checkpoints.read_tensors(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer")}
     step = state.pop("step")
     checkpoints.save(checkpoint.parent, step, tensors, state | {"finished": False})
+    return step

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from diptych.base.errors import CheckpointError, DivergedError
-from diptych.base.files import read_json_lines, write_file
+from diptych.base.files import make_folder, read_json_lines, write_file
 from diptych.base.processes import barrier, rank
 from diptych.data.images import Images
 from diptych.methods import Method
 from diptych.runs import checkpoints
+from diptych.runs.contents import BAD_FILE_KINDS
 from diptych.runs.run import Run
 from diptych.training.diary import State, in_words
 from diptych.training.learner import Taken
@@ -54,15 +55,31 @@ class Keeper:
     def resume(self) -> State:
         """Put weights, memory and log back to the newest checkpoint, if there is one; returns where the run stands."""
         checkpoint = checkpoints.newest(self.folder)
-        state = State() if checkpoint is None else self.restore(checkpoint)
+        state = self.first_state() if checkpoint is None else self.restore(checkpoint)
         if rank() == 0 and not state.finished:
             self.run.rewind(-1 if checkpoint is None else state.step)
             self.list_bad()
         return state
 
+    def first_state(self) -> State:
+        """Where a run without a checkpoint stands: at its beginning, or at its end, if they were removed to save room.
+
+        The folder of checkpoints is made before the first line is logged: where there are lines and no folder, it was
+        removed, and starting at step 0 would pass for a continuation. Raises CheckpointError then.
+        """
+        if self.run.finished:
+            return State(finished=True)
+        if (self.run.lines() and not self.folder.is_dir()) or (self.folder / "last").exists():
+            raise CheckpointError(
+                f"{self.folder} has lost its checkpoints: restore them, or start over with --overwrite"
+            )
+        if rank() == 0:
+            make_folder(self.folder)
+        return State()
+
     def list_bad(self) -> None:
         """Append the images that could not be read, each once, to bad_files.jsonl."""
-        listed = {line["key"] for line in read_json_lines(self.run.folder / "bad_files.jsonl")}
+        listed = {line["key"] for line in read_json_lines(self.run.folder / "bad_files.jsonl", BAD_FILE_KINDS)}
         if new := [row for row in self.images.failed if row["key"] not in listed]:
             self.run.append("bad_files.jsonl", new)
 
@@ -105,7 +122,7 @@ class Keeper:
         known = {"step": bad.step, "rank": rank(), "loss": str(loss), "gradient_norm": str(norm), "lr": bad.rates,
                  "parts": texts(bad.parts)}  # fmt: skip
         folder = self.run.folder / "crash"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         write_file(folder / f"step_{bad.step:07d}_rank_{rank()}.json", json.dumps(known, indent=1).encode())
         saved = f"step {bad.step - 1} is saved" if bad.step else "nothing has been trained"
         return DivergedError(

@@ -18,6 +18,7 @@ from diptych.embeddings.linear_optimum import barlow_twins_optimum
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import Preprocessing, prepare
 from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
+from diptych.runs.contents import require_place
 from diptych.runs.encoder import Trained, save_encoder
 from diptych.runs.run import Run
 from diptych.training.dictionary import blocks, components, fill, learn_layers
@@ -84,8 +85,8 @@ def quick(
     if join is not None:
         require_joinable(join)
     record = record or {"made_by": "diptych.quick in Python", "images": {"count": len(images), "size": images.size}}
-    if out is not None and not overwrite:
-        require_free_folder(Path(out))  # before the work rather than after
+    if out is not None:  # before the work rather than after
+        require_place(Path(out), overwrite=True) if overwrite else require_free_folder(Path(out))
     with ProgressBar("quick", show=show) as progress:
         progress.say("read a sample of the images ...")
         at_full_size = sample(images, join.preprocessing.opened if join else size, seed, choose_device(device))
@@ -112,7 +113,7 @@ def quick(
     run = Run.start(out, record | {"quick": options}, overwrite=overwrite)
     save_encoder(run.folder / "encoder", trained.encoder, trained.preprocessing)
     run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
-    run.log("end", epochs=0, elapsed_seconds=round(time.perf_counter() - started, 3))
+    run.log("end", step=0, epochs=0, elapsed_seconds=round(time.perf_counter() - started, 3))
     run.release()
     return replace(trained, folder=run.folder)
 
