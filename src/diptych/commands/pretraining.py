@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diptych.base.errors import RecipeError
+from diptych.base.placement import place
 from diptych.base.processes import rank
 from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
@@ -39,7 +40,8 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
     sections = read_recipe(recipe, overrides, changes.append)
     if gpus is not None and not launched():
         sys.exit(launch(gpus, sections["pretrain"]["device"]))
-    first = os.environ.get("RANK", "0") == "0"  # the processes do not know each other yet
+    here = place(os.environ)  # the processes do not know each other yet
+    first = here is None or here["RANK"] == "0"
     with ProgressBar("pretrain", show=first) as progress:
         for line in changes:
             progress.say(line)
