@@ -1,10 +1,12 @@
 """Row 38 and its neighbours in docs/faults.md: signals are heard wherever a process waits, and a lost terminal ends no run."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,11 +14,29 @@ import pytest
 from spoiled import SMALL, photographs, refusal
 from test_processes import HERE, SRC, alive, children, until
 
+from diptych.runs import checkpoints
+from diptych.runs.run import Run
+
 # The shell of a background job ignores SIGINT: what a test starts hears it all the same.
 FRESH = ["env", "--default-signal=INT,HUP,TERM,USR1"]
 NOHUP = ["env", "--default-signal=INT,TERM,USR1", "--ignore-signal=HUP"]
 TRAIN = [*SMALL, "pretrain.device=cpu", "images.size=32", "pretrain.checkpoint_minutes=0"]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Whatever a test has started has ended after it; killed launchers take their processes along."""
+    yield
+    while started:
+        process = started.pop()
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def environment(**variables: object) -> dict[str, str]:
@@ -28,16 +48,13 @@ def environment(**variables: object) -> dict[str, str]:
 def start(*words: object, wrapper=FRESH, env=None, **options) -> subprocess.Popen:
     """Start Python on the words; standard error is a pipe unless an option says otherwise."""
     options = {"stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*wrapper, sys.executable, *map(str, words)], env=env or environment(), **options)
+    started.append(subprocess.Popen([*wrapper, sys.executable, *map(str, words)], env=env or environment(), **options))
+    return started[-1]
 
 
 def ended(process: subprocess.Popen, seconds: float = 60) -> tuple[int, str]:
     """The exit code and standard error of a process that ends within so many seconds."""
-    try:
-        _, err = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-        process.wait()
+    _, err = process.communicate(timeout=seconds)
     return process.returncode, err or ""
 
 
@@ -157,25 +174,19 @@ ending.run_command(lambda: launch.launch(2, "cpu"))
 @pytest.fixture
 def half_stopped(tmp_path):
     """Starts a launcher and two processes that train without an end; one is stopped, so that the other waits for it."""
-    started = []
+    pids = []
 
     def begin(which: int = 1, **variables) -> tuple[subprocess.Popen, list[int]]:
         out = tmp_path / "run"
         launcher = start("-c", LAUNCHER, HERE / "endless.py", out, env=environment(**variables))
-        started.append(launcher)
         until(lambda: (out / "checkpoints" / "last").exists() or launcher.poll() is not None)
         assert launcher.poll() is None, launcher.stderr.read()
-        pids = children(launcher.pid)
-        started.extend(pids)
+        pids.extend(children(launcher.pid))
         os.kill(pids[which], signal.SIGSTOP)
         time.sleep(0.5)
         return launcher, pids
 
     yield begin
-    launcher, *pids = started
-    launcher.kill()
-    launcher.wait()
-    launcher.stderr.close()
     for pid in filter(alive, pids):
         os.kill(pid, signal.SIGKILL)
 
@@ -222,3 +233,82 @@ def test_38_a_process_that_does_not_run_is_noticed(which, half_stopped):
     )
     assert refusal(err).endswith("run again with --resume")
     assert not any(map(alive, pids))
+
+
+def test_38_a_suspended_job_goes_on(half_stopped):
+    """Stopped for longer than the limit, all of them: nobody blames anybody afterwards."""
+    launcher, pids = half_stopped(DIPTYCH_PEER_TIMEOUT=3)
+    os.kill(pids[0], signal.SIGSTOP)
+    time.sleep(6)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(4)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    code, err = ended(launcher, 40)
+    assert code == 75 and "diptych: SIGTERM: saved at step" in err
+
+
+def test_38_slow_work_of_one_process_is_waited_for(tmp_path):
+    launcher = start(
+        "-c", LAUNCHER, HERE / "endless.py", tmp_path / "run", "slow", env=environment(DIPTYCH_PEER_TIMEOUT=3)
+    )
+    code, err = ended(launcher)
+    assert (code, err) == (0, "")
+    assert Run(tmp_path / "run").finished
+
+
+# ---- a terminal that is closed, a reader that has gone
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_38_a_reader_that_goes_ends_no_run(stream, tmp_path):
+    """`diptych pretrain ... 2>&1 >/dev/null | head -1`, with two processes, and warnings that are errors."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = ["-m", "diptych", "pretrain", photographs(tmp_path / "photos"), *TRAIN, "--out", tmp_path / "run"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | {stream: writing}
+    process = start(*words, "--gpus", 2, env=environment(PYTHONWARNINGS="error"), **options)
+    os.close(writing)
+    code, err = ended(process, 100)
+    assert code == 0 and "Traceback" not in err
+    assert Run(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("gpus", [[], ["--gpus", "2"]], ids=["one", "two"])
+@pytest.mark.parametrize("wrapper", [FRESH, NOHUP], ids=["terminal", "nohup"])
+def test_38_a_terminal_that_closes_loses_nothing(wrapper, gpus, tmp_path):
+    """The hang-up saves; under nohup it is not heard, and SIGTERM saves later. No message can be written any more."""
+    ours, terminal = os.openpty()
+    out = tmp_path / "run"
+    words = [
+        "-m",
+        "diptych",
+        "pretrain",
+        photographs(tmp_path / "photos"),
+        *TRAIN,
+        "pretrain.epochs=100000",
+        "--out",
+        out,
+    ]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    process = start(*words, *gpus, wrapper=["setsid", "--ctty", *wrapper], **streams)
+    os.close(terminal)
+    threading.Thread(target=drain, args=(ours,), daemon=True).start()
+    until(lambda: (out / "checkpoints" / "last").exists() or process.poll() is not None)
+    assert process.poll() is None
+    saved = checkpoints.newest(out / "checkpoints")
+    os.close(ours)
+    if wrapper is NOHUP:
+        until(lambda: checkpoints.newest(out / "checkpoints").name > saved.name)
+        time.sleep(2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    assert checkpoints.newest(out / "checkpoints").name > saved.name
+
+
+def drain(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass
