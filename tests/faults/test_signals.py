@@ -1,7 +1,7 @@
 """Row 38 and its neighbours in docs/faults.md: signals are heard wherever a process waits, and a lost terminal ends no run."""
 
-import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -294,10 +294,14 @@ def test_38_a_terminal_that_closes_loses_nothing(wrapper, gpus, tmp_path):
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
     process = start(*words, *gpus, wrapper=["setsid", "--ctty", *wrapper], **streams)
     os.close(terminal)
-    threading.Thread(target=drain, args=(ours,), daemon=True).start()
+    closing = threading.Event()
+    reader = threading.Thread(target=drain, args=(ours, closing))
+    reader.start()
     until(lambda: (out / "checkpoints" / "last").exists() or process.poll() is not None)
     assert process.poll() is None
     saved = checkpoints.newest(out / "checkpoints")
+    closing.set()
+    reader.join()
     os.close(ours)
     if wrapper is NOHUP:
         until(lambda: checkpoints.newest(out / "checkpoints").name > saved.name)
@@ -308,7 +312,7 @@ def test_38_a_terminal_that_closes_loses_nothing(wrapper, gpus, tmp_path):
     assert checkpoints.newest(out / "checkpoints").name > saved.name
 
 
-def drain(descriptor: int) -> None:
-    with contextlib.suppress(OSError):
-        while os.read(descriptor, 4096):
-            pass
+def drain(descriptor: int, closing: threading.Event) -> None:
+    while not closing.is_set():
+        if select.select([descriptor], [], [], 0.05)[0]:
+            os.read(descriptor, 4096)

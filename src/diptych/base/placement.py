@@ -24,7 +24,7 @@ def place(env: Mapping[str, str]) -> dict[str, str] | None:
     if "RANK" not in env and "WORLD_SIZE" not in env:
         if "SLURM_STEP_NUM_TASKS" not in env:
             return None
-        env, names = from_slurm(env), SLURM
+        env, names = from_slurm(env), {n: n if n in env else SLURM[n] for n in NEEDED}
     numbers = [name for name in NEEDED if name != "MASTER_ADDR" and env.get(name)]
     if wrong := [name for name in numbers if not (env[name].isascii() and env[name].isdecimal())]:
         name = wrong[0]
