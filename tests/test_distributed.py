@@ -20,7 +20,8 @@ from torch import nn
 
 import diptych
 from diptych.base import processes
-from diptych.base.errors import DiptychError
+from diptych.base.errors import DiptychError, RecipeError
+from diptych.base.placement import place
 from diptych.base.processes import (
     agree,
     average_gradients,
@@ -359,21 +360,21 @@ def test_on_one_process_everything_is_the_identity(nowhere):
 
 
 def test_places():
-    assert processes._place({}) is None
-    assert processes._place(TORCHRUN | {"WORLD_SIZE": "1"}) is None
-    assert processes._place({"WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert processes._place(TORCHRUN | SLURM) == TORCHRUN  # torchrun inside a SLURM job
-    assert processes._place(SLURM) == TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "23456"}
-    assert processes._place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert place({}) is None
+    assert place(TORCHRUN | {"WORLD_SIZE": "1"}) is None
+    assert place({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert place(TORCHRUN | SLURM) == TORCHRUN  # torchrun inside a SLURM job
+    assert place(SLURM) == TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "23456"}
+    assert place(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
     batch_script = {k: v for k, v in SLURM.items() if "STEP" not in k}
-    assert processes._place(batch_script) is None  # one process of a job that could have had two
+    assert place(batch_script) is None  # one process of a job that could have had two
     for nodes, first in [
         ("gpu[03-06,9],login", "gpu03"),
         ("a,b", "a"),
         ("r[1-2]n[07,9]", "r1n07"),
         ("x-1", "x-1"),
     ]:
-        assert processes._place(SLURM | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
+        assert place(SLURM | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
 
 
 @pytest.mark.parametrize(
@@ -382,18 +383,29 @@ def test_places():
         ({"WORLD_SIZE": "2"}, "half set .* RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT missing"),
         ({"RANK": "0"}, "half set .* WORLD_SIZE, LOCAL_RANK"),
         (TORCHRUN | {"MASTER_ADDR": ""}, "half set .* MASTER_ADDR missing"),
-        ({k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "half set .* LOCAL_RANK missing"),
         (TORCHRUN | {"RANK": "first"}, "RANK='first' is not a whole number"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK='-1' is not a whole number"),
+        (TORCHRUN | {"WORLD_SIZE": "\u0662"}, "WORLD_SIZE='.' is not a whole number"),
         (TORCHRUN | {"MASTER_PORT": "0x1"}, "MASTER_PORT='0x1' is not"),
-        (TORCHRUN | {"RANK": "2"}, "RANK is 2"),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
+        (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
+        (TORCHRUN | {"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "RANK is 0, but WORLD_SIZE is 0"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK is 1, but WORLD_SIZE is 1"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "half set .* SLURM_LOCALID missing"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, "half set .* SLURM_STEP_NODELIST missing"),
+        (SLURM | {"SLURM_JOB_ID": "none"}, "SLURM_JOB_ID='none' is not a whole number"),
+        (SLURM | {"MASTER_PORT": "none"}, "MASTER_PORT='none' is not a whole number"),
+        (SLURM | {"SLURM_PROCID": "2"}, "SLURM_PROCID is 2, but SLURM_STEP_NUM_TASKS is 2"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS='two' is not"),
     ],
 )
 def test_a_half_set_environment_is_one_clear_error(env, message, nowhere):
     for name, value in env.items():
         nowhere.setenv(name, value)
-    with pytest.raises(DiptychError, match=message) as caught:
+    with pytest.raises(RecipeError, match=message) as caught:
         start("cpu")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
 def test_a_missing_peer_is_an_error_not_a_hang(nowhere):

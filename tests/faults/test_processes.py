@@ -1,5 +1,6 @@
 """Rows 31 and 38 of docs/faults.md under several processes, and `--gpus N`: they begin and end together, with one exit code."""
 
+import errno
 import json
 import os
 import signal
@@ -9,16 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from spoiled import SMALL, photographs
+from spoiled import SMALL, diptych, photographs, refusal
 from tiny import tiny_run
 
+from diptych.base import heartbeat
 from diptych.base.errors import CheckpointError, DiptychError, RecipeError
-from diptych.commands import launch
+from diptych.commands import launch, pretraining
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 
 HERE = Path(__file__).parent
-SRC = str(Path(launch.__file__).parents[1])
+SRC = str(Path(launch.__file__).parents[2])
 
 
 def alive(pid: int) -> bool:
@@ -167,9 +169,67 @@ def test_28_more_processes_than_gpus(monkeypatch):
             launch.launch(9, device)
     with pytest.raises(RecipeError, match="pretrain.device=cuda:1 is one device and --gpus 2 asks for 2"):
         launch.launch(2, "cuda:1")
+    for cores, most in ((1, 2), (6, 6)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        with pytest.raises(RecipeError, match=f"--gpus 999 on the CPU .* may use {cores}; use at most {most}"):
+            launch.launch(999, "cpu")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match="leave it out under torchrun"):
         launch.launch(2, "cpu")
+
+
+def test_28_no_way_between_processes(monkeypatch, tmp_path):
+    """As in a container without a loopback device: nothing is started."""
+    stub(monkeypatch, tmp_path, "sys.exit(0)")
+
+    def unreachable(address, timeout):
+        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+    monkeypatch.setattr(launch.socket, "create_connection", unreachable)
+    with pytest.raises(
+        RecipeError, match="cannot reach each other at 127.0.0.1 .Network is unreachable.; bring up"
+    ) as error:
+        launch.launch(2, "cpu")
+    assert error.value.exit_code == 2 and not list(tmp_path.glob("pid_*"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"RANK": "1"}, "WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_PROCID"),
+    ],
+)
+def test_28_an_environment_for_several_processes_that_contradicts_itself(variables, name, monkeypatch, tmp_path):
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(pretraining, "open_images", lambda *arguments: pytest.fail("an image was read"))
+    code, _, err = diptych("pretrain", tmp_path, *SMALL, "--out", tmp_path / "run")
+    assert code == 2 and name in refusal(err) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "nan"])
+def test_28_a_limit_that_is_no_number_of_seconds(text, monkeypatch):
+    monkeypatch.setenv(heartbeat.SILENT_VARIABLE, text)
+    with pytest.raises(RecipeError, match=f"DIPTYCH_PEER_TIMEOUT='{text}' is not a number of seconds above 0"):
+        heartbeat.peer_timeout()
+
+
+def test_an_orphan_that_does_not_end_is_ended(monkeypatch, tmp_path):
+    """The launcher is killed, and its processes do not react to SIGTERM."""
+    child = "from diptych.commands import launch\nlaunch.ORPHAN_SECONDS = 0.5\nassert launch.launched()\n"
+    child += f"at = __import__('pathlib').Path({str(tmp_path)!r})\n"
+    child += "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child += "(at / f\"pid_{os.environ['RANK']}\").write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    program = "import sys\nfrom diptych.commands import launch\n"
+    program += f"launch.COMMAND = (sys.executable, '-c', {child!r})\nlaunch.launch(2, 'cpu')\n"
+    launcher = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": SRC})
+    until(lambda: all((tmp_path / f"pid_{rank}").exists() for rank in (0, 1)))
+    launcher.kill()
+    launcher.wait()
+    until(lambda: nobody_left(tmp_path), 10)
 
 
 # ---- two processes that train

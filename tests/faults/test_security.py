@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 # Modules that run, unpack or speak to something, and the files that may import them.
 ONLY = {
     "pickle _pickle dill cloudpickle joblib shelve marshal copyreg": set(),
-    "ctypes": {"base.memory"},  # glibc's mallopt
+    "ctypes": {"base.memory", "base.signals"},  # glibc's mallopt; prctl
     "cffi code codeop runpy pty commands webbrowser multiprocessing zipimport": set(),
     "requests httpx httpx2 aiohttp huggingface_hub ssl asyncio ftplib smtplib telnetlib xmlrpc socketserver": set(),
     "urllib http": {"runs.download"},

@@ -8,7 +8,7 @@ class DiptychError(Exception):
 
 
 class RecipeError(DiptychError):
-    """A recipe, an argument or an option is wrong (exit code 2)."""
+    """A recipe, an argument, an option or a variable of the environment is wrong (exit code 2)."""
 
     exit_code = 2
 

@@ -6,9 +6,11 @@ global batch, and DistributedDataParallel averages the gradients: together they 
 
 import inspect
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.base.errors import DiptychError
+from diptych.base.errors import DiptychError, RecipeError
+from diptych.base.heartbeat import Heartbeat
+from diptych.base.placement import place
+
+_heartbeats: list[Heartbeat] = []  # one at most
 
 
 def rank() -> int:
@@ -154,34 +160,60 @@ def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -
     """Join the processes that torchrun or srun has started; return the device of this one. `leave_processes` undoes it.
 
     CPUs communicate by gloo, GPUs by nccl. A process that waits longer than `timeout_seconds` for another, now or later,
-    gives up. Raises DiptychError when the environment is half set or the others cannot be reached.
+    gives up; from now on it notices much sooner when another one does not run any more (see `Heartbeat`). Raises RecipeError
+    when the environment is half set or asks for GPUs that are not there, DiptychError when the others cannot be reached.
     """
     device = torch.device(device)
-    place = _place(os.environ)
-    if place is None:
+    here = place(os.environ)
+    if here is None:
         return device
-    number, world, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    number, world, local = (int(here[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device.type == "cuda":
         if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
             local = 0  # each process sees its own GPU only, as with srun --gpus-per-task=1
         if local >= torch.cuda.device_count():
             gpus = torch.cuda.device_count()
-            raise DiptychError(f"LOCAL_RANK is {local}, but torch sees {gpus} GPUs: start one process per GPU")
+            raise RecipeError(f"LOCAL_RANK is {local}, but torch sees {gpus} GPUs: start one process per GPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    if dist.is_initialized():
-        return device
-    os.environ.update(place)  # torch reads the address of the first process there
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_seconds)
-    try:
-        dist.init_process_group(backend, rank=number, world_size=world, timeout=timeout)
-    except RuntimeError as error:
-        raise DiptychError(
-            f"process {number} of {world} did not meet the others at {place['MASTER_ADDR']}:"
-            f"{place['MASTER_PORT']}: {str(error).splitlines()[0]}"
-        ) from error
+    if not dist.is_initialized():
+        os.environ.update(here)  # torch reads the address of the first process there
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=timeout_seconds)
+        try:
+            dist.init_process_group(backend, rank=number, world_size=world, timeout=timeout)
+        except RuntimeError as error:
+            raise DiptychError(
+                f"process {number} of {world} did not meet the others at {here['MASTER_ADDR']}:"
+                f"{here['MASTER_PORT']}: {str(error).splitlines()[0]}"
+            ) from error
+    if not _heartbeats:
+        connect = partial(dist.TCPStore, here["MASTER_ADDR"], int(here["MASTER_PORT"]), is_master=False)
+        _heartbeats.append(Heartbeat(connect, number, world))
     return device
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What holds while processes train together, and ends with the block: they watch over each other once `start` is called.
+
+    For one process it does nothing. Raises RecipeError when the environment is half set.
+    """
+    if place(os.environ) is None:
+        yield
+        return
+    with warnings.catch_warnings():
+        # A false alarm of DistributedDataParallel: the strides of a dimension of size 1 (a 1 x 1 convolution) mean nothing
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        try:
+            yield
+        finally:
+            _stop_heartbeat()
+
+
+def _stop_heartbeat() -> None:
+    while _heartbeats:
+        _heartbeats.pop().stop()
 
 
 def available_backends() -> list[str]:
@@ -191,45 +223,6 @@ def available_backends() -> list[str]:
 
 def leave_processes() -> None:
     """Leave the group of processes that `start` joined, if any."""
+    _stop_heartbeat()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _place(env: Mapping[str, str]) -> dict[str, str] | None:
-    """The variables of torchrun or SLURM that number this process among several; None for a single process."""
-    if "RANK" not in env and "WORLD_SIZE" not in env:
-        if "SLURM_STEP_NUM_TASKS" not in env:
-            return None
-        env = _from_slurm(env)
-    if env.get("WORLD_SIZE") == "1":
-        return None
-    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if missing := [name for name in needed if not env.get(name)]:
-        raise DiptychError(
-            f"the environment is half set for several processes, {', '.join(missing)} missing: start with "
-            "`torchrun --nproc-per-node N -m diptych ...`, or unset RANK and WORLD_SIZE for one process"
-        )
-    if wrong := [name for name in needed if name != "MASTER_ADDR" and not env[name].isdecimal()]:
-        raise DiptychError(f"{wrong[0]}={env[wrong[0]]!r} is not a whole number: start with torchrun, or unset it")
-    if int(env["RANK"]) >= int(env["WORLD_SIZE"]):
-        raise DiptychError(
-            f"RANK is {env['RANK']}, but the last of {env['WORLD_SIZE']} processes is "
-            f"{int(env['WORLD_SIZE']) - 1}: start with torchrun"
-        )
-    return {name: env[name] for name in needed}
-
-
-def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables of srun under the names of torchrun's.
-
-    Only srun sets SLURM_STEP_NUM_TASKS. SLURM_NTASKS is also set in a batch script, which is a single process.
-    """
-    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
-    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]  # gpu[03-06,9],login -> gpu03
-    return {
-        "RANK": env.get("SLURM_PROCID", ""),
-        "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": env.get("SLURM_LOCALID", ""),
-        "MASTER_ADDR": env.get("MASTER_ADDR", first),
-        "MASTER_PORT": env.get("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)),
-    }

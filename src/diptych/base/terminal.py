@@ -3,6 +3,8 @@
 Everything is written to standard error; standard output is for results.
 """
 
+import errno
+import io
 import os
 import sys
 import time
@@ -75,14 +77,38 @@ class ProgressBar:
             print(text, file=sys.stderr, flush=True)
 
 
-def open_streams() -> None:
-    """Open the null device in place of streams that were closed when the process started (`>&-`).
+class LastingFile(io.FileIO):
+    """A stream whose reader may end before this process: what is written then is dropped, and no error ends the run.
 
-    Else the next file opened would get the descriptor of standard error, and what torch writes there.
+    A pipe that nobody reads any more (`2>&1 | head -1`) gives EPIPE, a terminal that was closed EIO.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+
+    def write(self, data) -> int:  # pyrefly: ignore[bad-override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.ECONNRESET):
+                raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # for the messages of C++ too
+        os.close(nowhere)
+        return len(data)
+
+
+def open_streams() -> None:
+    """Make standard output and error last as long as this process, whatever becomes of who reads them.
+
+    Where one was closed when the process started (`>&-`) the null device is opened in its place. Else the next file opened
+    would get the descriptor of standard error, and what torch writes there.
+    """
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (it must stay open)
+        elif stream is getattr(sys, f"__{name}__"):  # else somebody has put something in its place, as tests do
+            file = io.BufferedWriter(LastingFile(descriptor, "w", closefd=False))
+            lines = stream.line_buffering or stream.write_through
+            setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=lines))
 
 
 def _stderr():

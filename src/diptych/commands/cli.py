@@ -3,7 +3,6 @@
 Commands import torch and what needs it inside their functions, so that `--help` and a mistyped option answer at once.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -282,11 +281,8 @@ def doctor(
 
 
 def print_result(text: str) -> None:
-    """Print to standard output, whose reader may have ended already (`diptych recipes | head`)."""
-    try:
-        typer.echo(text)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Print what a command has to say: standard output is for results, standard error for progress."""
+    typer.echo(text)
 
 
 def main() -> None:

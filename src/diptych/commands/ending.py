@@ -22,7 +22,11 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     warnings.showwarning = lambda message, *rest, **more: print(f"diptych: {one_line(message)}", file=sys.stderr)
     try:
         with leaving():
-            code = command() or 0
+            try:
+                code = command() or 0
+            finally:
+                if (processes := sys.modules.get("diptych.base.processes")) is not None:
+                    processes.leave_processes()
     except DiptychError as error:
         exit_with(str(error), error.exit_code)
     except Preempted as request:
@@ -35,9 +39,6 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if (known := as_diptych_error(error)) is None:
             raise
         exit_with(str(known), known.exit_code)
-    finally:
-        if (processes := sys.modules.get("diptych.base.processes")) is not None:
-            processes.leave_processes()
     if code == INTERRUPTED:
         exit_with("interrupted; nothing is half-written", code)
     sys.exit(code)

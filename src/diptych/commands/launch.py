@@ -17,12 +17,13 @@ from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from diptych.base.errors import DiptychError, RecipeError
-from diptych.base.signals import INTERRUPTED, PREEMPTED
+from diptych.base.signals import INTERRUPTED, PREEMPTED, STOPPING, end_at_once, follow_parent, handling
 
 # Seconds from the failure of one process to SIGTERM for the others, which notice it themselves or are saving.
 TERMINATE_AFTER = 30.0
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
-FORWARDED: dict[int, int] = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGINT: INTERRUPTED}
+ORPHAN_SECONDS = 300.0  # that processes whose launcher has been killed have to save and end
+FORWARDED: dict[int, int] = dict.fromkeys(STOPPING, PREEMPTED) | {signal.SIGINT: INTERRUPTED}
 LAUNCHED_VARIABLE = "DIPTYCH_LAUNCHED"
 COMMAND = (sys.executable, "-P", "-m", "diptych")  # -P: no module is imported from the current folder
 
@@ -31,15 +32,17 @@ def launch(count: int, device: str) -> int:
     """Run this command in `count` processes, one per GPU (or all on the CPU), and return their exit code.
 
     The first process writes to this terminal. If another one is the cause of a failure, its output is printed at the
-    end. The launcher forwards signals to all processes; when it is killed, they save and stop. Raises RecipeError when
-    there are fewer than `count` GPUs, DiptychError when a signal that the launcher did not send has ended a process.
+    end. The launcher forwards signals to all processes; when it is killed, they save and stop. A second Ctrl-C kills them.
+    Raises RecipeError when there are fewer than `count` GPUs or cores, or when the processes could not reach each other,
+    DiptychError when a signal that the launcher did not send has ended a process.
     """
     check_launch(count, device)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     variables = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHED_VARIABLE: "1"}
     variables["LOCAL_WORLD_SIZE"] = variables["WORLD_SIZE"]  # they share this machine's memory
+    variables["TORCH_CPP_LOG_LEVEL"] = os.environ.get(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # torch's traces of a lost process
     variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     children: list[subprocess.Popen] = []
     with ExitStack() as stack, listening() as signals:
@@ -58,13 +61,16 @@ def launch(count: int, device: str) -> int:
 
 
 def launched() -> bool:
-    """Whether `launch` has started this process. If so, it gets SIGTERM when the launcher has ended."""
+    """Whether `launch` has started this process. If so, it gets SIGTERM when the launcher has ended, and has to end, too."""
     if LAUNCHED_VARIABLE not in os.environ:
         return False
+    follow_parent()
 
     def stop_with_launcher() -> None:
         os.read(0, 1)  # returns when the launcher's end of the pipe closes: nothing is written to it
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
+        end_at_once("the launcher was killed: stopped without saving; run again with --resume", PREEMPTED)
 
     threading.Thread(target=stop_with_launcher, daemon=True).start()
     return True
@@ -75,6 +81,9 @@ def check_launch(count: int, device: str) -> None:
     if "RANK" in os.environ:
         raise RecipeError("--gpus starts the processes itself: leave it out under torchrun, or start without torchrun")
     if device == "cpu":
+        if count > (most := max(2, len(os.sched_getaffinity(0)))):
+            raise RecipeError(f"--gpus {count} on the CPU needs as many cores, and this process may use "
+                              f"{len(os.sched_getaffinity(0))}; use at most {most}")  # fmt: skip
         return
     if device not in ("auto", "cuda"):
         raise RecipeError(f"pretrain.device={device} is one device and --gpus {count} asks for {count}: leave one out")
@@ -86,26 +95,42 @@ def check_launch(count: int, device: str) -> None:
                           "add pretrain.device=cpu for processes on the CPU")  # fmt: skip
 
 
+def free_port() -> int:
+    """A free port of this machine. Raises RecipeError where its processes could not reach each other there."""
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        try:
+            probe.bind(("127.0.0.1", 0))
+            probe.listen()
+            with socket.create_connection(probe.getsockname(), 5):
+                return probe.getsockname()[1]
+        except OSError as error:
+            raise RecipeError(f"--gpus: processes of this machine cannot reach each other at 127.0.0.1 ({error.strerror}); "
+                              "bring up its loopback device (`ip link set lo up`)") from error  # fmt: skip
+
+
 @contextmanager
 def listening() -> Iterator[list[int]]:
     """A list that collects the signals of FORWARDED while the block runs."""
     received: list[int] = []
-    old = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in FORWARDED}
-    try:
+    with handling(lambda number, frame: received.append(number)):
         yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def wait(children: Sequence[subprocess.Popen], signals: list[int]) -> tuple[set[int], list[subprocess.Popen]]:
-    """Wait until all processes have ended. Returns the forwarded signals, and the processes that the launcher ended."""
+    """Wait until all processes have ended. Returns the forwarded signals, and the processes that the launcher ended.
+
+    A Ctrl-C after another signal is a KeyboardInterrupt here: nothing is waited for.
+    """
     forwarded: set[int] = set()
     ended: list[subprocess.Popen] = []
     limit = None
     while running := [child for child in children if child.poll() is None]:
         while signals:
-            forwarded.add(number := signals.pop(0))
+            number = signals.pop(0)
+            if number == signal.SIGINT and forwarded:
+                raise KeyboardInterrupt
+            forwarded.add(number)
             for child in running:
                 child.send_signal(number)
         if limit is None and any(child.returncode for child in children):

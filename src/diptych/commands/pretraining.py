@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diptych.base.errors import RecipeError
+from diptych.base.placement import place
 from diptych.base.processes import rank
 from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
@@ -39,7 +40,8 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
         overrides = [*overrides, f"pretrain.epochs={extend}"]
     changes: list[str] = []
     sections = read_recipe(recipe, overrides, changes.append)
-    first = os.environ.get("RANK", "0") == "0"  # the processes do not know each other yet
+    here = place(os.environ)  # the processes do not know each other yet
+    first = here is None or here["RANK"] == "0"
     require_outside(out, source)
     if first:  # for the others, the first may have begun to write
         require_place(out, resume or extend is not None, overwrite)

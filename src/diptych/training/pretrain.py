@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from diptych.base.device import choose_device, waits_for
-from diptych.base.processes import rank, start
+from diptych.base.processes import rank, start, together
 from diptych.base.signals import Preempted, StopRequest
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
@@ -30,6 +30,7 @@ from diptych.training.watch import Watch, Watches
 from diptych.views import View
 
 
+@together()
 def pretrain(
     method: Method,
     images: Images,
