@@ -1,6 +1,7 @@
 """The interface of a source of images, and the keys and classes that follow from file names."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from diptych.data.decode import EXTENSIONS
+from diptych.data.formats import EXTENSIONS, UNREAD
 
 MAX_BYTES = 512 * 2**20  # of one image file, compressed or not
 MAX_UNPACKING_RATIO = 200  # unpacked : packed bytes; JPEG is near 1, and 1000 is a bomb
@@ -105,6 +106,13 @@ def key_of(name: bytes) -> str:
 def is_image_name(name: bytes) -> bool:
     """True for a file name with an image's extension that is not hidden (`.x.jpg`, macOS's `._x.jpg`)."""
     return not name.startswith(b".") and name.lower().endswith(IMAGE_ENDINGS)
+
+
+def unread_reason(name: bytes) -> str | None:
+    """Why an image file of this name is left out: a format without a reader. None for all others, and for hidden files."""
+    if name.startswith(b"."):
+        return None
+    return UNREAD.get(os.path.splitext(name.lower())[1])
 
 
 class Files:
