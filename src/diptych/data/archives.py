@@ -170,7 +170,7 @@ class _Index:
         elif plain in self.names:
             fault = "the name of an earlier member"
         elif unread:
-            fault = unread
+            name, fault = plain, unread
         if fault:
             self.skipped.append({"key": key_of(name), "reason": fault})
         else:

@@ -120,6 +120,11 @@ class Images:
         """{"key", "reason"} of every image that was tried and could not be read."""
         return self._unreadable.listed
 
+    @property
+    def left_out(self) -> list[dict]:
+        """{"key", "reason"} of everything in the source that is not used: what the source has omitted, and `failed`."""
+        return [*getattr(self.source, "skipped", ()), *self.failed]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of names and file sizes (for arrays, of the pixels); of a subset, also of its rows.

@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ FAULTS = (
     lzma.LZMAError,
     zipfile.BadZipFile,
     tarfile.TarError,
+    tokenize.TokenError,
     Image.DecompressionBombError,
 )
 
@@ -47,7 +49,7 @@ class BadImage(DataError):
     """One image that cannot be used. `reason` is one line; the message begins with `key`, if given."""
 
     def __init__(self, reason: str, key: str | None = None):
-        self.reason = " ".join(reason.split())[:200]
+        self.reason = one_line(reason)
         super().__init__(f"{key}: {self.reason}" if key else self.reason)
 
 
@@ -79,8 +81,13 @@ def reason_of(error: BaseException) -> str:
         return "it asks for more memory than there is"
     if isinstance(error, RecursionError):
         return "its parts are nested too deeply"
-    text = (" ".join(str(error).split()) or type(error).__name__)[:200]
-    return text if text.isprintable() else repr(text)
+    return one_line(str(error)) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """At most 200 printable characters; others are escaped."""
+    short = " ".join(text.split())[:200]
+    return short if short.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
 def open_regular(path: str | bytes | Path, flags: int = os.O_RDONLY | getattr(os, "O_BINARY", 0)) -> int:
