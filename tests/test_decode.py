@@ -45,7 +45,7 @@ def reason(data: bytes, **options) -> str:
 
 
 EXACT = [("PNG", {}), ("BMP", {}), ("PPM", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
-EXACT += [("WEBP", {"lossless": True})]
+EXACT += [("WEBP", {"lossless": True}), ("JPEG2000", {})]
 CLOSE = [("JPEG", {"quality": 95}), ("AVIF", {"quality": 95}), ("WEBP", {"quality": 95})]
 CLOSE += [("JPEG", {"progressive": True, "quality": 95})]
 
@@ -129,7 +129,6 @@ REFUSED = {
     "Eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "Fits": b"SIMPLE  =                    T" + bytes(50),
     "Ico": b"\0\0\1\0\1\0" + bytes(60),
-    "Jpeg2K": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60),
 }
 
 

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as reference
 from diptych.base.errors import CheckpointError, OutputError
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import prepare
-from diptych.runs.encoder import Preprocessing, load, preprocessing_of, save_encoder
+from diptych.runs.encoder import Preprocessing, load, save_encoder
+from diptych.runs.encoder_config import preprocessing_of
 from diptych.runs.foreign import (
     CIFAR_MEAN_STD,
     IMAGENET_MEAN_STD,

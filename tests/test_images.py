@@ -73,10 +73,10 @@ def test_files_that_vanish_or_refuse_are_bad_and_the_rest_goes_on(tmp_path, monk
     os.unlink(tmp_path / "a" / "2.png")
     real = open
 
-    def refusing(path, *rest):
+    def refusing(path, *rest, **options):
         if os.fsencode(path).endswith(b"b/1.png"):
             raise PermissionError(13, "Permission denied")
-        return real(path, *rest)
+        return real(path, *rest, **options)
 
     monkeypatch.setattr("builtins.open", refusing)
     assert values_of(found.pixels()) == [2, 3]

@@ -65,10 +65,10 @@ def test_15_a_file_that_goes_away_during_a_run(how, reason, tmp_path, monkeypatc
     source = photographs(tmp_path / "photos")
     real = open
 
-    def refusing(path, *rest):  # nothing is refused to root, under whom tests may run
+    def refusing(path, *rest, **options):  # nothing is refused to root, under whom tests may run
         if os.fsencode(path).endswith(b"dog/03.jpg"):
             raise PermissionError(13, "Permission denied")
-        return real(path, *rest)
+        return real(path, *rest, **options)
 
     def after_an_epoch(step, encoder):
         if step == 2 and how == "deleted":

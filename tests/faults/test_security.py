@@ -27,9 +27,10 @@ ONLY = {
         "__init__",
         "runs.environment",
         "commands.doctor",
+        "data.formats",
         "data.photographs",
         "commands.opening",
-    },  # our own modules; versions; where packages lie; the module that a person names with --encoder
+    },  # our own modules; versions; where packages lie; pillow-heif; the module that a person names with --encoder
     "pickletools": {"data.cifar"},  # reads the instructions of a pickle; they are not run
     "tempfile": {"data.archives", "commands.launch"},
 }

@@ -164,12 +164,13 @@ def embed(
     """Turn images into vectors: a row per image, with its key and label."""
     from diptych.base.files import require_free_folder
     from diptych.downstream.embed import embed as embed_images
+    from diptych.downstream.embed import summary
 
     require_outside(require_free_folder(out), source)
     trained = open_encoder(run, encoder)
     photos = open_images(source, image_options(trained) | {"labels": labels})
-    rows, width = embed_images(trained, photos, out=out, device=device).shape
-    print_result(f"{out}/vectors.npy  {rows} x {width} float32, {len(photos.failed)} images failed")
+    embed_images(trained, photos, out=out, device=device)
+    print_result(summary(out))
 
 
 @app.command()

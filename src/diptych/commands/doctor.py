@@ -101,7 +101,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     from diptych.data.images import open_source
     from diptych.data.labels import all_labels
     from diptych.data.squares import Squares
-    from diptych.data.unreadable import too_many
+    from diptych.data.unreadable import reasons_in_words, too_many
 
     images = open_source(source)
     numbers, classes = all_labels(images)
@@ -127,7 +127,8 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
         effect = "too many, training would stop" if too_many(len(bad), total) else "training would go on without them"
         lines += [f"  {len(bad):,} cannot be read ({effect}):", *bad]
     if skipped := getattr(images, "skipped", ()):
-        lines += [f"  {len(skipped):,} entries are left out:", *(f"    {s['key']}: {s['reason']}" for s in skipped)]
+        lines.append(f"  {len(skipped):,} entries are left out: {reasons_in_words(skipped)}")
+        lines += [f"    {entry['key']}: {entry['reason']}" for entry in skipped]
     lines += [f"  {len(keys):,} with {remark} (first: {keys[0]})" for remark, keys in changes.items()]
     return lines if hashes is None else lines + compare_hashes(hashes, digests)
 
@@ -159,6 +160,8 @@ def compare_hashes(file: Path, digests: dict[str, str]) -> list[str]:
         write_file(file, "".join(f"{digest}  {key}\n" for key, digest in digests.items()).encode())
         done = f"the content of {len(digests):,} images is noted in {file}"
         return [f"  {done}: run the same command again to see what has changed since"]
+    if not file.is_file():
+        raise DataError(f"{file} is not a list of hashes, nor a file: name another one")
     try:
         known = {line[66:]: line[:64] for line in file.read_text("utf-8").split("\n") if line}
     except (OSError, ValueError) as error:

@@ -21,9 +21,18 @@ from typing import Any
 import numpy as np
 
 from diptych.base.errors import DataError
-from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, MAX_UNPACKING_RATIO, Files, Keys, blocks_of, is_image_name, key_of
+from diptych.data.source import (
+    MAX_BYTES,
+    MAX_UNPACKING_RATIO,
+    Files,
+    Keys,
+    blocks_of,
+    is_image_name,
+    key_of,
+    unread_reason,
+)
+from diptych.data.untrusted import BadImage, bad_image, open_regular, refusing
 
 ZIP_FLAG_ENCRYPTED, ZIP_FLAG_UTF8 = 0x1, 0x800
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -31,33 +40,28 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 def open_zip(path: str | Path, labels: str = "auto") -> Files:
     """The images of a zip archive, in order of their names' bytes. Raises DataError when it is damaged."""
-    try:
+    file, index = _Positioned(open_regular(path)), _Index()
+    with refusing(f"{path} is not a complete zip archive"):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
-        raise DataError(f"{path} is not a complete zip archive ({error}): copy it again") from error
-    index = _Index()
-    for member in members:
-        name = _zip_name(member)
-        if not member.filename.endswith("/"):  # is_dir() of Python 3.11 fails at an empty name
-            index.add(name, _zip_fault(member), max(member.file_size, member.compress_size), member)
-    rows = index.rows()
-    places = np.array(
-        [(m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC) for *_, m in rows], np.int64
-    ).reshape(-1, 5)
-    file = _Positioned(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
+        for member in members:
+            name = _zip_name(member)
+            if not member.filename.endswith("/"):  # is_dir() of Python 3.11 fails at an empty name
+                index.add(name, _zip_fault(member), max(member.file_size, member.compress_size), member)
+        places = np.array(
+            [(m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC) for *_, m in index.rows()],
+            np.int64,
+        ).reshape(-1, 5)
 
     def read(i: int) -> bytes:
         start, packed, size, method, crc = places[i].tolist()
-        header = file.read(start, 30)
-        if header[:4] != b"PK\3\4" or len(header) < 30:
-            raise BadImage("the zip archive is damaged here")
-        data = file.read(start + 30 + sum(struct.unpack("<HH", header[26:30])), packed)
-        try:
+        with bad_image("the zip archive is damaged here"):
+            header = file.read(start, 30)
+            if header[:4] != b"PK\3\4" or len(header) < 30:
+                raise BadImage("the zip archive is damaged here")
+            data = file.read(start + 30 + sum(struct.unpack("<HH", header[26:30])), packed)
             if method == zipfile.ZIP_DEFLATED:
                 data = zlib.decompressobj(-15).decompress(data, size + 1)
-        except zlib.error as error:
-            raise BadImage(f"the zip archive is damaged here ({error})") from error
         if len(data) != size or zlib.crc32(data) != crc:
             raise BadImage("the zip archive is damaged here (checksum)")
         return data
@@ -91,29 +95,27 @@ def open_tar(path: str | Path, labels: str = "auto") -> Files:
     gzip allows no positioned reads, so a .tar.gz is first decompressed into an unnamed temporary file (disk
     space: its unpacked size, in tempfile.gettempdir()), which is deleted when the process ends.
     """
-    plain = str(path).endswith(".tar")
-    file = _Positioned(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) if plain else _gunzip(path))
+    plain = str(path).lower().endswith(".tar")
+    file = _Positioned(open_regular(path) if plain else _gunzip(path))
     index = _Index()
-    try:
-        with (
-            _ShortReads(file.descriptor) as start,
-            tarfile.open(fileobj=start, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
-        ):
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # pyrefly: ignore (else a million members stay in memory)
-                if not member.isdir():
-                    name = member.name.encode("utf-8", "surrogateescape")
-                    index.add(name, _tar_fault(member), member.size, member.offset_data)
-            end = archive.offset
-    except (tarfile.TarError, ValueError, OSError, EOFError, struct.error) as error:
-        raise DataError(f"{path} is not a complete tar archive ({error}): copy it again") from error
-    if file.read(end, 512) != bytes(512):  # tarfile stops silently at damage; an archive ends in zeros
-        raise DataError(f"{path} is not a complete tar archive (damaged or cut at byte {end}): copy it again")
-    places = np.array([(start, size) for _, size, start in index.rows()], np.int64).reshape(-1, 2)
+    with (
+        refusing(f"{path} is not a complete tar archive"),
+        _ShortReads(file.descriptor) as start,
+        tarfile.open(fileobj=start, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
+    ):
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # pyrefly: ignore (else a million members stay in memory)
+            if not member.isdir():
+                name = member.name.encode("utf-8", "surrogateescape")
+                index.add(name, _tar_fault(member), member.size, member.offset_data)
+        if file.read(archive.offset, 512) != bytes(512):  # tarfile stops silently at damage; an archive ends in zeros
+            raise EOFError(f"damaged or cut at byte {archive.offset}")
+        places = np.array([(start, size) for _, size, start in index.rows()], np.int64).reshape(-1, 2)
 
     def read(i: int) -> bytes:
         start, size = places[i].tolist()
-        data = file.read(start, size)
+        with bad_image("the tar archive is damaged here"):
+            data = file.read(start, size)
         if len(data) < size:
             raise BadImage("the tar archive ends here")
         return data
@@ -136,7 +138,11 @@ def _gunzip(path: str | Path) -> int:
     """File descriptor of an unnamed temporary file with the content of the gzip file."""
     limit = os.path.getsize(path) * MAX_UNPACKING_RATIO
     try:
-        with gzip.open(path) as packed, tempfile.TemporaryFile() as file:
+        with (
+            open(path, "rb", opener=open_regular) as raw,
+            gzip.open(raw) as packed,
+            tempfile.TemporaryFile() as file,
+        ):
             while block := packed.read(1 << 20):
                 file.write(block)
                 if file.tell() > limit:
@@ -161,7 +167,8 @@ class _Index:
     def add(self, name: bytes, fault: str | None, size: int, place: Any) -> None:
         parts = [part for part in name.split(b"/") if part != b"."] or [b""]
         plain = b"/".join(parts)
-        if not is_image_name(parts[-1].lstrip(b".")):
+        unread = unread_reason(parts[-1])
+        if not unread and not is_image_name(parts[-1].lstrip(b".")):
             return
         slashed = name.replace(b"\\", b"/")
         if b".." in slashed.split(b"/") or slashed.startswith(b"/") or slashed[1:3] == b":/":
@@ -174,6 +181,8 @@ class _Index:
             fault = f"more than {MAX_BYTES >> 20} MiB"
         elif plain in self.names:
             fault = "the name of an earlier member"
+        elif unread:
+            name, fault = plain, unread
         if fault:
             self.skipped.append({"key": key_of(name), "reason": fault})
         else:

@@ -1,7 +1,6 @@
 """Images that are already pixels: arrays in memory, .npy and .npz files."""
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,11 @@ import numpy as np
 from diptych.base.errors import DataError
 from diptych.data.labels import no_folders, numbered
 from diptych.data.source import MAX_BYTES, MAX_UNPACKING_RATIO, digest, sampled
+from diptych.data.untrusted import refusing
 
 IMAGE_NAMES = ("images", "image", "x", "x_train", "train_images", "data")
 WHOLE_BYTES = 2**30  # of an array whose fingerprint includes all pixels
 LABEL_NAMES = ("labels", "label", "y", "y_train", "train_labels", "targets")
-LOAD_FAULTS = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Pixels:
@@ -92,14 +91,12 @@ def open_arrays(path: str | Path, labels: str = "auto") -> Pixels:
     """
     path = Path(path)
     no_folders(str(path), labels)
-    try:
-        if path.suffix == ".npy":
+    with refusing(f"{path} is not a complete array file, or holds Python objects"):
+        if path.suffix.lower() == ".npy":
             images, numbers = np.load(path, mmap_mode="r", allow_pickle=False), None
         else:
             images, numbers = _read_npz(path)
-    except LOAD_FAULTS as error:
-        raise DataError(f"{path} is not a complete array file, or holds Python objects ({error})") from error
-    return Pixels(images, numbers if labels == "auto" else None, parts=[(path.name, len(images))])
+        return Pixels(images, numbers if labels == "auto" else None, parts=[(path.name, len(images))])
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

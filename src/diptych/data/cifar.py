@@ -15,6 +15,7 @@ import numpy as np
 from diptych.base.errors import DataError
 from diptych.data.arrays import Pixels
 from diptych.data.labels import no_folders
+from diptych.data.untrusted import refusing
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCH_FILE = re.compile(r"(?:data_batch_(\d+)|test_batch)(?:\.bin)?")  # CIFAR-10; CIFAR-100's are called train and test
@@ -38,7 +39,8 @@ def batches(path: Path) -> list[Path]:
             and (path.parent / beside).is_file()
         )
         return [path] if is_batch else []
-    numbered = {int(match[1]): file for file in path.glob("data_batch_*") if (match := BATCH_FILE.fullmatch(file.name))}
+    numbered = {int(match[1]): file for file in path.glob("data_batch_*")
+                if (match := BATCH_FILE.fullmatch(file.name)) and file.is_file()}  # fmt: skip
     if numbered:
         return [numbered[number] for number in sorted(numbered)]
     return [file for file in (path / "train", path / "train.bin") if batches(file)][:1] if path.is_dir() else []
@@ -162,12 +164,10 @@ INSTRUCTIONS |= {f"TUPLE{n}": lambda stack, value, n=n: stack.append(tuple(stack
 def read_batch(file: Path) -> dict:
     """The dict in an official python batch; the pickle is not run. Raises DataError at other instructions."""
     stack = _Stack()
-    try:
+    with refusing(f"{file} is not an official CIFAR batch"):
         for code, value, _ in pickletools.genops(file.read_bytes()):
             if code.name not in INSTRUCTIONS or code.name == "GLOBAL" and value not in (ARRAY, DTYPE, NDARRAY):
                 raise ValueError(f"it holds the instruction {code.name} {str(value)[:60]}")
             INSTRUCTIONS[code.name](stack, value)
         (batch,) = stack
         return {key: item.value if isinstance(item, _Numpy) else item for key, item in batch.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is not an official CIFAR batch ({error}): copy it again") from error

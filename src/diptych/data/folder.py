@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.data.decode import BadImage
 from diptych.data.labels import label_level
-from diptych.data.source import MAX_BYTES, Files, Keys, file_blocks, is_image_name, key_of
+from diptych.data.source import MAX_BYTES, Files, Keys, file_blocks, is_image_name, key_of, unread_reason
+from diptych.data.untrusted import NO_FILE, BadImage, open_regular
 
 OUTSIDE = "a link out of the folder (follow_symlinks=True reads it)"
 
@@ -21,7 +21,8 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
     """The images below `path`, in order of the bytes of their names; empty if there are none.
 
     Hidden files and folders are ignored. Every file counts once: a link to a file inside the folder is not
-    followed, a link out of it only with `follow_symlinks`; broken and unfollowed links are listed in `.skipped`.
+    followed, a link out of it only with `follow_symlinks`; broken and unfollowed links are listed in `.skipped`, as are
+    images of a format without a reader, pipes and devices.
     A class folder without an image is not a class; a warning names it.
     """
     root = os.fsencode(path)
@@ -37,7 +38,7 @@ def open_folder(path: str | Path, labels: str = "auto", follow_symlinks: bool = 
             warnings.warn(f"{len(empty)} class folder(s) without an image, not a class: {shown}", stacklevel=3)
 
     def read(i: int) -> bytes:
-        with open(os.path.join(root, keys.raw(i)), "rb") as file:
+        with open(os.path.join(root, keys.raw(i)), "rb", opener=open_regular) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise BadImage(f"more than {MAX_BYTES >> 20} MiB")
             return file.read()
@@ -85,7 +86,7 @@ class _Scan:
             target = os.path.realpath(entry.path)
             if not os.path.exists(target):
                 return self._skip(name, "a broken link")
-            if not (os.path.isdir(target) or is_image_name(entry.name)):
+            if not (os.path.isdir(target) or is_image_name(entry.name) or unread_reason(entry.name)):
                 return None
             if os.path.join(target, b"").startswith(self.inside):
                 if self._listed(target):
@@ -101,13 +102,18 @@ class _Scan:
             folders.append((name, linked))
         elif is_image_name(entry.name):
             status = entry.stat()
-            if stat.S_ISREG(status.st_mode) and not (linked and self._again(status)):
+            if not stat.S_ISREG(status.st_mode):
+                self._skip(name, NO_FILE)
+            elif not (linked and self._again(status)):
                 yield name, status.st_size
+        elif reason := unread_reason(entry.name):
+            self._skip(name, reason)
 
     def _listed(self, target: bytes) -> bool:
         """Whether the scan reaches this path inside root by its own name; not below a hidden folder (git-annex)."""
+        name = os.path.basename(target)
         hidden = any(part.startswith(b".") for part in target[len(self.inside) :].split(b"/"))
-        return not hidden and (os.path.isdir(target) or is_image_name(os.path.basename(target)))
+        return not hidden and (os.path.isdir(target) or is_image_name(name) or unread_reason(name) is not None)
 
     def _again(self, status: os.stat_result) -> bool:
         identity = (status.st_dev, status.st_ino)

@@ -13,13 +13,14 @@ from diptych.base.errors import DataError, RecipeError
 from diptych.base.random_at import random_at
 from diptych.base.threads import in_order
 from diptych.data.arrays import Pixels
-from diptych.data.decode import MAX_PIXELS, BadImage
+from diptych.data.decode import MAX_PIXELS
 from diptych.data.labels import all_labels
 from diptych.data.open import NAMED, Source, open_source
 from diptych.data.resident import Decoded, decode_rows, empty_batch, fits_in_memory, move
 from diptych.data.source import KeyView, content_digest, digest
 from diptych.data.squares import Squares
-from diptych.data.unreadable import Pass, Unreadable
+from diptych.data.unreadable import Pass, Unreadable, left_out
+from diptych.data.untrusted import BadImage
 
 __all__ = ["NAMED", "BadImage", "Images", "Source", "images", "open_source"]
 
@@ -72,8 +73,7 @@ def images(
     if not len(source):
         raise DataError("the source holds no images")
     if skipped := getattr(source, "skipped", ()):
-        first = f"{skipped[0]['key']} ({skipped[0]['reason']})"
-        warnings.warn(f"{len(skipped)} entries of the source left out, first: {first}", stacklevel=2)
+        warnings.warn(left_out(skipped), stacklevel=2)
     squares = Squares(source, size, max_pixels, background, fit)
     numbers, classes = (None, None) if given_labels is None and labels == "none" else all_labels(source, given_labels)
     in_memory = None if resident == "auto" else bool(resident)
@@ -127,6 +127,11 @@ class Images:
     def failed(self) -> list[dict]:
         """{"key", "reason"} of every image that was tried and could not be read."""
         return self._unreadable.listed
+
+    @property
+    def left_out(self) -> list[dict]:
+        """{"key", "reason"} of everything in the source that is not used: what the source has omitted, and `failed`."""
+        return [*getattr(self.source, "skipped", ()), *self.failed]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,12 +9,14 @@ from diptych.base.errors import DataError
 from diptych.data.archives import TAR_ENDINGS, open_tar, open_zip
 from diptych.data.arrays import open_arrays
 from diptych.data.cifar import batches, open_cifar
-from diptych.data.decode import EXTENSIONS
 from diptych.data.folder import OUTSIDE, nearest_with_images, open_folder
+from diptych.data.formats import EXTENSIONS
 from diptych.data.labels import check_label_option
-from diptych.data.parquet import open_parquet
+from diptych.data.parquet import open_parquet, parquet_files
 from diptych.data.photographs import demo_source
 from diptych.data.source import Source, is_image_name
+from diptych.data.unreadable import reasons_in_words
+from diptych.data.untrusted import NO_FILE, refusing
 
 # Sources that have a name instead of a path.
 NAMED: dict[str, Callable[[], Source]] = {"demo": demo_source, "demo-test": lambda: demo_source("test")}
@@ -32,11 +34,18 @@ def open_source(path_or_name: str | os.PathLike, labels: str = "auto", follow_sy
     if path_or_name in NAMED:
         return NAMED[path_or_name]()
     path = Path(path_or_name).expanduser()
+    with refusing(f"{path} cannot be read"):  # each kind has its own message; this one is for what they did not expect
+        return _open(path, labels, follow_symlinks)
+
+
+def _open(path: Path, labels: str, follow_symlinks: bool) -> Source:
     name = path.name.lower()
     if name.endswith(".parquet") and (path.exists() or any(path.parent.glob(path.name))):
         return open_parquet(path, labels)
     if not path.exists():
         raise DataError(_missing(path))
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is {NO_FILE}: it must be {KINDS}")
     if batches(path):
         return open_cifar(path, labels)
     if path.is_dir():
@@ -46,7 +55,8 @@ def open_source(path_or_name: str | os.PathLike, labels: str = "auto", follow_sy
     if name.endswith(".zip") or name.endswith(TAR_ENDINGS):
         source = open_zip(path, labels) if name.endswith(".zip") else open_tar(path, labels)
         if not len(source):
-            raise DataError(f"{path} holds no images ({_searched()}); {len(source.skipped)} members were refused")
+            refused = f", but {reasons_in_words(source.skipped)}" if source.skipped else ""
+            raise DataError(f"{path} holds no images ({_searched()}){refused}")
         return source
     if is_image_name(os.fsencode(name)):
         raise DataError(f"{path} is one image: name its folder")
@@ -57,11 +67,13 @@ def _folder(path: Path, labels: str, follow_symlinks: bool) -> Source:
     source = open_folder(path, labels, follow_symlinks)
     if len(source):
         return source
-    if any(path.rglob("*.parquet")):
+    if parquet_files(path):
         return open_parquet(path, labels)
     message = f"{path} holds no images ({_searched()})"
     if outside := sum(entry["reason"] == OUTSIDE for entry in source.skipped):
         raise DataError(f"{message}, but {outside} links out of it: follow_symlinks=True reads them")
+    if source.skipped:
+        raise DataError(f"{message}, but {reasons_in_words(source.skipped)}")
     near = nearest_with_images(path)
     raise DataError(f"{message}; the nearest folder with images is {near}" if near else message)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from diptych.base.errors import DataError
-from diptych.data.decode import BadImage
 from diptych.data.labels import no_folders, numbered
 from diptych.data.source import FILE_BLOCKS, SAMPLED, digest, file_blocks, key_of
+from diptych.data.untrusted import NO_FILE, BadImage, bad_image, refusing
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -32,17 +32,22 @@ def open_parquet(path: str | Path, labels: str = "auto") -> "Parquet":
     path = Path(path)
     no_folders(str(path), labels)
     if path.is_dir():
-        root, files = path, sorted(path.rglob("*.parquet"))
+        root, files = path, parquet_files(path)
     else:
         root, files = path.parent, [path] if path.exists() else sorted(path.parent.glob(path.name))
+    if pipes := [file for file in files if not file.is_file()]:
+        raise DataError(f"{pipes[0]} is {NO_FILE}: remove it, or name the Parquet files")
     splits = {match[1].lower(): file for file in files if (match := SPLIT.search(file.stem))}
     if len(splits) > 1:
         name, file = next(iter(splits.items()))
         raise DataError(f"{path} mixes the splits {', '.join(splits)}: name one, as {file.parent}/*{name}*.parquet")
-    try:
+    with refusing(f"{path} is not complete Parquet", pyarrow.ArrowException):
         return Parquet(root, files, labels == "auto")
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not complete Parquet ({' '.join(str(error).split())[:200]!r})") from error
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """All Parquet files below a folder, by name."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".parquet" and not file.is_dir())
 
 
 def _pyarrow():
@@ -98,12 +103,9 @@ class Parquet:
         return self.classes[self.numbers[i]]
 
     def read(self, i: int) -> bytes:
-        with self.lock:
-            try:
-                start, block = self._block(i)
-                data = block[i - start].as_py()
-            except (_pyarrow().ArrowException, LookupError, StopIteration) as error:
-                raise BadImage(f"the Parquet file is damaged here ({error})") from error
+        with self.lock, bad_image("the Parquet file is damaged here", _pyarrow().ArrowException):
+            start, block = self._block(i)
+            data = block[i - start].as_py()
         if data is None:
             raise BadImage("no bytes in this row (null)")
         return data
@@ -146,9 +148,11 @@ class Parquet:
         column = _pyarrow().concat_tables(tables).column(0).combine_chunks()
         if schema.field(name).type in (_pyarrow().string(), _pyarrow().large_string()):
             column = column.dictionary_encode()
-            classes = sorted(column.dictionary.to_pylist())
-            place = np.array([classes.index(word) for word in column.dictionary.to_pylist()] + [-1])
-            return place[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)], classes
+            words = column.dictionary.to_pylist()
+            classes = sorted(words)
+            number_of = {word: number for number, word in enumerate(classes)}
+            numbers = np.array([number_of[word] for word in words] + [-1])  # the last for rows without a label
+            return numbers[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)], classes
         numbers = column.fill_null(-1).to_numpy(zero_copy_only=False)
         return numbered(numbers, len(self), str(self.files[0]), _class_names(schema, name))
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from diptych.data.decode import EXTENSIONS, BadImage
+from diptych.data.formats import EXTENSIONS, UNREAD
+from diptych.data.untrusted import BadImage
 
 MAX_BYTES = 512 * 2**20  # of one image file, compressed or not
 MAX_UNPACKING_RATIO = 200  # unpacked : packed bytes; JPEG is near 1, and 1000 is a bomb
@@ -108,6 +109,13 @@ def key_of(name: bytes) -> str:
 def is_image_name(name: bytes) -> bool:
     """True for a file name with an image's extension that is not hidden (`.x.jpg`, macOS's `._x.jpg`)."""
     return not name.startswith(b".") and name.lower().endswith(IMAGE_ENDINGS)
+
+
+def unread_reason(name: bytes) -> str | None:
+    """Why an image file of this name is left out: a format without a reader. None for all others, and for hidden files."""
+    if name.startswith(b"."):
+        return None
+    return UNREAD.get(os.path.splitext(name.lower())[1])
 
 
 class Files:

@@ -1,8 +1,11 @@
 """Images that cannot be read: recorded with their reasons, tolerated while they are few."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from diptych.base.errors import DataError
-from diptych.data.decode import BadImage
 from diptych.data.source import Source
+from diptych.data.untrusted import BadImage
 
 BAD_SHARE, BAD_FEW, BAD_RUN = 0.01, 10, 100  # tolerated: 1 % of the images or 10, and 100 one after the other
 
@@ -45,6 +48,22 @@ class Pass:
             first = f"{known.listed[0]['key']} ({known.listed[0]['reason']})"
             shown = f"{bad} of {known.total} images cannot be read, too many; first: {first}"
             raise DataError(f"{shown}; `diptych doctor SOURCE` lists them all: repair or remove them")
+
+
+def reasons_in_words(entries: Sequence[dict], most: int = 3) -> str:
+    """The reasons of {"key", "reason"} with their counts, the most frequent first: "20 HEIC: ...; 3 a broken link"."""
+    counts = Counter(entry["reason"] for entry in entries).most_common()
+    words = [f"{count:,} {reason}" for reason, count in counts[:most]]
+    return "; ".join(words) + (f"; {len(counts) - most} more reasons" if len(counts) > most else "")
+
+
+def left_out(entries: Sequence[dict]) -> str:
+    """One line about the entries of a source that are not among its images."""
+    first = f"first: {entries[0]['key']} ({entries[0]['reason']})"
+    several = len({entry["reason"] for entry in entries}) > 1
+    return f"{len(entries):,} entries of the source left out, {first}" + (
+        f"; {reasons_in_words(entries)}" if several else ""
+    )
 
 
 def too_many(bad: int, total: int) -> bool:

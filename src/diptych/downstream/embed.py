@@ -1,5 +1,6 @@
 """Embed images, in memory or as a folder."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,14 +8,17 @@ import torch
 from torch import Tensor
 
 from diptych.base.device import choose_device
+from diptych.base.errors import DataError
 from diptych.base.files import require_free_folder
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, stream
-from diptych.embeddings.store import save_embeddings
+from diptych.embeddings.store import load_embeddings, save_embeddings
 from diptych.networks.inference import require_precision
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
+
+NOT_FINITE = "its embedding is not finite (NaN or infinite)"
 
 
 def embed(
@@ -27,12 +31,12 @@ def embed(
     show: bool = True,
 ) -> Tensor:
     """Embed images: (M, E) float32 on the CPU, in their order. With `out`, also write a folder of vectors.npy, index.jsonl
-    (key, label, status; an unreadable image has a row there but no vector) and meta.json.
+    (key, label, status; an image that is unreadable or has no finite embedding has a row there but no vector) and meta.json.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32 or bfloat16.
 
     Raises OutputError for a folder that already exists, before the first image is embedded, CheckpointError when there is
-    no encoder, DataError for images that cannot be read.
+    no encoder, DataError for images that cannot be read, and where no embedding is finite. Warns if only some are.
     """
     if out is not None:
         require_free_folder(Path(out))
@@ -40,8 +44,13 @@ def embed(
     trained, where = as_trained(trained), choose_device(device)
     with ProgressBar("embed", len(images), show) as progress:
         vectors = trained(stream(images), device=where, precision=precision, progress=progress)
+    finite = vectors.isfinite().all(1)
+    if not finite.all():
+        warn_of_infinite(finite, trained)
     if out is not None:
         reasons = {row["key"]: row["reason"] for row in images.failed}
+        embedded = (key for key in images.keys if key not in reasons)  # the key of each row
+        reasons |= {key: NOT_FINITE for key, good in zip(embedded, finite.tolist(), strict=True) if not good}
         labels = {}
         if images.labels is not None:
             labels = dict(zip(images.keys, class_names(images, "embedded"), strict=True))
@@ -49,13 +58,28 @@ def embed(
         meta = {"encoder": str(origin), "preprocessing": vars(trained.preprocessing)}
         save_embeddings(
             out,
-            vectors,
+            vectors[finite],
             keys,
             labels=[labels.get(key) for key in keys],
             status=[reasons.get(key) for key in keys],
             meta=meta,
         )
     return vectors
+
+
+def warn_of_infinite(finite: Tensor, trained: Trained) -> None:
+    """Warn of embeddings that are not finite; finite: (M,) bool. Raises DataError if none is."""
+    of = f" of {trained.folder}" if trained.folder else ""
+    if not finite.any():
+        raise DataError(f"none of the {len(finite):,} embeddings is finite: the encoder{of} is damaged; train it again")
+    warnings.warn(f"{int((~finite).sum()):,} of {len(finite):,} embeddings are not finite (NaN or infinite): the encoder{of} "
+                  "overflows on these images", stacklevel=3)  # fmt: skip
+
+
+def summary(folder: Path) -> str:
+    """One line about a folder that `embed` has written."""
+    meta = load_embeddings(folder).meta
+    return f"{folder}/vectors.npy  {meta['rows']} x {meta['width']} float32, {meta['failed']} images failed"
 
 
 def embed_sets(

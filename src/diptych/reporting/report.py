@@ -10,6 +10,7 @@ import jinja2
 from diptych.base.files import HTML_MARK, PNG_MARK, make_folder, require_free_file, write_file
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
+from diptych.reporting.left_out import left_out_rows
 from diptych.reporting.numbers import (
     accuracy_section,
     clipped_texts,
@@ -104,6 +105,7 @@ def render(run: Record) -> str:
         recipe=run.recipe_text,
         environment=environment_rows(run),
         cost=cost(run),
+        left_out=left_out_rows(run),
         notes=[clip(note) for note in run.notes[:20]],
         style=style,
         script=script,

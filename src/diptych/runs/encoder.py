@@ -5,6 +5,7 @@ encoder/model.safetensors    the weights            encoder/config.json    archi
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from diptych.base.errors import CheckpointError
+from diptych.base.errors import CheckpointError, DiptychError
 from diptych.base.files import write_file
+from diptych.data.untrusted import FAULTS, NO_FILE, reason_of
 from diptych.networks.encoders import built_with, copy_of, not_taken, without_weights
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.networks.inference import Preprocessing, embeddings
 from diptych.runs.checkpoints import load_exactly, plain, read_tensors
+from diptych.runs.encoder_config import damaged, preprocessing_of, read_config
 from diptych.runs.run import Run, is_run
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,17 +117,17 @@ def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
     folder = folder.folder if isinstance(folder, Run) else Path(folder)
     place = encoder_folder(folder)
     config = read_config(place)
-    own = config["diptych"]
+    own, tensors = config["diptych"], read_weights(place, config["sha256"])
     if encoder is not None:
         network = copy_of(encoder).cpu()
-    elif own["encoder"] is not None:
-        network = build_again(without_weights(own["encoder"]))  # they are read from this folder, not fetched
+    elif own["encoder"] is not None:  # the weights are read from this folder, not fetched
+        network = build_described(without_weights(own["encoder"]), place, tensors)
     else:
         raise CheckpointError(
             f"{place} holds a custom {config['architecture']}: pass the module, load({str(folder)!r}, encoder=...), or "
             "--encoder MODULE:FUNCTION"
         )
-    load_weights(network, place, config["sha256"])
+    load_exactly(network, tensors, place / WEIGHTS)
     arguments = own["encoder"] if encoder is not None else built_with(network)
     return Trained(network.eval(), preprocessing_of(own), arguments, folder)
 
@@ -132,12 +137,54 @@ def load_weights(network: nn.Module, place: Path, sha256: str) -> None:
 
     Raises CheckpointError when they are damaged or do not fit.
     """
-    weights = place / "model.safetensors"
+    load_exactly(network, read_weights(place, sha256), place / WEIGHTS)
+
+
+def read_weights(place: Path, sha256: str) -> dict[str, Tensor]:
+    """The named weights of an encoder folder. Raises CheckpointError when they are damaged or not finite."""
+    weights = place / WEIGHTS
+    if weights.exists() and not weights.is_file():
+        raise CheckpointError(f"{weights} is {NO_FILE}; restore the encoder folder")
     if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != sha256:
         raise CheckpointError(
             f"{weights} is damaged: its hash is not the one in config.json; restore or train it again"
         )
-    load_exactly(network, read_tensors(weights), weights)
+    tensors = read_tensors(weights)
+    require_finite(tensors, weights)
+    return tensors
+
+
+def require_finite(tensors: dict[str, Tensor], file: Path) -> None:
+    """Raise CheckpointError naming the first tensor of a file that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := tensor.float().isfinite()).all():  # float8 has no isfinite
+            count = f"{int((~finite).sum()):,} of {tensor.numel():,} numbers"
+            raise CheckpointError(f"{file}: {count} of {name} are NaN or infinite; restore or train it again")
+
+
+def build_described(arguments: dict, place: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    """The network that config.json describes, if `tensors` fit it. Raises CheckpointError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about layers of no channels, which are refused anyway
+            if (outline := outline_of(arguments)) is not None:
+                shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+                if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+                    load_exactly(outline, tensors, place / WEIGHTS)  # raises: it names what differs
+            return build_again(arguments)
+    except CheckpointError:
+        raise
+    except (*FAULTS, ImportError, DiptychError) as error:
+        raise damaged(place / "config.json", f"diptych.encoder: {reason_of(error)}") from error
+
+
+def outline_of(arguments: dict) -> nn.Module | None:
+    """The network without memory for its weights, of which a description may ask for any number; None where torch cannot."""
+    try:
+        with torch.device("meta"):
+            return build_again(arguments)
+    except FAULTS:
+        return None
 
 
 def build_again(arguments: dict) -> nn.Module:
@@ -151,25 +198,6 @@ def build_again(arguments: dict) -> nn.Module:
 def as_trained(encoder: Trained | Run | str | Path) -> Trained:
     """The encoder that `embed`, `evaluate`, `classify` and `finetune` use: a `Trained` itself, or what `load` reads."""
     return encoder if isinstance(encoder, Trained) else load(encoder)
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of an encoder folder. Raises CheckpointError when it is missing or not as `save_encoder` writes it."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        preprocessing_of(config["diptych"])
-        if not (isinstance(config["sha256"], str) and isinstance(config["diptych"]["encoder"], dict | None)):
-            raise ValueError("an entry of another kind")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/config.json is missing or damaged ({type(error).__name__}: {error}); restore "
-                              "it, or create the folder again") from None  # fmt: skip
-    return config
-
-
-def preprocessing_of(own: dict) -> Preprocessing:
-    """The preprocessing in the section "diptych" of config.json; old folders have no `resize`."""
-    part = own["preprocessing"]
-    return Preprocessing(part["size"], tuple(part["mean"]), tuple(part["std"]), part.get("resize"))
 
 
 def encoder_folder(folder: str | Path) -> Path:

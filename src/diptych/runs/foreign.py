@@ -19,7 +19,7 @@ from diptych.base.errors import CheckpointError
 from diptych.base.files import require_free_folder
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.runs.checkpoints import load_exactly
-from diptych.runs.encoder import Preprocessing, save_encoder
+from diptych.runs.encoder import Preprocessing, require_finite, save_encoder
 
 # Blocks per stage, whether they are bottlenecks -> name (He et al. 2016, table 1).
 RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -102,6 +102,7 @@ def import_weights(
     size = size or (32 if small else 224)
     normal = CIFAR_MEAN_STD if small else IMAGENET_MEAN_STD
     expected = Preprocessing(size, mean or normal[0], std or normal[1], None if small else round(size * 256 / 224))
+    require_finite(layout.weights, file)
     network = make_encoder(name, stem, size)
     # Counters of batches, which files from before 2018 lack and evaluation does not use.
     missing = [key for key in network.state_dict() if key.endswith("num_batches_tracked") and key not in layout.weights]

@@ -4,7 +4,7 @@ recipe.yaml         the settings, every default written out          log.jsonl  
 environment.json    versions, device, threads, commit                checkpoints/        the states to resume from
 encoder/            the result: weights and preprocessing            untrained/          the same encoder before step 0
 pictures/           arrays for the report                            evaluations.jsonl   accuracies and the diagnosis
-bad_files.jsonl     images that could not be read, and why; absent if there are none
+bad_files.jsonl     files of the source that are not used, and why; absent if there are none
 """
 
 import contextlib

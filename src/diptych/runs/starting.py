@@ -6,7 +6,8 @@ from torch import nn
 
 from diptych.base.errors import CheckpointError
 from diptych.networks.encoders import built_with
-from diptych.runs.encoder import encoder_folder, load_weights, read_config
+from diptych.runs.encoder import encoder_folder, load_weights
+from diptych.runs.encoder_config import read_config
 from diptych.runs.run import Run
 
 OPEN = ("size", "pretrained")  # arguments of an encoder that its weights may differ in; their shapes are compared

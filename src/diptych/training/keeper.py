@@ -78,9 +78,9 @@ class Keeper:
         return State()
 
     def list_bad(self) -> None:
-        """Append the images that could not be read, each once, to bad_files.jsonl."""
+        """Append what is left out of the source, once, to bad_files.jsonl."""
         listed = {line["key"] for line in read_json_lines(self.run.folder / "bad_files.jsonl", BAD_FILE_KINDS)}
-        if new := [row for row in self.images.failed if row["key"] not in listed]:
+        if new := [row for row in self.images.left_out if row["key"] not in listed]:
             self.run.append("bad_files.jsonl", new)
 
     def restore(self, checkpoint: Path) -> State:
