@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
 from diptych.methods.method import Method, Rule
+from diptych.training.lars import Lars
 
 
 def sgd(
@@ -53,25 +54,16 @@ def lars(
 ) -> torch.optim.Optimizer:
     """LARS (You et al. 2017), as in Barlow Twins: 1-d parameters not decayed, not adapted, at `bias_lr`.
 
-    A weight w moves by `lr * trust * |w| / (|g| + weight_decay * |w|)` times its decayed gradient; with
-    `clip` (LARC, solo-learn) by at most `lr` times it. `groups` come before the rule for 1-d parameters, and
-    so can overrule it. lr: by default Barlow Twins' for a batch of 256 (sec. 2.2); for another batch, multiply it by
-    batch_size / 256.
+    A weight w with gradient g moves by `lr * trust * |w| / |g + weight_decay * w|` times g + weight_decay * w, which is the
+    form of Barlow Twins' program. clip: LARC as in solo-learn, which divides by |g| + weight_decay * |w| and moves w by at
+    most `lr` times its decayed gradient. `groups` come before the rule for 1-d parameters, and so can overrule it. lr: by
+    default Barlow Twins' for a batch of 256 (sec. 2.2); for another batch, multiply it by batch_size / 256.
     """
-    from timm.optim import Lars  # imported late: timm takes two seconds
-
     plain: dict[str, Any] = {"match": "1d", "weight_decay": 0.0, "adapt": False}
     if bias_lr is not None:
         plain["lr"] = bias_lr
-    eps = 1e-8 if clip else 0.0  # solo-learn's code has one, the paper's has none
-    return Lars(
-        _groups(module, (*_rules(module, groups), plain), lr, weight_decay, adapts=True),
-        lr=lr,
-        momentum=momentum,
-        trust_coeff=trust,
-        eps=eps,
-        trust_clip=clip,
-    )
+    rules = (*_rules(module, groups), plain)
+    return Lars(_groups(module, rules, lr, weight_decay, adapts=True), lr=lr, momentum=momentum, trust=trust, clip=clip)
 
 
 def lamb(
