@@ -66,7 +66,8 @@ def knn_accuracy(
     """Weighted kNN: the k training embeddings of highest cosine s vote with exp(s / temperature).
 
     Wu et al. 2018, sec. 3.4. train (M, E), test (N, E). k: by default as `neighbours_for`; capped at M, with a note in the
-    details, which contain the k that was used. Deterministic, on the device of `train`. Raises DataError as
+    details, which contain the k that was used. Deterministic, on the device of `train`. Embeddings that point nearly the same
+    way keep their order, see `nearest.Centred`; all others are compared in plain float32. Raises DataError as
     `checked_embeddings` and `check_classes` do, RecipeError for k < 1 and a temperature of 0 or less.
     """
     check_vote(k, temperature)
