@@ -119,7 +119,8 @@ def linear_probe(
     """Softmax regression on frozen embeddings, (M, E) and (N, E), standardized by the training set.
 
     The L2 penalty is chosen on a seeded, stratified part of the training set; the test set is used once. The details
-    contain the penalties tried, the choice, whether it is at an end of the list, and how well the optimizer converged.
+    contain the penalties tried, the choice, whether it is at an end of the list, and whether the optimizer "converged":
+    the objective is at most 0.1 % above its minimum. With tiny penalties float32 may not show that.
     Runs on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes` do, RecipeError for a
     penalty <= 0.
     """
