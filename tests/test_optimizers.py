@@ -370,7 +370,7 @@ def test_state_survives_a_round_trip(name):
         (sgd, {"match": "1d", "adapt": False}, r"has \['adapt'\]"),
         (lamb, {"match": "1d", "schedule": "linear"}, "'follow' or 'constant'"),
         (lamb, {"match": "1d", "lr": "1e-3"}, "lr is a number"),
-        (lamb, {"match": "1d", "weight_decay": -1}, "weight_decay is a number"),
+        (lamb, {"match": "1d", "weight_decay": -1}, "weight_decay is -1; it must be at least 0"),
         (lars, {"match": "predictor", "adapt": False}, "its weight_decay must be 0.0"),
     ],
 )
