@@ -23,8 +23,8 @@ MOST_ARROWS = 60  # between rooms
 KNOWS_ONLY = {
     "methods.losses": {"base.processes"},
     "methods.method": {"base.errors", "base.random_at"},
-    "methods.barlow_twins": {"base.errors", "methods.losses", "methods.method", "networks.projectors"},
-    "methods.simsiam": {"base.errors", "methods.losses", "methods.method", "networks.projectors"},
+    "methods.barlow_twins": {"base.errors", "base.ranges", "methods.losses", "methods.method", "networks.projectors"},
+    "methods.simsiam": {"base.errors", "base.ranges", "methods.losses", "methods.method", "networks.projectors"},
     "reporting.charts": set(),
     "reporting.pictures": {"base.errors"},
 }

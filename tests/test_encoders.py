@@ -93,7 +93,11 @@ def test_networks_for_one_size_are_built_for_the_asked_one():
     [
         ("resnet81", {}, "no encoder is named 'resnet81'; near: .*resnet18"),
         ("keras_resnet43", {}, "near: keras_resnet34"),
-        ("resnet18", {"stem": "tiny"}, "stem 'tiny' is none of auto, small, small-stride2, small-padded, standard"),
+        (
+            "resnet18",
+            {"stem": "tiny"},
+            "stem is 'tiny'; it must be one of auto, small, small-stride2, small-padded, standard",
+        ),
         ("resnet18", {"chanels": (8, 8, 8, 8)}, "resnet18 has no option 'chanels'; near: channels"),
         (
             "mobilenetv3_small_050",

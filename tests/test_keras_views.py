@@ -12,7 +12,7 @@ import torch
 from shared import shared, wave
 from torch import Tensor
 
-from diptych.base.errors import DataError, RecipeError
+from diptych.base.errors import RecipeError
 from diptych.base.random_at import random_at
 from diptych.commands import recipe
 from diptych.commands.build import build_views
@@ -271,7 +271,7 @@ def test_wrong_arguments_are_named(make, message):
 
 
 def test_a_square_must_fit():
-    with pytest.raises(DataError, match=r"sides \[24, 31\] do not fit 30 x 40 images"):
+    with pytest.raises(RecipeError, match=r"sides \[24, 31\] do not fit 30 x 40 images"):
         View([KerasCrop()])(photos(1)[..., :30, :].repeat(1, 1, 1, 2)[..., :40], random_at(0))
 
 

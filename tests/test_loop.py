@@ -147,7 +147,7 @@ def test_one_piece_is_the_batch_with_its_statistics_and_dropout(tmp_path, quiet)
 
 def test_a_last_update_that_no_loss_has_seen(tmp_path, monkeypatch):
     """One step of an enormous rate: its loss was finite, the encoder is not."""
-    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: optimizers.sgd(method, lr=1e38))
+    monkeypatch.setattr(tiny, "lars", lambda method, lr, weight_decay: optimizers.sgd(method, lr=1e18))
     with pytest.raises(DivergedError, match="embeddings are not finite after the last step"):
         tiny_run(tmp_path / "run", epochs=1, batch_size=48, schedule=lambda progress: 1.0)
     assert not (tmp_path / "run" / "encoder").exists()

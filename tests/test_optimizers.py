@@ -175,6 +175,53 @@ def test_clipped_lars_is_solo_learns_formula():
     assert any(clipped) and not all(clipped)
 
 
+def program_step(w, g, m, *, lr, decay, momentum=0.9, trust=0.001):
+    """LARS of Barlow Twins' program on one tensor, number by number in float64. Returns the new w and momentum."""
+    h = [gi + decay * wi for wi, gi in zip(w, g, strict=True)]
+    size, slope = (math.sqrt(math.fsum(x * x for x in numbers)) for numbers in (w, h))
+    q = trust * size / slope if size > 0 and slope > 0 else 1.0
+    m = [momentum * mi + q * hi for mi, hi in zip(m, h, strict=True)]
+    return [wi - lr * mi for wi, mi in zip(w, m, strict=True)], m
+
+
+@pytest.mark.parametrize("decay", [1e-6, 1.0])
+@pytest.mark.parametrize("case", ["gradients", "a zero gradient", "zero weights"])
+def test_lars_is_the_barlow_twins_programs_formula(case, decay):
+    """The decay is added to the gradient before its length is taken; timm's form divides by |g| + decay |w|."""
+    net = nn.Linear(5, 4, bias=False).double()
+    net.weight.data = torch.from_numpy(wave((4, 5), 70)) * (case != "zero weights")
+    optimizer = lars(net, 0.7, weight_decay=decay)
+    w, m = net.weight.detach().flatten().tolist(), [0.0] * 20
+    for step in range(6):
+        gradient = torch.from_numpy(wave((4, 5), 71 + step)) * (case != "a zero gradient" or step % 2)
+        w, m = program_step(w, gradient.flatten().tolist(), m, lr=0.7 * (step + 1) / 6, decay=decay)
+        set_rates(optimizer, (step + 1) / 6)
+        net.weight.grad = gradient.clone()
+        optimizer.step()
+        assert net.weight.flatten().tolist() == pytest.approx(w, rel=1e-12, abs=1e-15)
+        assert torch.equal(net.weight.grad, gradient), "the gradient is only read"
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("zero", [None, "weights", "gradient"])
+def test_clipped_lars_is_timms(decay, zero):
+    from timm.optim import Lars
+
+    ours, theirs = Problem(torch.float64), Problem(torch.float64)
+    mine = lars(ours, 0.4, weight_decay=decay, trust=0.9, clip=True)
+    groups = lars(theirs, 0.4, weight_decay=decay, trust=0.9, clip=True).param_groups
+    twin = Lars(groups, lr=0.4, momentum=0.9, eps=1e-8)
+    for step in range(5):
+        for problem, optimizer in ((ours, mine), (theirs, twin)):
+            problem.w.data *= zero != "weights" or step > 0
+            set_rates(optimizer, (step + 1) / 5)
+            optimizer.zero_grad()
+            problem().backward()
+            problem.w.grad *= zero != "gradient" or step % 2
+            optimizer.step()
+        assert torch.allclose(ours.w, theirs.w, rtol=1e-13, atol=0) and torch.equal(ours.b, theirs.b)
+
+
 @pytest.mark.parametrize("clip", [True, False])
 def test_lars_stays_finite_at_rate_zero_and_without_a_gradient(clip):
     """The first step of a warm-up has rate 0; a weight or its gradient may be 0."""
@@ -323,7 +370,7 @@ def test_state_survives_a_round_trip(name):
         (sgd, {"match": "1d", "adapt": False}, r"has \['adapt'\]"),
         (lamb, {"match": "1d", "schedule": "linear"}, "'follow' or 'constant'"),
         (lamb, {"match": "1d", "lr": "1e-3"}, "lr is a number"),
-        (lamb, {"match": "1d", "weight_decay": -1}, "weight_decay is a number"),
+        (lamb, {"match": "1d", "weight_decay": -1}, "weight_decay is -1; it must be at least 0"),
         (lars, {"match": "predictor", "adapt": False}, "its weight_decay must be 0.0"),
     ],
 )

@@ -44,7 +44,7 @@ def test_ends_and_corners():
 
 
 def test_a_warm_up_as_long_as_training_is_refused():
-    with pytest.raises(RecipeError, match="warmup is a share"):
+    with pytest.raises(RecipeError, match="warmup is .*; it must be at least 0 and below 1"):
         warmup_cosine(warmup=10)
 
 

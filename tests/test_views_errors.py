@@ -70,7 +70,7 @@ def test_images_that_no_view_can_take():
             made.apply(images, made.sample(len(images), random_at(0)))
     with pytest.raises(ValueError, match="draw_slice"):
         made.apply(photos, made.sample(3, random_at(0)))
-    with pytest.raises(DataError, match="raise padding"):
+    with pytest.raises(RecipeError, match="raise padding"):
         View([RandomCrop(40, padding=3)])(photos, random_at(0))
-    with pytest.raises(DataError, match="too large"):
+    with pytest.raises(RecipeError, match="too large"):
         View([GaussianBlur(p=1.0, kernel=65)])(photos, random_at(0))

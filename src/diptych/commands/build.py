@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from diptych.base.errors import RecipeError
 from diptych.base.random_at import random_at, seed_at
+from diptych.base.ranges import Range
 from diptych.commands.schema import call_arguments
 from diptych.data.images import Images
 from diptych.methods import METHODS, Method
-from diptych.networks.encoders import encoder
+from diptych.networks.encoders import embedding_width, encoder
 from diptych.training.optimizers import OPTIMIZERS
 from diptych.training.schedules import SCHEDULES
 from diptych.training.watch import Watch, collapse_watch, knn_watch
 from diptych.views import OPERATIONS, Operation, View
+
+Watched = Annotated[int, Range(2, 2**20)]  # images
 
 
 @dataclass
@@ -30,14 +34,26 @@ class Built:
 def build(recipe: dict) -> Built:
     """Method, views, optimizer and schedule of a recipe checked by `read_recipe`. Its seed draws the weights."""
     views = build_views(recipe["views"])
-    size = recipe["encoder"].get("size") or views[0].size or recipe["images"]["size"]
+    pixels = recipe["images"]["size"]
+    try_views(views, pixels)
+    size = recipe["encoder"].get("size") or views[0].size or pixels
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: no GPU is used before it is chosen
         torch.default_generator.manual_seed(seed_at(recipe["pretrain"]["seed"], "init"))
         network = encoder(**call_arguments(encoder, recipe["encoder"]) | {"size": size})
+        for other in {view.size or pixels for view in views} - {size, None}:
+            embedding_width(network, recipe["encoder"]["name"], other)
         method = construct(METHODS, recipe["method"], network)
     return Built(
         method, views, construct(OPTIMIZERS, recipe["optimizer"], method), construct(SCHEDULES, recipe["schedule"])
     )
+
+
+def try_views(views: list[View], size: int | None) -> None:
+    """Make the views of one gray image of `size` pixels, if that is known: RecipeError where they do not fit it."""
+    if size is not None:
+        gray = torch.full((1, 3, size, size), 127, dtype=torch.uint8)
+        for index, view in enumerate(views):
+            view(gray, random_at(0, "views", 0, index))
 
 
 def construct(constructors: dict, options: dict, *first: object):
@@ -52,7 +68,7 @@ def build_views(options: list[dict]) -> list[View]:
     return [view for entry in options for view in repeat_view(**entry)]
 
 
-def repeat_view(do: list, times: int = 1) -> list[View]:
+def repeat_view(do: list, times: Annotated[int, Range(1, 64)] = 1) -> list[View]:
     """`times` views of the operations `do`, a list of `{name: {argument: value}}`. The views draw independently."""
     return [
         View([build_operation(name, options) for entry in do for name, options in entry.items()]) for _ in range(times)
@@ -70,7 +86,13 @@ def build_watches(recipe: dict, built: Built, images: Images) -> list[Watch]:
 
 
 def watches(
-    built: Built, photos: Images, seed: int, *, collapse: bool = True, knn: bool = True, images: int = 512
+    built: Built,
+    photos: Images,
+    seed: int,
+    *,
+    collapse: bool = True,
+    knn: bool = True,
+    images: Watched = 512,
 ) -> list[Watch]:
     """Readings on `photos` that `seed` chooses: signs of collapse on `images` of them, kNN accuracy on 8 times as many.
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from diptych.base import strict_yaml
 from diptych.base.errors import RecipeError
-from diptych.commands.build import repeat_view, watches
+from diptych.commands.build import build_operation, repeat_view, watches
 from diptych.commands.fitting import fit
 from diptych.commands.schema import arguments
 from diptych.commands.shelf import fail, find_recipe
 from diptych.data.images import images
 from diptych.downstream.evaluate import evaluate
+from diptych.downstream.protocols import require_names
 from diptych.methods import METHODS
 from diptych.networks.encoders import REACHING, encoder
 from diptych.training.budget import check_length
@@ -102,7 +103,7 @@ def override(recipe: dict, text: str, where: str) -> tuple[str, ...]:
 
 
 def position(items: list, part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not (part.isascii() and part.isdigit() and len(part) < 10) or int(part) >= len(items):
         raise RecipeError(f"{key}: {part} is not a position in a list of {len(items)} (counted from 0)")
     return int(part)
 
@@ -133,8 +134,9 @@ def resolve(recipe: dict, where: str) -> dict:
             complete[section] = arguments(call, GIVEN_BY_COMMAND.get(section, ()), options, f"{where}: {section}")
     try:
         check_length(complete["pretrain"].get("epochs"), complete["pretrain"].get("budget"))
+        require_names(complete["evaluate"]["protocols"])
     except RecipeError as error:
-        raise RecipeError(f"{where}: pretrain: {error}") from None
+        raise RecipeError(f"{where}: {error}") from None
     if refused := [key for key in complete["encoder"] if key in REACHING]:
         raise RecipeError(f"{where}: encoder takes no {refused[0]}; use pretrained, or import-weights")
     return complete
@@ -171,8 +173,6 @@ def resolve_views(options: Any, where: str) -> list[dict]:
 def resolve_view(entry: Any, where: str) -> dict:
     """One entry of the list of views."""
     entry = arguments(repeat_view, (), entry, where)
-    if entry["times"] < 1:
-        raise RecipeError(f"{where}.times is {entry['times']}; it must be at least 1")
     if not entry["do"]:
         raise RecipeError(f"{where}.do is an empty list; name an operation, as `- horizontal_flip: {{p: 0.5}}`")
     operations = [resolve_operation(options, f"{where}.do.{index}") for index, options in enumerate(entry["do"])]
@@ -186,4 +186,9 @@ def resolve_operation(entry: Any, where: str) -> dict[str, dict]:
         raise RecipeError(f"{where}: {entry!r} is not one operation; write `- name: {{argument: value}}`")
     [(name, options)] = entry.items()
     check_name(name, OPERATIONS, f"{where}: there is no operation {name!r}")
-    return {name: arguments(OPERATIONS[name], (), {} if options is None else options, f"{where}.{name}")}
+    options = arguments(OPERATIONS[name], (), {} if options is None else options, f"{where}.{name}")
+    try:
+        build_operation(name, options)  # an operation checks its own numbers
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return {name: options}

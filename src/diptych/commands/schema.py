@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from diptych.base.errors import RecipeError
+from diptych.base.ranges import check_range, ranged_hints, short
 from diptych.commands.shelf import fail
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
@@ -23,8 +24,8 @@ def arguments(make: Callable, given: Collection[str], options: Any, where: str) 
 
     given: arguments that a command passes; a recipe must not set them.
 
-    Raises RecipeError for an unknown key, a missing one or a value of a wrong type. A function that takes `**options`
-    takes unknown keys too, and checks them itself.
+    Raises RecipeError for an unknown key, a missing one, or a value of a wrong type or outside of its range. A function that
+    takes `**options` takes unknown keys too; the range of their hint holds for all numbers in them.
     """
     if not isinstance(options, Mapping):
         raise RecipeError(f"{where} is a map of arguments, not {options!r}")
@@ -39,6 +40,9 @@ def arguments(make: Callable, given: Collection[str], options: Any, where: str) 
     defaults = {
         name: parameters[name].default for name in known if parameters[name].default is not inspect.Signature.empty
     }
+    ranges = ranged_hints(make)
+    for key, value in values.items():
+        check_range(value, ranges[key] if key in known else ranges["options"], f"{where}.{key}")
     for name in known:
         if name not in values and name not in defaults:
             raise RecipeError(f"{where} needs {name}")
@@ -83,7 +87,7 @@ def checked_value(value: Any, hint: Any, where: str) -> Any:
             raise RecipeError(f"{where}: {error}") from None
         return value
     if not fits_hint(value, hint):
-        raise RecipeError(f"{where} is {value!r}, which is not {spell(hint)}")
+        raise RecipeError(f"{where} is {short(value)}, which is not {spell(hint)}")
     return value
 
 

@@ -1,9 +1,11 @@
 """Images as uint8 squares with one way to read them: from memory if the set fits, else decoded when needed."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.base.random_at import random_at
+from diptych.base.ranges import Range, Side, Words, checked
 from diptych.base.threads import in_order
 from diptych.data.arrays import Pixels
 from diptych.data.decode import MAX_PIXELS
@@ -27,17 +30,18 @@ __all__ = ["NAMED", "BadImage", "Images", "Source", "images", "open_source"]
 REPLACEMENTS = 16  # tried for one bad image; if 1 % are bad, all 16 are bad once in 1e32 times
 
 
+@checked
 def images(
     source: str | os.PathLike | Source | np.ndarray | Tensor,
-    size: int | None = None,
-    labels: str | Sequence | np.ndarray = "auto",
-    on_bad: str = "skip",
-    max_pixels: float = MAX_PIXELS,
+    size: Side | None = None,
+    labels: Annotated[str, Words("auto|folder|none")] | Sequence | np.ndarray = "auto",
+    on_bad: Annotated[str, Words("skip|error")] = "skip",
+    max_pixels: Annotated[float, Range(1, math.inf)] = MAX_PIXELS,
     background: str = "white",
-    fit: str = "crop",
+    fit: Annotated[str, Words("crop|squash")] = "crop",
     follow_symlinks: bool = False,
-    resident: bool | str = "auto",
-    fingerprint: str = "sampled",
+    resident: bool | Annotated[str, Words("auto")] = "auto",
+    fingerprint: Annotated[str, Words("sampled|full")] = "sampled",
     progress: Callable[[int, int], None] | None = None,
 ) -> "Images":
     """The images of a source, as squares of `size` pixels. Only labels and a few headers are read now.
@@ -61,8 +65,6 @@ def images(
         raise RecipeError(f"on_bad={on_bad!r} is not one of skip, error")
     if resident not in (True, False, "auto"):
         raise RecipeError(f"resident={resident!r} is not one of auto, true, false")
-    if fingerprint not in ("sampled", "full"):
-        raise RecipeError(f"fingerprint={fingerprint!r} is not one of sampled, full")
     given_labels = None if isinstance(labels, str) else labels
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()
@@ -73,7 +75,7 @@ def images(
     if not len(source):
         raise DataError("the source holds no images")
     if skipped := getattr(source, "skipped", ()):
-        warnings.warn(left_out(skipped), stacklevel=2)
+        warnings.warn(left_out(skipped), stacklevel=3)
     squares = Squares(source, size, max_pixels, background, fit)
     numbers, classes = (None, None) if given_labels is None and labels == "none" else all_labels(source, given_labels)
     in_memory = None if resident == "auto" else bool(resident)
@@ -293,7 +295,7 @@ class Images:
         """Warn of the images being read: a read from a network disk that has gone never returns."""
         rows = list(self.squares.reading.values())
         shown = ", ".join(self.source.key(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
-        warnings.warn(f"no image came for {seconds:.0f} s; still being read: {shown}", stacklevel=2)
+        warnings.warn(f"no image came for {seconds:.0f} s; still being read: {shown}", stacklevel=3)
 
     def _select(self, indices: np.ndarray) -> None:
         self.rows, self._places = self.rows[indices], self._places[indices]

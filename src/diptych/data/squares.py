@@ -26,7 +26,8 @@ class Squares:
         if size is not None and size < 1:
             raise RecipeError(f"size={size} is not a positive number of pixels")
         try:
-            ImageColor.getrgb(background)
+            if not all(0 <= part <= 255 for part in ImageColor.getrgb(background)):
+                raise ValueError("out of range")
         except ValueError as error:
             raise RecipeError(f"background={background!r} is not a colour: use white, #808080 or the like") from error
         self.source, self.max_pixels, self.background, self.fit = source, max_pixels, background, fit

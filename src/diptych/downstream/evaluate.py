@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from diptych.base.device import choose_device
 from diptych.base.errors import CheckpointError
 from diptych.base.files import require_writable
 from diptych.base.random_at import random_at
+from diptych.base.ranges import Count, Device, Positive, Seed, Words, checked
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, readable, stream
@@ -40,18 +41,19 @@ QUERIES, SHOWN_NEIGHBOURS = 10, 6  # rows and columns of neighbours in the repor
 THUMBNAIL = 48  # pixels
 
 
+@checked
 def evaluate(
     trained: Trained | Run | str | Path,
     train: Images,
     test: Images,
     *,
-    k: int | None = None,
-    temperature: float = TEMPERATURE,
+    k: Count | None = None,
+    temperature: Positive = TEMPERATURE,
     protocols: Sequence[str] = DEFAULT,
     baselines: bool = True,
-    seed: int = 0,
-    precision: str = "float32",
-    device: str = "auto",
+    seed: Seed = 0,
+    precision: Annotated[str, Words("float32|bfloat16")] = "float32",
+    device: Device = "auto",
     show: bool = True,
 ) -> Evaluation:
     """Evaluate an encoder on labelled images. A run folder stores the result for its report.

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from diptych.base.device import choose_device
 from diptych.base.errors import CheckpointError, RecipeError
 from diptych.base.files import require_writable
 from diptych.base.random_at import seed_at
+from diptych.base.ranges import Count, Device, Range, Rate, Seed, checked
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import Tell, class_names, readable
@@ -37,22 +39,23 @@ class Tested:
     z_test: list[Tensor]
 
 
+@checked
 def finetune(
     trained: Trained | Run | str | Path,
     train: Images,
     test: Images,
     labels: float | str = 0.01,
     *,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    encoder_lr: float | None = None,
-    head_lr: float | None = None,
-    scratch_lr: float | None = None,
+    epochs: Count | None = None,
+    steps: Count | None = None,
+    batch_size: Annotated[int, Range(2, 2**24)] | None = None,
+    encoder_lr: Rate | None = None,
+    head_lr: Rate | None = None,
+    scratch_lr: Rate | None = None,
     published: bool = False,
-    seed: int = 0,
-    seeds: int = 1,
-    device: str = "auto",
+    seed: Seed = 0,
+    seeds: Count = 1,
+    device: Device = "auto",
     show: bool = True,
 ) -> Evaluation:
     """Train a copy of an encoder and a linear layer on few labels, beside its rivals on the same labels.

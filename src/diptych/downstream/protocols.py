@@ -60,11 +60,17 @@ def fine_tuned(subject: Subject, task: Task) -> Score | None:
 
 def require_protocols(protocols: Sequence[str], trained: Trained) -> None:
     """Raises RecipeError for an unknown protocol, and the errors that a protocol would raise for this encoder later."""
+    require_names(protocols)
+    for name in protocols:
+        if name in REQUIREMENTS:
+            REQUIREMENTS[name](trained)
+
+
+def require_names(protocols: Sequence[str]) -> None:
+    """Raises RecipeError for an unknown protocol."""
     for name in protocols:
         if name not in PROTOCOLS:
             raise RecipeError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
-        if name in REQUIREMENTS:
-            REQUIREMENTS[name](trained)
 
 
 PROTOCOLS: dict[str, Callable[[Subject, Task], Score | None]] = {

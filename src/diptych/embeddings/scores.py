@@ -66,7 +66,8 @@ def knn_accuracy(
     """Weighted kNN: the k training embeddings of highest cosine s vote with exp(s / temperature).
 
     Wu et al. 2018, sec. 3.4. train (M, E), test (N, E). k: by default as `neighbours_for`; capped at M, with a note in the
-    details, which contain the k that was used. Deterministic, on the device of `train`. Raises DataError as
+    details, which contain the k that was used. Deterministic, on the device of `train`. Embeddings that point nearly the same
+    way keep their order, see `nearest.Centred`; all others are compared in plain float32. Raises DataError as
     `checked_embeddings` and `check_classes` do, RecipeError for k < 1 and a temperature of 0 or less.
     """
     check_vote(k, temperature)
@@ -118,7 +119,8 @@ def linear_probe(
     """Softmax regression on frozen embeddings, (M, E) and (N, E), standardized by the training set.
 
     The L2 penalty is chosen on a seeded, stratified part of the training set; the test set is used once. The details
-    contain the penalties tried, the choice, whether it is at an end of the list, and how well the optimizer converged.
+    contain the penalties tried, the choice, whether it is at an end of the list, and whether the optimizer "converged":
+    the objective is at most 0.1 % above its minimum. With tiny penalties float32 may not show that.
     Runs on the device of `train`. Raises DataError as `checked_embeddings` and `check_classes` do, RecipeError for a
     penalty <= 0.
     """

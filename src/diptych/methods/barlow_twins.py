@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from diptych.base.ranges import Positive, Rate, Width, checked
 from diptych.methods.losses import barlow_twins
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width, two_views
 from diptych.networks.projectors import mlp
@@ -29,15 +30,16 @@ class BarlowTwins(Method):
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,
-        projector: Sequence[int] | nn.Module = (8192, 8192, 8192),
+        projector: Sequence[Width] | nn.Module = (8192, 8192, 8192),
         bias: bool = False,
-        off_diagonal_weight: float = 0.0051,
-        eps: float = 1e-5,
-        scale: float = 1.0,
-        width: int | None = None,
+        off_diagonal_weight: Rate = 0.0051,
+        eps: Rate = 1e-5,
+        scale: Positive = 1.0,
+        width: Width | None = None,
     ):
         super().__init__()
         self.encoder = encoder

@@ -10,12 +10,14 @@ It learns in few passes over the images, as every view of a batch is compared wi
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.base.processes import gather_rows
+from diptych.base.ranges import Range, Rate, Width, checked
 from diptych.methods.losses import wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width
 from diptych.networks.projectors import mlp
@@ -32,13 +34,14 @@ class CodingRate(Method):
 
     views = range(2, 65)
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,
-        projector: Sequence[int] | nn.Module = (1024, 512),
-        weight: float = 200.0,
-        eps: float = 0.2,
-        width: int | None = None,
+        projector: Sequence[Width] | nn.Module = (1024, 512),
+        weight: Rate = 200.0,
+        eps: Annotated[float, Range(1e-4, 1e4)] = 0.2,
+        width: Width | None = None,
     ):
         super().__init__()
         self.encoder = encoder

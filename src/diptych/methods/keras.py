@@ -8,18 +8,20 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from diptych.base.ranges import Rate, Width, checked
 from diptych.methods.barlow_twins import BarlowTwins
 from diptych.methods.method import embedding_width
 from diptych.methods.simsiam import SimSiam
 from diptych.networks.keras import freeze_statistics, keras_predictor, keras_projector
 
 
+@checked
 def keras_barlow_twins(
     encoder: nn.Module,
-    projector: Sequence[int] = (5000, 5000, 5000),
-    off_diagonal_weight: float = 0.005,
-    eps: float = 0.0,
-    width: int | None = None,
+    projector: Sequence[Width] = (5000, 5000, 5000),
+    off_diagonal_weight: Rate = 0.005,
+    eps: Rate = 0.0,
+    width: Width | None = None,
 ) -> BarlowTwins:
     """Barlow Twins with the example's projector and off-diagonal weight, and variances without an epsilon.
 
@@ -30,12 +32,13 @@ def keras_barlow_twins(
     return BarlowTwins(encoder, layers, off_diagonal_weight=off_diagonal_weight, eps=eps)
 
 
+@checked
 def keras_simsiam(
     encoder: nn.Module,
-    projector: Sequence[int] = (2048, 2048),
-    predictor: int = 512,
+    projector: Sequence[Width] = (2048, 2048),
+    predictor: Width = 512,
     frozen_statistics: bool = False,
-    width: int | None = None,
+    width: Width | None = None,
 ) -> SimSiam:
     """SimSiam with the example's predictor and its projector, whose last BN has scale and shift.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
+from diptych.base.ranges import Width, checked
 from diptych.methods.losses import negative_cosine
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections, embedding_width, two_views
 from diptych.networks.projectors import mlp
@@ -32,13 +33,14 @@ class SimSiam(Method):
     Raises RecipeError for a predictor given by a width when the projector is a module, whose D is unknown.
     """
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,
-        projector: Sequence[int] | nn.Module = (2048, 2048, 2048),
-        predictor: int | nn.Module = 512,
+        projector: Sequence[Width] | nn.Module = (2048, 2048, 2048),
+        predictor: Width | nn.Module = 512,
         stop_gradient: bool = True,
-        width: int | None = None,
+        width: Width | None = None,
     ):
         super().__init__()
         self.encoder = encoder

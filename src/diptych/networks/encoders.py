@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import timm
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
+from diptych.base.ranges import Options, Share, Side, Words, check_range, checked
 from diptych.networks.joined import Joined
 from diptych.networks.keras import KERAS_NETWORKS
+from diptych.networks.limits import bounded
 from diptych.networks.patches import PatchDictionary
 from diptych.networks.small import SmallConvolutions
 
@@ -47,6 +49,18 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small_convolutions": SmallConvolutions,
 }
 STEMS = ("auto", "small", "small-stride2", "small-padded", "standard")
+Stem = Annotated[str, Words("|".join(STEMS))]
+# What the code of networks raises for options that it cannot use.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Options that make timm read or fetch files: not allowed in recipes and encoder folders, which may come from others.
 REACHING = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
 # The arguments of `encoder` for every network that it has built and that is still in use.
@@ -56,12 +70,13 @@ _ARGUMENTS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 STEM_PIXELS = {"small": 32, "small-stride2": 64}
 
 
+@checked
 def encoder(
     name: str,
-    stem: str = "auto",
-    size: int | None = None,
+    stem: Stem = "auto",
+    size: Side | None = None,
     pretrained: bool = False,
-    **options: Any,
+    **options: Options,
 ) -> nn.Module:
     """A network without classifier: images (N, 3, S, S) -> embedding (N, E). E is its `num_features`.
 
@@ -76,14 +91,16 @@ def encoder(
 
     Raises RecipeError for an unknown name, stem or option, and for weights that are not available.
     """
-    if stem not in STEMS:
-        raise RecipeError(f"stem {stem!r} is none of {', '.join(STEMS)}")
     if stem == "auto" and (pretrained or name in NETWORKS):
         stem = "standard"  # the one that the weights are for, or the only one
-    if name in NETWORKS:
-        network = _own_network(name, stem, size, pretrained, options)
-    else:
-        network, stem = _timm_network(name, stem, size, pretrained, options)
+    for key in options:
+        if key.endswith("_rate"):  # of dropout and the like: timm checks them in training, or not at all
+            check_range(options[key], Share, f"encoder: {key}")
+    with bounded(f"encoder {name}"):
+        if name in NETWORKS:
+            network = _own_network(name, stem, size, pretrained, options)
+        else:
+            network, stem = _timm_network(name, stem, size, pretrained, options)
     _ARGUMENTS[network] = {"name": name, "stem": stem, "size": size, **without_weights(options)}
     return network
 
@@ -145,7 +162,9 @@ def _timm_network(name: str, stem: str, size: int | None, pretrained: bool, opti
         stem = fitting[0] if fitting and _has_stem(network) else "standard"
     if stem.startswith("small"):
         _make_stem_small(network, name, 2 if stem == "small-stride2" else 1, 2 if stem == "small-padded" else 1)
-    width = _embedding_width(network, name, size or network.pretrained_cfg["input_size"][-1])
+    width = embedding_width(
+        network, f"{name} with {options}" if options else name, size or network.pretrained_cfg["input_size"][-1]
+    )
     if network.num_features != width:  # timm may give the width before a last, widening layer (MobileNetV3, VGG)
         network.num_features = width
     return network, stem
@@ -158,7 +177,10 @@ def _own_network(name: str, stem: str, size: int | None, pretrained: bool, optio
     if refused:
         takes = ", ".join(option for option in known if option != "size") or "no options"
         raise RecipeError(f"{name} does not take {', '.join(refused)}; it takes {takes}")
-    return NETWORKS[name](**({"size": size} if size is not None and "size" in known else {}), **options)
+    try:
+        return NETWORKS[name](**({"size": size} if size is not None and "size" in known else {}), **options)
+    except REFUSALS as error:
+        raise RecipeError(f"{name} with {options}: {_first_line(error)}") from error
 
 
 def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
@@ -172,7 +194,7 @@ def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str,
     except OSError as error:  # no internet, offline mode, no such repository: the hub raises OSErrors for all
         problem = f"cannot fetch the pretrained weights of {name} ({type(error).__name__})"
         raise RecipeError(f"{problem}: connect once to have them cached, or use pretrained false") from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except REFUSALS as error:
         raise RecipeError(_why_not(name, options, error)) from error
 
 
@@ -212,13 +234,13 @@ def _make_stem_small(network: Any, name: str, stride: int, padding: int) -> None
     network.set_submodule("maxpool", nn.Identity())
 
 
-def _embedding_width(network: nn.Module, name: str, size: int) -> int:
+def embedding_width(network: nn.Module, name: str, size: int) -> int:
     """E, measured by embedding one black image: the width that a network states is not always what it returns."""
     network.eval()
     try:
         with torch.no_grad():
             embedding = network(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except REFUSALS as error:
         raise RecipeError(f"{name} cannot embed images of {size} pixels: {_first_line(error)}") from error
     network.train()
     if not isinstance(embedding, Tensor) or embedding.ndim != 2:

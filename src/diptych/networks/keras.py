@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych.base.errors import RecipeError
 from diptych.networks.convolution import Conv2d
+from diptych.networks.limits import check_parameters
 from diptych.networks.projectors import mlp
 
 
@@ -221,6 +222,7 @@ def keras_predictor(width: int, hidden: int, frozen: bool = False) -> nn.Sequent
     """The predictor of Keras' SimSiam example, (N, width) -> (N, hidden) -> (N, width): with ReLU before BN."""
     if hidden < 1:
         raise RecipeError(f"predictor is {hidden}; it must be 1 or more")
+    check_parameters(2 * width * hidden, "a predictor")
     first, norm = nn.Linear(width, hidden, bias=False), KerasBatchNorm1d(hidden, frozen=frozen)
     network = nn.Sequential(first, nn.ReLU(), norm, nn.Linear(hidden, width))
     start_as_keras(network)

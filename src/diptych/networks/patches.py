@@ -6,12 +6,16 @@ neighbourhoods of the first one's responses, both codes are reduced and whitened
 averaged. All of it is convolutions, pooling and linear layers. N: images, S: their size, E: width of the embedding.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
+from diptych.base.ranges import Range, Side, Words, checked
 
+Channels = Annotated[int, Range(1, 2**15)]
 CONTRAST = 10 / 255**2  # added to the variance of a patch, so that flat patches do not become noise
 SMALLEST_SIZE = 9  # pixels: 4 x 4 patches of 6 pixels
 ROWS_PER_BLOCK = 16  # images at a time: their responses fit into the cache (1.57 ms an image; 2.23 with 32)
@@ -28,20 +32,21 @@ class PatchDictionary(nn.Module):
     mirrored: average the codes of an image and its mirror image. Raises RecipeError for a size below `SMALLEST_SIZE`.
     """
 
+    @checked
     def __init__(
         self,
-        size: int = 32,
-        patch: int = 6,
-        stride: int = 1,
-        filters: int = 48,
-        entries: int = 512,
-        reduced: int = 64,
-        gathered: int = 192,
-        second_entries: int = 2048,
-        first_width: int = 384,
-        second_width: int = 384,
-        twins_width: int = 0,
-        keep: str = "both",
+        size: Side = 32,
+        patch: Side = 6,
+        stride: Side = 1,
+        filters: Channels = 48,
+        entries: Channels = 512,
+        reduced: Channels = 64,
+        gathered: Channels = 192,
+        second_entries: Channels = 2048,
+        first_width: Channels = 384,
+        second_width: Channels = 384,
+        twins_width: Annotated[int, Range(0, 2**15)] = 0,
+        keep: Annotated[str, Words("both|codes|twins")] = "both",
         mirrored: bool = True,
     ):
         super().__init__()

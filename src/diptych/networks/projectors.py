@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from diptych.base.errors import RecipeError
+from diptych.networks.limits import check_parameters
 
 
 def mlp(
@@ -32,6 +33,7 @@ def mlp(
     """
     if len(widths) < 2 or min(widths) < 1:
         raise RecipeError(f"a projector or predictor needs widths of 1 or more, got {list(widths[1:])}")
+    check_parameters(sum(width * wider for width, wider in pairwise(widths)), "a projector or predictor")
     layers: list[nn.Module] = []
     for width, wider in pairwise(widths[:-1]):
         layers += [nn.Linear(width, wider, bias=bias), batch_norm(wider), nn.ReLU()]

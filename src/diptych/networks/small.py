@@ -4,13 +4,16 @@ N: images, S: their size, C: channels, E: width of the embedding.
 """
 
 import math
-from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.base.ranges import Range, checked
+
 PATCH, STRIDE = 4, 2  # pixels, of the first layer
+Channels, Power = Annotated[int, Range(1, 2**12)], Annotated[float, Range(0, 1)]
 KEPT_PER_COLOUR = (16, 8, 8)  # of 16 patterns: brightness, then the two opponent colours, whose details are weak
 
 
@@ -23,7 +26,8 @@ class SmallConvolutions(nn.Module):
     `PartialWhitening` to the power `power` follows; 0 leaves the embedding as it is.
     """
 
-    def __init__(self, widths: Sequence[int] = (128, 192, 256), power: float = 0.35):
+    @checked
+    def __init__(self, widths: tuple[Channels, Channels, Channels] = (128, 192, 256), power: Power = 0.35):
         super().__init__()
         first, second, third = widths
         self.register_buffer("patterns", cosine_patterns(), persistent=False)

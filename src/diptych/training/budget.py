@@ -18,7 +18,8 @@ from diptych.runs.run import Run
 from diptych.training.feed import Feed
 from diptych.training.learner import Learner
 
-LENGTH = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<m>[\d.]+)m)?(?:(?P<s>[\d.]+)s)?")
+LENGTH = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<m>[\d.]+)m)?(?:(?P<s>[\d.]+)s)?", re.ASCII)
+LONGEST = 1e9  # seconds, 31 years
 SECONDS = {"h": 3600, "m": 60, "s": 1}
 TRIED_SHARE, MOST_TRIED = 0.03, 20  # of the budget that measuring may take after two steps, and steps
 
@@ -31,8 +32,6 @@ def check_length(epochs: int | None, budget: str | None) -> None:
         raise RecipeError("how long to train is missing: give epochs, or a budget such as '20m'")
     if epochs is not None and budget is not None:
         raise RecipeError(f"epochs {epochs} and budget {budget!r} are both given; leave one of them out")
-    if epochs is not None and epochs < 1:
-        raise RecipeError(f"epochs is {epochs}; it must be at least 1")
     if budget is not None:
         seconds_of(budget)
 
@@ -46,7 +45,7 @@ def seconds_of(budget: str) -> float:
         )
     except ValueError:  # "1.2.3m"
         seconds = 0.0
-    if not seconds > 0:
+    if not 0 < seconds <= LONGEST:
         raise RecipeError(f"budget {budget!r} is no length of time; write 90s, 20m, 2h or 1h30m")
     return seconds
 

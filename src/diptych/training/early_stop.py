@@ -7,6 +7,7 @@ from torch import nn
 
 from diptych.base.errors import RecipeError
 from diptych.base.processes import agree, rank
+from diptych.base.ranges import Count
 from diptych.runs.checkpoints import plain
 from diptych.training.diary import State
 
@@ -20,7 +21,7 @@ class EarlyStop:
 
     reading: str
     largest: bool = False
-    patience: int = 5
+    patience: Count = 5
 
     def __post_init__(self) -> None:
         if self.patience < 1:

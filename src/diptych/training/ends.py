@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.device import TRAINING_PRECISIONS
 from diptych.base.errors import DataError, DivergedError, RecipeError
 from diptych.base.files import require_space
 from diptych.base.processes import barrier, copy_from_first, gather, rank, world_size
@@ -30,12 +29,9 @@ EXAMPLES, DIAGNOSED = 12, 1024  # images whose views are kept for the report; th
 LARGEST_PICTURE = 256  # rows of the correlation matrix that are kept for the report
 
 
-def check(images: Images, method: Method, *, batch_size: int, precision: str, micro_batch: int | None,
-          torch_compile: bool) -> None:  # fmt: skip
+def check(images: Images, method: Method, *, batch_size: int, micro_batch: int | None, torch_compile: bool) -> None:
     """RecipeError for what cannot be trained, DataError where the processes see different images."""
     same_images(images)
-    if precision not in TRAINING_PRECISIONS:
-        raise RecipeError(f"precision {precision!r} is unknown; use one of {', '.join(TRAINING_PRECISIONS)}")
     if batch_size < 2 or batch_size % world_size():
         share = f" and divide by the {world_size()} processes" if world_size() > 1 else ""
         raise RecipeError(f"batch_size {batch_size} must be at least 2{share}: images are compared within their batch")

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
+from diptych.base.ranges import Momentum, Positive, Rate, check_range, checked
 from diptych.methods.method import Method, Rule
+from diptych.training.lars import Lars
 
 
+@checked
 def sgd(
     module: nn.Module,
-    lr: float = 0.05,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
+    lr: Rate = 0.05,
+    momentum: Momentum = 0.9,
+    weight_decay: Rate = 0.0,
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, and L2 decay added to the gradient, as in SimSiam.
@@ -30,56 +33,50 @@ def sgd(
     return torch.optim.SGD(_groups(module, _rules(module, groups), lr, weight_decay), lr=lr, momentum=momentum)
 
 
+@checked
 def adamw(
     module: nn.Module,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.01,
+    lr: Rate = 1e-3,
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999),
+    weight_decay: Rate = 0.01,
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019)."""
     return torch.optim.AdamW(_groups(module, _rules(module, groups), lr, weight_decay), lr=lr, betas=tuple(betas))
 
 
+@checked
 def lars(
     module: nn.Module,
-    lr: float = 0.2,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-6,
-    trust: float = 0.001,
+    lr: Rate = 0.2,
+    momentum: Momentum = 0.9,
+    weight_decay: Rate = 1e-6,
+    trust: Positive = 0.001,
     clip: bool = False,
-    bias_lr: float | None = None,
+    bias_lr: Rate | None = None,
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """LARS (You et al. 2017), as in Barlow Twins: 1-d parameters not decayed, not adapted, at `bias_lr`.
 
-    A weight w moves by `lr * trust * |w| / (|g| + weight_decay * |w|)` times its decayed gradient; with
-    `clip` (LARC, solo-learn) by at most `lr` times it. `groups` come before the rule for 1-d parameters, and
-    so can overrule it. lr: by default Barlow Twins' for a batch of 256 (sec. 2.2); for another batch, multiply it by
-    batch_size / 256.
+    A weight w with gradient g moves by `lr * trust * |w| / |g + weight_decay * w|` times g + weight_decay * w, which is the
+    form of Barlow Twins' program. clip: LARC as in solo-learn, which divides by |g| + weight_decay * |w| and moves w by at
+    most `lr` times its decayed gradient. `groups` come before the rule for 1-d parameters, and so can overrule it. lr: by
+    default Barlow Twins' for a batch of 256 (sec. 2.2); for another batch, multiply it by batch_size / 256.
     """
-    from timm.optim import Lars  # imported late: timm takes two seconds
-
     plain: dict[str, Any] = {"match": "1d", "weight_decay": 0.0, "adapt": False}
     if bias_lr is not None:
         plain["lr"] = bias_lr
-    eps = 1e-8 if clip else 0.0  # solo-learn's code has one, the paper's has none
-    return Lars(
-        _groups(module, (*_rules(module, groups), plain), lr, weight_decay, adapts=True),
-        lr=lr,
-        momentum=momentum,
-        trust_coeff=trust,
-        eps=eps,
-        trust_clip=clip,
-    )
+    rules = (*_rules(module, groups), plain)
+    return Lars(_groups(module, rules, lr, weight_decay, adapts=True), lr=lr, momentum=momentum, trust=trust, clip=clip)
 
 
+@checked
 def lamb(
     module: nn.Module,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    eps: float = 1e-6,
+    lr: Rate = 1e-3,
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999),
+    weight_decay: Rate = 0.0,
+    eps: Rate = 1e-6,
     groups: Sequence[Rule] = (),
 ) -> torch.optim.Optimizer:
     """LAMB (You et al. 2020) with TensorFlow Addons' defaults: every parameter adapted, no clipping."""
@@ -174,8 +171,9 @@ def _check(rule: Rule, trained: Sequence[tuple[str, Tensor]], adapts: bool) -> N
     if rule.get("schedule", "follow") not in ("follow", "constant"):
         raise RecipeError(f"groups: schedule is 'follow' or 'constant', not {rule['schedule']!r}")
     for key in ("lr", "weight_decay"):
-        if type(rule.get(key, 0.0)) not in (int, float) or not rule.get(key, 0.0) >= 0:
+        if type(rule.get(key, 0.0)) not in (int, float):
             raise RecipeError(f"groups: {key} is a number of at least 0, not {rule[key]!r}")
+        check_range(rule.get(key, 0.0), Rate, f"groups: {key}")
     if rule.get("match") != "1d" and not any(_matches(rule, name, p) for name, p in trained):
         parts = sorted({name.split(".")[0] for name, _ in trained})
         raise RecipeError(f"groups: match {rule.get('match')!r} names no trained parameter; try '1d' or one of {parts}")

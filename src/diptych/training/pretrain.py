@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from diptych.base.device import choose_device, waits_for
+from diptych.base.device import TRAINING_PRECISIONS, choose_device, waits_for
 from diptych.base.processes import rank, start, together
+from diptych.base.ranges import Count, Device, Positive, Range, Rate, Seed, Words, checked
 from diptych.base.signals import Preempted, StopRequest
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
@@ -30,6 +32,7 @@ from diptych.training.watch import Watch, Watches
 from diptych.views import View
 
 
+@checked
 @together()
 def pretrain(
     method: Method,
@@ -38,21 +41,21 @@ def pretrain(
     optimizer: torch.optim.Optimizer,
     *,
     out: str | Path,
-    epochs: int | None = None,
+    epochs: Count | None = None,
     budget: str | None = None,
-    batch_size: int,
+    batch_size: Annotated[int, Range(2, 2**24)],
     schedule: Schedule | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "float32",
-    clip_norm: float | None = None,
-    micro_batch: int | None = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Annotated[str, Words("|".join(TRAINING_PRECISIONS))] = "float32",
+    clip_norm: Positive | None = None,
+    micro_batch: Annotated[int, Range(2, 2**24)] | None = None,
     torch_compile: bool = False,
     watch: Sequence[Watch] = (),
-    watch_epochs: int = 1,
+    watch_epochs: Count = 1,
     stopping: EarlyStop | None = None,
-    log_steps: int = 10,
-    checkpoint_minutes: float = 5.0,
+    log_steps: Count = 10,
+    checkpoint_minutes: Rate = 5.0,
     tensorboard: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -80,9 +83,7 @@ def pretrain(
     check_length(epochs, budget)
     where = start(choose_device(device))
     images.prepare()  # bad images are left out before anything is counted
-    check(
-        images, method, batch_size=batch_size, precision=precision, micro_batch=micro_batch, torch_compile=torch_compile
-    )
+    check(images, method, batch_size=batch_size, micro_batch=micro_batch, torch_compile=torch_compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     settings = dict(epochs=epochs, budget=budget, batch_size=batch_size, seed=seed, precision=precision,

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
-from diptych.base.errors import RecipeError
+from diptych.base.ranges import Count, Range, Share, checked
 
 Schedule = Callable[[float], float]
 
@@ -13,7 +14,8 @@ def constant() -> Schedule:
     return lambda progress: 1.0
 
 
-def cosine(floor: float = 0.0, epochs: int | None = None) -> Schedule:
+@checked
+def cosine(floor: Share = 0.0, epochs: Count | None = None) -> Schedule:
     """Half a cosine from 1 to `floor` (SGDR, eq. 5, without restarts).
 
     `epochs`, their number, makes it constant within each: SimSiam's published schedule.
@@ -28,14 +30,12 @@ def cosine(floor: float = 0.0, epochs: int | None = None) -> Schedule:
     return factor
 
 
-def warmup_cosine(warmup: float = 0.01, floor: float = 0.001) -> Schedule:
+@checked
+def warmup_cosine(warmup: Annotated[float, Range(0, below=1)] = 0.01, floor: Share = 0.001) -> Schedule:
     """A straight line from 0 to 1 during the share `warmup` of training, then half a cosine to `floor`.
 
-    The defaults are Barlow Twins' (appendix A: 10 of 1000 epochs, down to 1/1000). Raises RecipeError outside
-    [0, 1).
+    The defaults are Barlow Twins' (appendix A: 10 of 1000 epochs, down to 1/1000).
     """
-    if not 0 <= warmup < 1:
-        raise RecipeError(f"warmup is a share of training in [0, 1), got {warmup}; 10 of 1000 epochs are 0.01")
 
     def factor(progress: float) -> float:
         if progress < warmup:

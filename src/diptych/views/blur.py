@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diptych.base.errors import DataError
+from diptych.base.errors import RecipeError
 from diptych.base.random_at import Draw
 from diptych.views.operation import (
     Operation,
@@ -28,7 +28,7 @@ def default_taps(pixels: int) -> int:
 def gaussian_taps(sigma_N: torch.Tensor, taps: int, pixels: int) -> Taps:
     """Taps that convolve an axis of S pixels with a Gaussian of K taps that sum to 1, with reflected borders."""
     offset_K = torch.arange(taps, device=sigma_N.device) - taps // 2
-    weight_NK = torch.softmax(-0.5 * (offset_K / sigma_N[:, None]).square(), 1)
+    weight_NK = torch.softmax(-0.5 * (offset_K / sigma_N[:, None].clamp_min(1e-3)).square(), 1)
     weight_NK = F.threshold(weight_NK, 1e-12, 0)  # denormal numbers make a CPU five times slower
     line_SK = (torch.arange(pixels, device=sigma_N.device)[:, None] + offset_K).abs()  # reflects at the first
     line_SK = (pixels - 1) - (pixels - 1 - line_SK).abs()  # ... and at the last line
@@ -51,7 +51,7 @@ class GaussianBlur(Operation):
 
     def __post_init__(self) -> None:
         check_probability("gaussian_blur", self.p)
-        self.sigma = check_range("gaussian_blur", "sigma", self.sigma, 0)
+        self.sigma = check_range("gaussian_blur", "sigma", self.sigma, 0, 1000)
         if self.kernel is not None:
             check_pixels("gaussian_blur", "kernel", self.kernel, 1)
             odd = self.kernel % 2 == 1
@@ -64,7 +64,7 @@ class GaussianBlur(Operation):
         height, width = images.shape[2:]
         taps = self.kernel or default_taps(min(height, width))
         if taps // 2 >= min(height, width):
-            raise DataError(f"gaussian_blur: kernel {taps} is too large for {height} x {width} images")
+            raise RecipeError(f"gaussian_blur: kernel {taps} is too large for {height} x {width} images")
         index = chosen(draw, images.device)
         sigma_N = draw["sigma"][draw["chosen"]].to(images.device, non_blocking=True)
         rows = gaussian_taps(sigma_N, taps, height)

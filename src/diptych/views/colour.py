@@ -8,6 +8,7 @@ import torch
 
 from diptych.base.random_at import Draw
 from diptych.views.operation import (
+    MOST,
     Operation,
     cache_slices,
     check_probability,
@@ -100,7 +101,7 @@ class ColorJitter(Operation):
     def __post_init__(self) -> None:
         check_probability("color_jitter", self.p)
         for key in ADJUSTMENTS:
-            value, most = getattr(self, key), 0.5 if key == "hue" else float("inf")
+            value, most = getattr(self, key), 0.5 if key == "hue" else MOST
             allowed = "0 to 0.5 of a turn" if key == "hue" else "0 or more"
             ok = is_number(value) and 0 <= value <= most
             require(ok, f"color_jitter: {key} is {value!r}; give {allowed}")
@@ -229,7 +230,7 @@ class Normalize(Operation):
             ok = isinstance(value, list | tuple) and len(value) == 3 and all(is_number(v) for v in value)
             require(ok, f"normalize: {key} is {value!r}; give three numbers: red, green, blue")
             setattr(self, key, tuple(float(v) for v in value))
-        require(min(self.std) > 0, f"normalize: std is {list(self.std)}; give three numbers above 0")
+        require(min(self.std) >= 1e-6, f"normalize: std is {list(self.std)}; give three numbers of at least 1e-6")
 
     def sample(self, n: int, rng: torch.Generator) -> Draw:
         return {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diptych.base.errors import DataError
+from diptych.base.errors import RecipeError
 from diptych.base.random_at import Draw
 from diptych.views.operation import (
     Operation,
@@ -46,7 +46,7 @@ class RandomResizedCrop(Operation):
     def __post_init__(self) -> None:
         check_pixels("random_resized_crop", "size", self.size, 1)
         self.scale = check_range("random_resized_crop", "scale", self.scale, 0, 1)
-        self.ratio = check_range("random_resized_crop", "ratio", self.ratio, 0)
+        self.ratio = check_range("random_resized_crop", "ratio", self.ratio, 0, 1000)
         check_interpolation("random_resized_crop", self.interpolation)
         self._taps = WholeBoxTaps()
 
@@ -66,7 +66,10 @@ class RandomResizedCrop(Operation):
         fits = (wide >= 1) & (wide <= width) & (high >= 1) & (high <= height)
         any_fits, first = fits.any(1), fits.int().argmax(1, keepdim=True)
         # the central box: the image, cut to the nearest allowed ratio
-        central_wide, central_high = min(width, round(height * broad)), min(height, round(width / narrow))
+        central_wide, central_high = (
+            max(1, min(width, round(height * broad))),
+            max(1, min(height, round(width / narrow))),
+        )
         wide = torch.where(any_fits, wide.gather(1, first).squeeze(1), central_wide)
         high = torch.where(any_fits, high.gather(1, first).squeeze(1), central_high)
         top = torch.where(any_fits, draw["top"] * (height - high + 1), (height - high) / 2).floor()
@@ -112,7 +115,7 @@ class RandomCrop(Operation):
         """(N, 2) int64 on the CPU: top and left of each box in the image with its border."""
         down, across = (side + 2 * self.padding - self.size for side in (height, width))
         if min(down, across) < 0:
-            raise DataError(f"random_crop: size {self.size} does not fit {height} x {width} images; raise padding")
+            raise RecipeError(f"random_crop: size {self.size} does not fit {height} x {width} images; raise padding")
         top, left = draw["top"].double() * (down + 1), draw["left"].double() * (across + 1)
         return torch.stack((top, left), 1).long()
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from diptych.base.errors import DataError
+from diptych.base.errors import RecipeError
 from diptych.base.random_at import Draw, random_at
 from diptych.views.blur import GaussianBlur
 from diptych.views.operation import (
@@ -58,7 +58,7 @@ class KerasCrop(Operation):
     def boxes(self, draw: Draw, height: int, width: int) -> torch.Tensor:
         """(N, 3) int64 on the CPU: top, left and side of each square in a `height` x `width` image."""
         if max(self.sides) > min(height, width):
-            raise DataError(f"keras_crop: sides {list(self.sides)} do not fit {height} x {width} images")
+            raise RecipeError(f"keras_crop: sides {list(self.sides)} do not fit {height} x {width} images")
         side = draw["side"]
         top, left = draw["top"].double() * (height - side + 1), draw["left"].double() * (width - side + 1)
         return torch.stack((top.long(), left.long(), side), 1)

@@ -1,16 +1,16 @@
 """The base class and helpers of all operations of a view. N images (N, 3, H, W) in [0, 1]; a draw is {name: (N, ...)}."""
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 
 from diptych.base.errors import RecipeError
 from diptych.base.random_at import Draw
+from diptych.base.ranges import is_real, short
 
+MOST, MOST_PIXELS = 1e6, 2**13  # of an operation's numbers, and of its sizes
 CACHE = 200_000  # pixel values that fit into a core's second-level cache together with temporary results
 
 
@@ -77,7 +77,8 @@ def require(holds: bool, message: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether an argument is a number of a size that means something for colours and pixels; NaN is not."""
+    return is_real(value) and abs(value) <= MOST
 
 
 def check_probability(name: str, p: float) -> None:
@@ -86,15 +87,18 @@ def check_probability(name: str, p: float) -> None:
 
 def check_pixels(name: str, key: str, value: int, least: int) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    require(is_integer and value >= least, f"{name}: {key} is {value!r}; give whole pixels, {least} or more")
+    allowed = f"{least} or more and at most {MOST_PIXELS:,}"
+    require(
+        is_integer and least <= value <= MOST_PIXELS, f"{name}: {key} is {short(value)}; give whole pixels, {allowed}"
+    )
 
 
 def check_range(
-    name: str, key: str, value: tuple[float, float], above: float, most: float = math.inf
+    name: str, key: str, value: tuple[float, float], above: float, most: float = MOST
 ) -> tuple[float, float]:
     """`value` as a tuple of two floats with above < value[0] <= value[1] <= most, or RecipeError."""
     pair = isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) for v in value)
-    limits = f"above {above:g}" + (f" and up to {most:g}" if most < math.inf else "")
+    limits = f"above {above:g} and up to {most:g}"
     require(
         pair and above < value[0] <= value[1] <= most,
         f"{name}: {key} is {value!r}; give two numbers {limits}, the smaller first",
