@@ -41,7 +41,6 @@ def test_what_is_no_length_of_time_is_refused(text):
     [
         (None, None, "give epochs, or a budget"),
         (3, "20m", "are both given"),
-        (0, None, "epochs is 0"),
         (None, "1x", "'1x'"),
     ],
 )

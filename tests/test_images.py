@@ -134,10 +134,10 @@ def test_background_and_max_pixels_reach_the_decoder(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"on_bad": "ignore"}, "on_bad='ignore' is not one of skip, error"),
-        ({"fit": "pad"}, "fit='pad' is not one of crop, squash"),
+        ({"on_bad": "ignore"}, "on_bad is 'ignore'; it must be one of skip, error"),
+        ({"fit": "pad"}, "fit is 'pad'; it must be one of crop, squash"),
         ({"background": "wite"}, "background='wite' is not a colour"),
-        ({"size": 0}, "size=0"),
+        ({"size": 0}, "size is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, message):

@@ -215,10 +215,10 @@ def test_the_largest_reading_can_be_the_best(tmp_path):
     ("options", "message"),
     [
         ({"batch_size": 64}, "batch_size 64 is larger than the 48 images; use at most 48"),
-        ({"batch_size": 1}, "batch_size 1 must be at least 2"),
+        ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"precision": "float8"}, "precision 'float8' is unknown"),
-        ({"device": "tpu"}, "device 'tpu' is unknown"),
+        ({"precision": "float8"}, "precision is 'float8'; it must be one of float32"),
+        ({"device": "tpu"}, "device is 'tpu'; it must be auto"),
     ],
 )
 def test_impossible_arguments_are_told_before_anything_is_written(options, message, tmp_path):

@@ -178,7 +178,7 @@ def test_a_set_of_any_size_is_streamed_above_the_bound(monkeypatch):
 def test_residency_can_be_chosen(monkeypatch):
     monkeypatch.setattr("diptych.data.resident.free_bytes", lambda device: 0)
     assert images(Fake(3), resident=True).resident and not images(Fake(3), resident=False).subset([0]).resident
-    with pytest.raises(RecipeError, match="resident='maybe' is not one of auto, true, false"):
+    with pytest.raises(RecipeError, match="resident is 'maybe'; it must be auto, true or false"):
         images(Fake(3), resident="maybe")
     photos = images(Fake(3), resident=False)
     photos.prepare()

@@ -60,8 +60,8 @@ def test_28_a_mistyped_command_is_one_line_before_torch_is_imported():
         ("optimizer.lr=abc", 2, "demo.yaml: optimizer.lr is 'abc', which is not a number"),
         ("optim.lr=1", 2, "there is no section 'optim'; did you mean optimizer?"),
         ("pretrain.epochs=-1", 2, "epochs is -1; it must be at least 1"),
-        ("pretrain.batch_size=0", 2, "batch_size 0 must be at least 2"),
-        ("pretrain.batch_size=1", 2, "batch_size 1 must be at least 2"),
+        ("pretrain.batch_size=0", 2, "batch_size is 0; it must be at least 2"),
+        ("pretrain.batch_size=1", 2, "batch_size is 1; it must be at least 2"),
         ("--gpus 9", 2, "--gpus 9 needs 9 GPUs, but torch sees 0; add pretrain.device=cpu"),
         ("NOWHERE", 3, "nowhere"),
     ],
@@ -105,8 +105,8 @@ def test_29_on_several_processes_the_batch_must_divide(tmp_path, monkeypatch):
     [
         ("cuda", "device cuda was asked for, but torch sees no GPU; use device=cpu or auto"),
         ("cuda:3", "device cuda:3 was asked for, but torch sees no GPU; use device=cpu or auto"),
-        ("cuda:x", "device 'cuda:x' is unknown; use auto, cpu, cuda or cuda:N"),
-        ("gpu", "device 'gpu' is unknown"),
+        ("cuda:x", "device is 'cuda:x'; it must be auto, cpu, cuda or cuda:N"),
+        ("gpu", "device is 'gpu'; it must be auto, cpu"),
     ],
 )
 def test_30_an_absent_gpu_is_never_a_silent_cpu_run(device, told, photos, tmp_path, monkeypatch):

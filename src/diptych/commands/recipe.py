@@ -134,9 +134,12 @@ def resolve(recipe: dict, where: str) -> dict:
             complete[section] = arguments(call, GIVEN_BY_COMMAND.get(section, ()), options, f"{where}: {section}")
     try:
         check_length(complete["pretrain"].get("epochs"), complete["pretrain"].get("budget"))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: pretrain: {error}") from None
+    try:
         require_names(complete["evaluate"]["protocols"])
     except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        raise RecipeError(f"{where}: evaluate.protocols: {error}") from None
     if refused := [key for key in complete["encoder"] if key in REACHING]:
         raise RecipeError(f"{where}: encoder takes no {refused[0]}; use pretrained, or import-weights")
     return complete

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.errors import DataError, RecipeError
+from diptych.base.errors import DataError
 from diptych.base.random_at import random_at
 from diptych.base.ranges import Range, Side, Words, checked
 from diptych.base.threads import in_order
@@ -40,7 +40,7 @@ def images(
     background: str = "white",
     fit: Annotated[str, Words("crop|squash")] = "crop",
     follow_symlinks: bool = False,
-    resident: bool | Annotated[str, Words("auto")] = "auto",
+    resident: bool | Annotated[str, Words("auto", "auto, true or false")] = "auto",
     fingerprint: Annotated[str, Words("sampled|full")] = "sampled",
     progress: Callable[[int, int], None] | None = None,
 ) -> "Images":
@@ -61,10 +61,6 @@ def images(
     progress: called with (images done, images in all) while a resident set is decoded.
     Raises DataError (source, size, labels) and RecipeError (options).
     """
-    if on_bad not in ("skip", "error"):
-        raise RecipeError(f"on_bad={on_bad!r} is not one of skip, error")
-    if resident not in (True, False, "auto"):
-        raise RecipeError(f"resident={resident!r} is not one of auto, true, false")
     given_labels = None if isinstance(labels, str) else labels
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()

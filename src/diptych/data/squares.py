@@ -21,10 +21,6 @@ class Squares:
     """
 
     def __init__(self, source: Source, size: int | None, max_pixels: float, background: str, fit: str):
-        if fit not in ("crop", "squash"):
-            raise RecipeError(f"fit={fit!r} is not one of crop, squash")
-        if size is not None and size < 1:
-            raise RecipeError(f"size={size} is not a positive number of pixels")
         try:
             if not all(0 <= part <= 255 for part in ImageColor.getrgb(background)):
                 raise ValueError("out of range")
