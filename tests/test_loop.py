@@ -192,7 +192,12 @@ def test_pieces_are_not_compiled(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 5, 24])
 def test_pieces_of_another_size_are_refused(size, tmp_path):
-    with pytest.raises(RecipeError, match=f"micro_batch {size} must be at least 2 and divide the 12 images"):
+    said = (
+        "micro_batch is 1; it must be at least 2"
+        if size == 1
+        else f"micro_batch {size} must be at least 2 and divide the 12"
+    )
+    with pytest.raises(RecipeError, match=said):
         tiny_run(tmp_path / "run", micro_batch=size)
     assert not (tmp_path / "run").exists()
 
