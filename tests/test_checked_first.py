@@ -91,7 +91,7 @@ def test_evaluate_checks_labels_first(trained, batches, train, test, message, ba
     [
         ({"protocols": ["knn", "probe"]}, RecipeError, "no protocol 'probe'"),
         ({"protocols": ["linear-keras"]}, RecipeError, "recipe.yaml does not tell"),
-        ({"k": 0}, RecipeError, "k is the number of neighbours"),
+        ({"k": 0}, RecipeError, "k is 0"),
         ({"temperature": 0.0}, RecipeError, "temperature"),
         ({"precision": "float16"}, RecipeError, "float16"),
         ({"device": "cuda:99"}, RecipeError, "cuda:99"),
