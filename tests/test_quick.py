@@ -15,7 +15,7 @@ from diptych.networks.inference import Preprocessing, raw_pixels
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
 from diptych.training.joining import join_embeddings
-from diptych.training.quick import entries_for, quick
+from diptych.training.quick import MOST_ENTRIES, dictionary_network, entries_for, quick
 
 
 def textures(count: int = 160, size: int = 16, seed: int = 0) -> tuple[np.ndarray, list[int]]:
@@ -281,3 +281,9 @@ def test_joining_refuses_what_it_cannot_describe(stripes, trained):
             quick(images(stripes[0]), join=other, show=False)
     with pytest.raises(RecipeError, match="quick SOURCE --join"):
         encoder("joined")
+
+
+def test_the_largest_dictionary_is_within_the_ranges():
+    with torch.device("meta"):
+        network = dictionary_network(32, MOST_ENTRIES, 24, mirrored=True, keep="codes")
+    assert network.second_dictionary.out_channels == 4 * MOST_ENTRIES

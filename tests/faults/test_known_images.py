@@ -128,7 +128,7 @@ def test_26_of_a_large_array_rows_are_read(monkeypatch):
 
 
 def test_26_the_option_is_one_of_a_recipe(tmp_path):
-    with pytest.raises(RecipeError, match="fingerprint='md5' is not one of sampled, full"):
+    with pytest.raises(RecipeError, match="fingerprint is 'md5'; it must be one of sampled, full"):
         images(np.zeros((4, 8, 8, 3), np.uint8), fingerprint="md5")
     photos, out = photographs(tmp_path / "photos"), tmp_path / "run"
     words = ["pretrain", photos, *SMALL, "images.fingerprint=full", "--out", out, "--resume"]

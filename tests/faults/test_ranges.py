@@ -208,7 +208,7 @@ def test_a_value_outside_of_its_range_is_refused_before_an_image_is_read(text):
         (["method.projector=[8,0]"], "method.projector.1 is 0; it must be at least 1 and at most 1,048,576"),
         (["evaluate.protocols=[magic]"], "there is no protocol 'magic'"),
         (["encoder.name=vit_tiny_patch16_224", "encoder.channels=null", "encoder.patch_size=0"], "vit_tiny_patch16_224"),
-        (["encoder.depth=1e9"], "encoder.depth is 1000000000.0; it must be at least -65,536 and at most 65,536"),
+        (["encoder.depth=1e9"], "encoder.depth is 1000000000.0; it must be at least -131,072 and at most 131,072"),
         (["views.0.do.0.random_resized_crop.size=8", "encoder.name=vit_tiny_patch16_224", "encoder.size=16",
           "encoder={name: vit_tiny_patch16_224, size: 32}"], "vit_tiny_patch16_224 cannot embed images of 8 pixels"),
         (["views.0.do.1={gaussian_blur: {kernel: 99}}"], "kernel 99 is too large for 16 x 16 images"),

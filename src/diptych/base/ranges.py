@@ -68,7 +68,7 @@ Share = Annotated[float, Range(0, 1)]
 Momentum = Annotated[float, Range(0, below=1)]
 Positive = Annotated[float, Range(above=0)]
 Device = Annotated[str, Words("auto|cpu|cuda(:[0-9]{1,3})?", "auto, cpu, cuda or cuda:N")]
-Options = Annotated[Any, Range(-(2**16), 2**16)]  # of a network of timm: all numbers in them
+Options = Annotated[Any, Range(-(2**17), 2**17)]  # of a network: all numbers in them
 
 
 def checked(call: F) -> F:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
-from diptych.base.ranges import Options, Share, Side, Words, check_range, checked
+from diptych.base.ranges import Options, Positive, Share, Side, Width, Words, check_range, checked
 from diptych.networks.joined import Joined
 from diptych.networks.keras import KERAS_NETWORKS
 from diptych.networks.limits import bounded
@@ -22,14 +22,15 @@ from diptych.networks.patches import PatchDictionary
 from diptych.networks.small import SmallConvolutions
 
 
+@checked
 def _joined(
-    size: int | None = None,
-    dictionary: dict[str, Any] | None = None,
-    trained: dict[str, Any] | None = None,
-    width: int = 256,
-    mean: Iterable[float] = (0.0, 0.0, 0.0),
-    std: Iterable[float] = (1.0, 1.0, 1.0),
-    weight: float = 0.6,
+    size: Side | None = None,
+    dictionary: Options = None,
+    trained: Options = None,
+    width: Width = 256,
+    mean: Options = (0.0, 0.0, 0.0),
+    std: Options = (1.0, 1.0, 1.0),
+    weight: Positive = 0.6,
 ) -> Joined:
     """dictionary, trained: the arguments of `encoder` for both networks, whose weights are loaded afterwards."""
     if not dictionary or not trained or trained.get("name") == "joined":

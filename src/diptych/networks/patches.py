@@ -42,7 +42,7 @@ class PatchDictionary(nn.Module):
         entries: Channels = 512,
         reduced: Channels = 64,
         gathered: Channels = 192,
-        second_entries: Channels = 2048,
+        second_entries: Annotated[int, Range(1, 2**17)] = 2048,
         first_width: Channels = 384,
         second_width: Channels = 384,
         twins_width: Annotated[int, Range(0, 2**15)] = 0,

@@ -14,7 +14,7 @@ from diptych.networks.encoders import STEMS
 from diptych.networks.inference import Preprocessing
 
 LARGEST_SIDE = 4096  # pixels; a network is tried on one image of its size when it is built
-LARGEST_NUMBER = 1 << 14  # of channels, layers ... in the options of a network
+LARGEST_NUMBER = 1 << 17  # of channels, entries, layers ... in the options of a network
 ABSENT = object()
 MOST_BYTES = 16 << 20
 
