@@ -8,7 +8,6 @@ processes have met. Slow work lets that thread run; only a process that does not
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,7 +18,6 @@ TICK = 1.0  # seconds between two counts
 SILENT = 60.0  # seconds without a count after which a process is given up, unless the variable says otherwise
 SILENT_VARIABLE = "DIPTYCH_PEER_TIMEOUT"
 SILENT_STOPPING = 10.0  # the same, where a signal has asked this process to stop
-FAREWELL = 2.0  # seconds that the first process, which holds the store, waits for the others to stop counting
 
 
 class Store(Protocol):
@@ -54,7 +52,7 @@ class Heartbeat:
     def stop(self) -> None:
         """Take no part any more."""
         self.over.set()
-        self.thread.join(FAREWELL + TICK)  # the store may not answer
+        self.thread.join(TICK)  # the store may not answer
 
     def _count(self) -> None:
         try:
@@ -69,11 +67,6 @@ class Heartbeat:
                         self.silent[rank], last[rank] = 0.0, count
                 self.over.wait(TICK)
             store.set(key(self.rank), "0")
-            end = time.monotonic() + FAREWELL
-            while (
-                self.rank == 0 and any(store.add(key(rank), 0) for rank in range(self.world)) and time.monotonic() < end
-            ):
-                time.sleep(0.05)
         except RuntimeError:  # the process that holds the store has ended: the seconds go on being counted
             return
 
