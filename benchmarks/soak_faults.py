@@ -14,6 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diptych
+from benchmarks.soak_tampering import (
+    damage_log,
+    edit_image,
+    overwrite_with_photographs,
+    pipe_for_file,
+    take_checkpoints,
+)
 from diptych.runs import checkpoints
 
 DISK, CUT = (
@@ -53,7 +60,7 @@ class Soak:
         if self.own_disk:
             subprocess.run(["umount", self.disk], check=True)
 
-    def launch(self, out: Path, minutes: float) -> subprocess.Popen:
+    def launch(self, out: Path, minutes: float, flag: str = "--resume") -> subprocess.Popen:
         """A process that trains into `out`, a checkpoint every `minutes`; what it says goes to `said`."""
         self.starts += 1
         source = Path(diptych.__file__).parents[1]
@@ -61,7 +68,7 @@ class Soak:
         with open(self.said(), "wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "diptych", "pretrain", self.photos, "--recipe", self.work / "soak.yaml", "--out", out,
-                 "--resume", f"pretrain.epochs={self.epochs}", f"pretrain.checkpoint_minutes={minutes}"],
+                 flag, f"pretrain.epochs={self.epochs}", f"pretrain.checkpoint_minutes={minutes}"],
                 stdout=said, stderr=said, start_new_session=True,  # a Ctrl-C here is not for them
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
 
@@ -277,6 +284,7 @@ GROUPS: dict[str, dict[str, Kind]] = {
         "SIGINT": Kind(signals(signal.SIGINT), (75,)),
         "SIGINT twice": Kind(signals(signal.SIGINT, signal.SIGINT), (130, 75)),  # 75: done before the second came
         "SIGUSR1": Kind(signals(signal.SIGUSR1), (75,)),
+        "SIGHUP": Kind(signals(signal.SIGHUP), (75,)),
         "no room on the disk": Kind(starve, (6,)),
     },
     "rest": {  # done between two processes
@@ -289,6 +297,11 @@ GROUPS: dict[str, dict[str, Kind]] = {
         "log's last line cut": Kind(cut_log),
         "another bad image in the folder": Kind(add_image, (4,)),
         "SIGKILL while starting": Kind(kill_at_start, (-9,)),
+        "an image edited, of the same size": Kind(edit_image, (4,)),
+        "a line of the log damaged": Kind(damage_log, (4,)),
+        "checkpoints taken away": Kind(take_checkpoints, (4,)),
+        "a pipe in place of a file": Kind(pipe_for_file, (4,)),
+        "--overwrite where photographs are": Kind(overwrite_with_photographs, (6,)),
     },
     "pass": {  # done to the process, which goes on
         "SIGSTOP, SIGCONT": Kind(freeze),
