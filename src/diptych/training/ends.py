@@ -134,8 +134,6 @@ def last_look(method: Method, feed: Feed) -> tuple[Tensor, tuple[Tensor, Tensor]
     shown = method.shown(method.project(views, {name: value.to(feed.device) for name, value in draw.items()}))
     embedding = method.encoder(views[0]).float().cpu()
     if not embedding.isfinite().all():  # the last update, which no loss has seen
-        raise DivergedError(
-            "the encoder's embeddings are not finite after the last step: lower optimizer.lr or set pretrain.clip_norm; "
-            "checkpoints/ holds an earlier step"
-        )
+        raise DivergedError("the encoder's embeddings are not finite after the last step: lower optimizer.lr or set "
+                            "pretrain.clip_norm; checkpoints/ holds an earlier step")  # fmt: skip
     return embedding, None if shown is None else (shown[0].float(), shown[1].float())

@@ -66,10 +66,10 @@ def pretrain(
 
     How long: `epochs`, or a budget of time ("90s", "20m", "1h30m"), which the measured rate makes a number of steps before
     step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same. batch_size is the global
-    number of images a step, over all processes; a short last batch is dropped. precision is
-    "float32", "bfloat16" (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a
-    time; loss and gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the
-    pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
+    number of images a step, over all processes; a short last batch is dropped. precision is "float32", "bfloat16"
+    (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a time; loss and
+    gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the pieces.
+    torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
     compiler. stopping: when to end early, see `EarlyStop`. record: what recipe.yaml will hold, by default a description of
     the arguments.
 
