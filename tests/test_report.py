@@ -236,6 +236,17 @@ def test_bad_verdicts(run, word, title):
     assert f"{title} {word}" in page.text and "Follow the advice above" in page.text and "Healthy" not in page.text
 
 
+@pytest.mark.parametrize("advice, command", [
+    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick SOURCE --out quick"),
+    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick SOURCE --join {run} --out both"),
+])  # fmt: skip
+def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
+    judged = DIAGNOSIS | {"verdict": "WORSE", "advice": [advice]}
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": judged}])
+    page = Page(report(run))
+    assert "Not worth its training" in page.text and command.format(run=run) in page.text
+
+
 def test_a_run_without_labels(run):
     near, places = (dict(np.load(run / "pictures" / f"{name}.npz")) for name in ("neighbours", "map"))
     near["query_labels"][:], near["neighbour_labels"][:], places["labels"][:] = -1, -1, -1

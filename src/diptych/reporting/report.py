@@ -113,6 +113,9 @@ def render(run: Record) -> str:
     )
 
 
+JOIN = "join"  # the option of `diptych quick`
+
+
 def commands(run: Record) -> dict[str, str]:
     """The commands that make the parts a run may lack."""
     folder, command = shlex.quote(clip(run.folder)), run.environment.get("command")
@@ -126,6 +129,7 @@ def commands(run: Record) -> dict[str, str]:
         "embed": f"diptych embed {folder} SOURCE --out vectors",
         "load": f"trained = diptych.load({clip(run.folder)!r})",
         "report": f"diptych report {folder}",
+        JOIN: f"diptych quick SOURCE --{JOIN} {folder} --out both",
     }
 
 
@@ -183,7 +187,9 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     if word is None or accuracy is None or (trained["better"] is None and not run.closed_form):
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
-    if word == "WORSE":
+    if any(f"--{JOIN} " in text for text in verdict(run)["advice"]):
+        steps.append(("Join the closed form and this encoder: together they are better than either.", command[JOIN]))
+    elif word == "WORSE":
         steps.append(("Use the closed-form encoder on these images.", "diptych quick SOURCE --out quick"))
     elif word in ("WARNING", "COLLAPSED"):
         steps.append(

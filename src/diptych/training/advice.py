@@ -73,5 +73,5 @@ def advise(
     return (
         f"note: for {images:,} images and this time on a CPU `diptych quick` is the better choice: with {row.images:,} "
         f"{row.of} it had kNN {row.quick[0]:.0f} and linear {row.quick[1]:.0f} %, {row.core_minutes:.0f} core-minutes of "
-        f"{row.method} {row.trained[0]:.0f} and {row.trained[1]:.0f} %"
+        f"{row.method} {row.trained[0]:.0f} and {row.trained[1]:.0f} %; `diptych quick --join` joins both afterwards"
     )
