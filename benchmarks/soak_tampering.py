@@ -54,7 +54,7 @@ def take_checkpoints(soak, luck: random.Random) -> int:
 
 def pipe_for_file(soak, luck: random.Random) -> int:
     """Nobody writes into the pipe: reading it would take for ever."""
-    file = soak.run / luck.choice(("recipe.yaml", "log.jsonl", "environment.json"))
+    file = soak.run / luck.choice(("recipe.yaml", "environment.json"))
     with put_back(file, soak.work / "aside"):
         file.unlink()
         os.mkfifo(file)
