@@ -1,6 +1,6 @@
 """One tiny run, stopped, starved, damaged and doubled at moments drawn from a seed, must end as the quiet one, bit for bit.
 
-    python -m benchmarks.soak [--seed S] [--faults 30] [--minutes 15] [--quick]
+    python -m benchmarks.soak [--seed S] [--faults 50] [--minutes 15] [--quick]
 
 Both runs are real processes, `python -m diptych pretrain ... --resume`, on one thread of the CPU; their images hold bad ones
 from the start. A fault is done when the log has reached its step, so that the seed makes the same plan again. Every end must
@@ -167,7 +167,7 @@ def summary(done: list[tuple[str, str]]) -> str:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the plan: which faults, when")
-    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=15.0, help="then no further faults are begun")
     parser.add_argument("--quick", action="store_true", help="three faults")
     asked = parser.parse_args(words)

@@ -15,9 +15,9 @@ def test_a_seed_makes_the_same_plan_again_and_another_one_another():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_thirty_faults_hold_every_kind_at_rising_steps(seed):
-    faults = plan(seed, 30)
-    assert len(faults) == 30 and {fault.name for fault in faults} == set(KINDS)
+def test_fifty_faults_hold_every_kind_at_rising_steps(seed):
+    faults = plan(seed, 50)
+    assert len(faults) == 50 and {fault.name for fault in faults} == set(KINDS)
     steps = [fault.step for fault in faults]
     assert steps == sorted(set(steps))
     for i, fault in enumerate(faults):
