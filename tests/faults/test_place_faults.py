@@ -13,10 +13,15 @@ from spoiled import SMALL, jpeg, photographs, png_bomb, put
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
+def variables() -> dict[str, str]:
+    """The environment of a command in a process of its own."""
+    found = {"PYTHONPATH": f"{SOURCE}{os.pathsep}{os.environ['PYTHONPATH']}", "OMP_NUM_THREADS": "1"}
+    return os.environ | found
+
+
 def start(*words: object, python: tuple[str, ...] = (), **options) -> subprocess.CompletedProcess:
     """A command in a process of its own, from its own folder."""
-    found = {"PYTHONPATH": f"{SOURCE}{os.pathsep}{os.environ['PYTHONPATH']}", "OMP_NUM_THREADS": "1"}
-    environment = os.environ | found | options.pop("environment", {})
+    environment = variables() | options.pop("environment", {})
     command = [sys.executable, *python, "-m", "diptych", *map(str, words)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.run(command, env=environment, timeout=120, **streams)

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from spoiled import SMALL, diptych, photographs, refusal
-from test_place_faults import start
+from test_place_faults import start, variables
 
 from diptych.runs.run import Run
 
@@ -81,9 +80,8 @@ def test_46_another_number_of_processes_goes_on(tmp_path):
     """Loss and gradient are those of the same global batch, so that the number of processes is no part of a run."""
     photographs(tmp_path / "photos", count=20)
     words = ["pretrain", "photos", *SMALL, "pretrain.device=cpu", "pretrain.epochs=60", "--out", "run"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SOURCE), *paths()])}
     command = [sys.executable, "-m", "diptych", *words, "--gpus", "2"]
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=variables(), cwd=tmp_path, stderr=subprocess.PIPE)
     log, end = tmp_path / "run" / "log.jsonl", time.monotonic() + 90
     while not (log.exists() and '"event": "step"' in log.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -107,10 +105,3 @@ def test_46_a_recipe_that_diverges_does_so_again_at_the_same_step(tmp_path):
     assert first[0] == again[0] == 5 and "lower optimizer.lr" in refusal(first[2])
     assert refusal(first[2]) == refusal(again[2])
     assert steps == [line["step"] for line in Run(out).lines("step")] and Run(out).finished is False
-
-
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-
-
-def paths() -> list[str]:
-    return list(filter(None, [os.environ.get("PYTHONPATH")]))
