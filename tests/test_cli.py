@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.commands import cli
+from diptych.commands import cli, cli_encoders
 
 SMALL = ["encoder.channels=[8,8,8,8]", "method.projector=[16,16]", "pretrain.batch_size=8", "pretrain.epochs=1",
          "pretrain.precision=float32", "images.size=32"]  # fmt: skip
@@ -183,10 +183,10 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     signature = inspect.signature(finetune).parameters.values()
     written = {one.name: one.default for one in signature if one.default is not one.empty}
     assert defaults_of("downstream/finetune.py", "finetune") == written
-    shown = set(inspect.signature(cli.finetune).parameters) & written.keys() - {"device"}
+    shown = set(inspect.signature(cli_encoders.finetune).parameters) & written.keys() - {"device"}
     assert shown == {"labels", "epochs", "steps", "batch_size", "encoder_lr", "head_lr", "scratch_lr", "published", "seeds",
                      "seed"}  # fmt: skip
-    assert all(inspect.signature(cli.finetune).parameters[name].default is None for name in shown)
+    assert all(inspect.signature(cli_encoders.finetune).parameters[name].default is None for name in shown)
     _, out, _ = diptych(capsys, "finetune", "--help")
     words = " ".join(out.replace("│", " ").split())
     texts = ["fitted" if written[name] is None else written[name] for name in sorted(shown)]
@@ -194,8 +194,8 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     assert words.count("(default: fitted)") == sum(written[name] is None for name in shown) == 6
     handed = {}
     monkeypatch.setattr("diptych.downstream.finetune.finetune", lambda *_, **options: handed.update(options))
-    monkeypatch.setattr(cli, "open_encoder", lambda *_: None)
-    monkeypatch.setattr(cli, "image_options", lambda *_: {})
-    monkeypatch.setattr(cli, "open_images", lambda *_: None)
+    monkeypatch.setattr(cli_encoders, "open_encoder", lambda *_: None)
+    monkeypatch.setattr(cli_encoders, "image_options", lambda *_: {})
+    monkeypatch.setattr(cli_encoders, "open_images", lambda *_: None)
     diptych(capsys, "finetune", "run", "--train", "a", "--test", "b", "--epochs", "3")
     assert handed == {"epochs": 3, "device": "auto"}

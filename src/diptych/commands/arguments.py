@@ -1,0 +1,27 @@
+"""Arguments and options that several commands share, and what prints their results."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="Folder, zip, tar, Parquet, .npy/.npz, CIFAR batches, or `demo`.", metavar="SOURCE")
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a name (see `diptych recipes`) or a file.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
+]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
+LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Your own network: the module is imported, from this directory too, and the function "
+                 "is called without arguments. This runs their code.", metavar="MODULE:FUNCTION"),
+]  # fmt: skip
+
+
+def print_result(text: str) -> None:
+    """Print what a command has to say: standard output is for results, standard error for progress."""
+    typer.echo(text)

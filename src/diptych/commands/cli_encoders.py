@@ -1,0 +1,136 @@
+"""Commands that judge and use a trained encoder.
+
+Commands import torch and what needs it inside their functions, so that `--help` and a mistyped option answer at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.commands import finetune_options as of_finetune
+from diptych.commands.arguments import (
+    DeviceOption,
+    EncoderOption,
+    LabelsOption,
+    RunArgument,
+    SourceArgument,
+    print_result,
+)
+from diptych.commands.defaults import given
+from diptych.commands.opening import image_options, open_encoder, open_images, section_of
+from diptych.commands.places import out_option, require_outside
+
+
+def evaluate(
+    run: RunArgument,
+    train: Annotated[str, typer.Option(help="Labelled images to fit on (SOURCE).")],
+    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    labels: LabelsOption = "auto",
+    device: DeviceOption = "auto",
+    seed: Annotated[int | None, typer.Option(help="Seed of the split that chooses the probe's regularisation.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="knn, linear, ... (repeat for several).")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the embedding: float32 or bfloat16.")] = None,
+    encoder: EncoderOption = None,
+) -> None:
+    """Evaluate an encoder beside chance, raw pixels, the closed form and the untrained encoder."""
+    from diptych.commands.schema import call_arguments
+    from diptych.downstream.evaluate import evaluate as evaluate_encoder
+
+    trained = open_encoder(run, encoder)
+    options = image_options(trained) | {"labels": labels}
+    bank, queries = (open_images(source, options) for source in (train, test))
+    options_given = given(seed=seed, protocols=protocol or None, precision=precision)
+    settings = section_of(trained, "evaluate") | options_given
+    settings.pop("encoder", None)  # a key of runs older than `--encoder`
+    arguments = call_arguments(evaluate_encoder, settings)
+    print_result(str(evaluate_encoder(trained, bank, queries, device=device, **arguments)))
+
+
+def finetune(
+    run: RunArgument,
+    train: Annotated[str, typer.Option(help="Labelled images to train on (SOURCE).")],
+    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    labels: of_finetune.Labels = None,
+    epochs: of_finetune.Epochs = None,
+    steps: of_finetune.Steps = None,
+    batch_size: of_finetune.BatchSize = None,
+    encoder_lr: of_finetune.EncoderRate = None,
+    head_lr: of_finetune.HeadRate = None,
+    scratch_lr: of_finetune.ScratchRate = None,
+    published: of_finetune.Published = None,
+    seeds: of_finetune.Seeds = None,
+    seed: of_finetune.Seed = None,
+    device: DeviceOption = "auto",
+    encoder: EncoderOption = None,
+) -> None:
+    """Train encoder and classifier on few labels, beside a frozen encoder and training from scratch on the same labels."""
+    from diptych.downstream.finetune import finetune as finetune_encoder
+
+    trained = open_encoder(run, encoder)
+    bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
+    options = given(labels=labels, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
+                    head_lr=head_lr, scratch_lr=scratch_lr, published=published, seeds=seeds, seed=seed)  # fmt: skip
+    print_result(str(finetune_encoder(trained, bank, queries, device=device, **options)))
+
+
+def report(run: RunArgument, out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None) -> None:
+    """Write report.html, one file made from the run folder alone."""
+    from diptych.reporting.report import report as write_report
+
+    print_result(str(write_report(run, out)))
+
+
+def classify(
+    run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
+    source: SourceArgument,
+    train: Annotated[str, typer.Option(help="Labelled images to fit the head on (SOURCE).")],
+    out: Annotated[Path, out_option("The table, .csv or .parquet.", "-o")] = Path("labels.csv"),
+    labels: LabelsOption = "auto",
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the split that measures the head.")] = 0,
+    encoder: EncoderOption = None,
+) -> None:
+    """Label images: fit a linear head on labelled ones, write path, label and probability of all others."""
+    from diptych.downstream.classify import classify as classify_images
+    from diptych.downstream.classify import require_table
+
+    require_outside(require_table(out), source, train)
+    trained = open_encoder(run, encoder)
+    options = image_options(trained)
+    known, new = open_images(train, options | {"labels": labels}), open_images(source, options | {"labels": "none"})
+    print_result(f"{out}  {classify_images(trained, new, known, out=out, device=device, seed=seed)}")
+
+
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="resnet50.pth, checkpoint_0099.pth.tar, a .ckpt, ...", metavar="FILE")],
+    out: Annotated[Path, out_option("Folder of the encoder.", "-o")],
+    size: Annotated[
+        int | None, typer.Option(help="Side of its input in pixels [224; 32 for a small stem].", min=8)
+    ] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of its training images [ImageNet's].")
+    ] = None,
+    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its training images [ImageNet's].")] = None,
+) -> None:
+    """Make an encoder folder from a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
+    from diptych.runs.foreign import import_weights as import_file
+
+    print_result(str(import_file(file, out, size, mean, std)))
+
+
+def download(
+    name: Annotated[str | None, typer.Argument(help="Name of the weights; without it, list them.")] = None,
+    out: Annotated[Path | None, out_option("The file [NAME.pth].", "-o")] = None,
+) -> None:
+    """Download published weights by name. Only this and encoder.pretrained=true use the network."""
+    from diptych.base.terminal import ProgressBar
+    from diptych.runs.download import PUBLISHED, list_published
+    from diptych.runs.download import download as download_weights
+
+    if name is None:
+        return print_result(list_published())
+    with ProgressBar("download (bytes)") as progress:
+        file = download_weights(name, out, progress)
+    print_result(f"{file.file}  {file.bytes:,} bytes, sha256 {file.sha256}, licence: {PUBLISHED[name].licence}\n"
+         f"next: diptych import-weights {file.file} --out {name}")  # fmt: skip
