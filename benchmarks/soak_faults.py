@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def insist(kept: bool, message: str) -> None:
 class Soak:
     """The run that faults are done to: its folder, its images, and its process while there is one."""
 
-    def __init__(self, work: Path, epochs: int):
-        self.work, self.epochs = work, epochs
+    def __init__(self, work: Path, epochs: int, processes: int = 1):
+        self.work, self.epochs, self.processes = work, epochs, processes
         self.photos, self.disk = work / "photos", work / "disk"
         self.run = self.disk / "run"
         self.disk.mkdir()
@@ -55,8 +55,12 @@ class Soak:
 
     def close(self) -> None:
         if self.process is not None:
+            ranks = self.ranks()
             self.process.kill()
             self.process.wait()
+            for pid in filter(is_alive, ranks):
+                os.kill(pid, signal.SIGKILL)
+            self.wait_for(lambda: not any(map(is_alive, ranks)), "end of what the launcher has started")
         if self.own_disk:
             subprocess.run(["umount", self.disk], check=True)
 
@@ -64,11 +68,12 @@ class Soak:
         """A process that trains into `out`, a checkpoint every `minutes`; what it says goes to `said`."""
         self.starts += 1
         source = Path(diptych.__file__).parents[1]
+        many = ["--gpus", str(self.processes)] if self.processes > 1 else []
         paths = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
         with open(self.said(), "wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "diptych", "pretrain", self.photos, "--recipe", self.work / "soak.yaml", "--out", out,
-                 flag, f"pretrain.epochs={self.epochs}", f"pretrain.checkpoint_minutes={minutes}"],
+                 flag, *many, f"pretrain.epochs={self.epochs}", f"pretrain.checkpoint_minutes={minutes}"],
                 stdout=said, stderr=said, start_new_session=True,  # a Ctrl-C here is not for them
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
 
@@ -85,19 +90,39 @@ class Soak:
         self.wait(lambda: logged(self.run) >= max(step, self.stood + 2) and len(whole(self.run)) >= 2, f"step {step}")
 
     def wait(self, happened: Callable[[], bool], what: str) -> None:
-        assert self.process is not None
+        """Wait for something that happens while the process runs."""
+
+        def check() -> bool:
+            assert self.process is not None
+            code = self.process.poll()
+            insist(code is None or happened(), f"the run ended with {code} before {what}: {tail(self.said())}")
+            return happened()
+
+        self.wait_for(check, what)
+
+    def wait_for(self, happened: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE
         while not happened():
-            code = self.process.poll()
-            insist(code is None, f"the run ended with {code} before {what}: {tail(self.said())}")
             insist(time.monotonic() < end, f"no {what} in {PATIENCE} seconds: {tail(self.said())}")
             time.sleep(0.004)
 
-    def ended(self) -> int:
-        """The exit code of the process, once it has ended."""
+    def ranks(self) -> list[int]:
+        """The processes that train, the first one first: the launcher's children, or the process itself."""
         assert self.process is not None
+        if self.processes == 1:
+            return [self.process.pid]
+        return children(self.process.pid)
+
+    def ended(self, ranks: Sequence[int] = ()) -> int:
+        """The exit code of the process, once it has ended, and all that it started too.
+
+        ranks: what it has started, where it may not live long enough to be asked.
+        """
+        assert self.process is not None
+        ranks = ranks or self.ranks()
         code = self.process.wait(PATIENCE)
         self.process = None
+        self.wait_for(lambda: not any(map(is_alive, ranks)), "end of what the launcher has started")
         insist("Traceback" not in self.said().read_text(), f"a traceback: {tail(self.said())}")
         if code == 75:
             insist(
@@ -109,7 +134,7 @@ class Soak:
         """Until it ends, a full disk; or where none of our own can be made, no file of more than CUT bytes."""
         assert self.process is not None
         if not self.own_disk:
-            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (CUT, CUT))
+            resource.prlimit(self.ranks()[0], resource.RLIMIT_FSIZE, (CUT, CUT))
             return
         filler, end = self.disk / "filler", time.monotonic() + PATIENCE
         with open(filler, "wb", buffering=0) as file:
@@ -119,6 +144,21 @@ class Soak:
                 except OSError:  # full; but the run may still remove something
                     time.sleep(0.01)
         filler.unlink()
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def logged(run: Path) -> int:
@@ -147,10 +187,11 @@ def tail(path: Path) -> str:
 
 def signals(*numbers: int) -> Callable:
     def act(soak: Soak, luck: random.Random) -> int:
+        ranks = soak.ranks()
         for number in numbers:
             soak.process.send_signal(number)
             time.sleep(luck.uniform(0.005, 0.02))  # two at once would be one; a step takes about 0.03
-        return soak.ended()
+        return soak.ended(ranks)
 
     return act
 
@@ -161,19 +202,21 @@ def starve(soak: Soak, luck: random.Random) -> int:
 
 
 def freeze(soak: Soak, luck: random.Random) -> None:
-    soak.process.send_signal(signal.SIGSTOP)
+    pid = luck.choice(soak.ranks())
+    os.kill(pid, signal.SIGSTOP)
     time.sleep(luck.uniform(0.05, 0.5))
-    soak.process.send_signal(signal.SIGCONT)
+    os.kill(pid, signal.SIGCONT)
     soak.reach(logged(soak.run) + 2)
 
 
 def double(soak: Soak, luck: random.Random) -> int:
     """The first holds still meanwhile, lest it be done before the second is there."""
-    soak.process.send_signal(signal.SIGSTOP)
+    writer = soak.ranks()[0]
+    os.kill(writer, signal.SIGSTOP)
     first = soak.said()
     code = soak.launch(soak.run, 0.0).wait(PATIENCE)
-    insist(f"process {soak.process.pid} " in tail(soak.said()), f"the second run says {tail(soak.said())}")
-    soak.process.send_signal(signal.SIGCONT)
+    insist(f"process {writer} " in tail(soak.said()), f"the second run says {tail(soak.said())}")
+    os.kill(writer, signal.SIGCONT)
     soak.said().replace(soak.said().with_suffix(".second"))
     first.replace(soak.said())
     soak.reach(logged(soak.run) + 2)
@@ -183,10 +226,39 @@ def double(soak: Soak, luck: random.Random) -> int:
 def kill_at_start(soak: Soak, luck: random.Random) -> int:
     """As soon as it holds the lock, or a little later: it then reads the checkpoint and rewinds the log."""
     soak.start(luck)
-    soak.wait(lambda: f"process {soak.process.pid} " in (soak.run / ".lock").read_text(), "lock")
+    soak.wait(lambda: any(f"process {pid} " in (soak.run / ".lock").read_text() for pid in soak.ranks()), "lock")
     time.sleep(luck.choice((0.0, 0.01, 0.05, 0.2)))
+    ranks = soak.ranks()
     soak.process.kill()
-    return soak.ended()
+    return soak.ended(ranks)
+
+
+def kill_one(soak: Soak, luck: random.Random) -> int:
+    """One of several processes goes, as where memory runs out; the others must not wait for it."""
+    ranks = soak.ranks()
+    os.kill(luck.choice(ranks), signal.SIGKILL)
+    return soak.ended(ranks)
+
+
+def interrupt_with_one_stopped(soak: Soak, luck: random.Random) -> int:
+    """Two Ctrl-C end all within two seconds, though one process does not run."""
+    ranks = soak.ranks()
+    os.kill(luck.choice(ranks), signal.SIGSTOP)
+    soak.process.send_signal(signal.SIGINT)
+    time.sleep(luck.uniform(0.3, 0.6))
+    began = time.monotonic()
+    soak.process.send_signal(signal.SIGINT)
+    code = soak.ended(ranks)
+    insist(time.monotonic() - began < 2, f"a second Ctrl-C took {time.monotonic() - began:.1f} seconds")
+    return code
+
+
+def kill_launcher_with_one_stopped(soak: Soak, luck: random.Random) -> int:
+    """No process is left over."""
+    ranks = soak.ranks()
+    os.kill(luck.choice(ranks), signal.SIGSTOP)
+    soak.process.kill()
+    return soak.ended(ranks)
 
 
 def damage(how: Callable[[bytearray, random.Random], bytes]) -> Callable:
@@ -308,4 +380,16 @@ GROUPS: dict[str, dict[str, Kind]] = {
         "second run into the folder": Kind(double, (6,)),
     },
 }
-KINDS = {name: kind for group in GROUPS.values() for name, kind in group.items()}
+SEVERAL = {  # ends several processes that train together
+    "SIGKILL of one process": Kind(kill_one, (1,)),
+    "Ctrl-C twice, one process stopped": Kind(interrupt_with_one_stopped, (130,)),
+    "SIGKILL of the launcher, one stopped": Kind(kill_launcher_with_one_stopped, (-9,)),
+}
+
+
+def groups_for(processes: int) -> dict[str, dict[str, Kind]]:
+    """The faults of a run in so many processes, by group."""
+    return GROUPS if processes == 1 else GROUPS | {"stop": GROUPS["stop"] | SEVERAL}
+
+
+KINDS = {name: kind for group in groups_for(2).values() for name, kind in group.items()}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.soak import PATTERN, differences, main, plan
-from benchmarks.soak_faults import GROUPS, KINDS
+from benchmarks.soak_faults import groups_for
 from diptych.runs import checkpoints
 
 
@@ -14,14 +14,17 @@ def test_a_seed_makes_the_same_plan_again_and_another_one_another():
     assert plan(3, 30) != plan(4, 30) and plan(3, 30)[:12] == plan(3, 12)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("seed", range(5))
-def test_fifty_faults_hold_every_kind_at_rising_steps(seed):
-    faults = plan(seed, 50)
-    assert len(faults) == 50 and {fault.name for fault in faults} == set(KINDS)
+def test_fifty_faults_hold_every_kind_at_rising_steps(seed, processes):
+    faults, groups = plan(seed, 50, processes), groups_for(processes)
+    assert len(faults) == 50 and {fault.name for fault in faults} == {
+        name for group in groups.values() for name in group
+    }
     steps = [fault.step for fault in faults]
     assert steps == sorted(set(steps))
     for i, fault in enumerate(faults):
-        assert fault.name in GROUPS[fault.group] and fault.group == PATTERN[i % len(PATTERN)]
+        assert fault.name in groups[fault.group] and fault.group == PATTERN[i % len(PATTERN)]
     resting = [i for i, fault in enumerate(faults) if fault.group == "rest"]
     assert all(faults[i - 1].group == "stop" for i in resting), "what is done between two processes follows one's end"
 
@@ -53,7 +56,8 @@ def test_two_ends_are_told_apart(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # seven starts, on a machine that may be busy
-def test_three_faults_change_nothing(capsys):
-    assert main(["--quick", "--seed", "8"]) == 0
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_three_faults_change_nothing(processes, capsys):
+    assert main(["--quick", "--seed", "8", "--processes", processes]) == 0
     told = capsys.readouterr().out
     assert told.count("promised: ") == 3 and "equal the quiet run's" in told
