@@ -116,7 +116,9 @@ def soak(work: Path, faults: list[Fault], end: float, processes: int = 1) -> lis
     done: list[tuple[str, str]] = []
     try:
         began = time.monotonic()
-        insist(run.launch(work / "quiet", 0.0).wait(PATIENCE) == 0, f"the quiet run failed: {tail(run.said())}")
+        quiet = run.launch(work / "quiet", 1.0)
+        code = quiet.wait(PATIENCE + run.epochs * GOOD / BATCH)  # a second a step, on a machine that may be busy
+        insist(code == 0, f"the quiet run failed: {tail(run.said())}")
         seconds = time.monotonic() - began
         print(f"quiet run: {logged(work / 'quiet')} steps in {seconds:.0f} s; "
               f"{'a disk of ' + DISK if run.own_disk else 'a limit on file sizes'} to starve the other", flush=True)  # fmt: skip
