@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -180,6 +181,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2))
     parser.add_argument("--quick", action="store_true", help="three faults")
     asked = parser.parse_args(words)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup and in the background of a shell, the runs would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # that both are ignored
     began, work = time.monotonic(), Path(tempfile.mkdtemp(prefix="diptych-soak-"))
     faults = plan(asked.seed, 3 if asked.quick else asked.faults, asked.processes)
     try:

@@ -36,8 +36,13 @@ ENVIRONMENT = {
 DIAGNOSIS = {
     "verdict": "OK",
     "readings": {"rank": 171.4, "rank_share": 0.335, "spread": 0.84},
-    "reasons": ["The embeddings use 171 of 512 dimensions.", "Different images lie far apart."],
+    "reasons": [],
     "advice": ["Accuracy was still rising at the last reading: longer training would help."],
+    "lamps": {
+        "collapse": {"word": "OK", "text": "different images have different embeddings"},
+        "learning": {"word": "OK", "text": "another view of an image is nearer than 97.1 % of 1,024 held-out images"},
+        "worth": {"word": "OK", "text": "linear: 5.2 points above the closed form [+4.1 to +6.3]"},
+    },
 }
 
 

@@ -16,6 +16,7 @@ from diptych.downstream.results import Evaluation
 from diptych.embeddings import nearest as nearest_file
 from diptych.embeddings import probe
 from diptych.embeddings.diagnose import Diagnosis, diagnose
+from diptych.embeddings.lamps import VERDICTS
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.probe import PENALTIES, fit_probe, softmax_regression, split, value_and_gradient
 from diptych.embeddings.scores import (
@@ -402,7 +403,7 @@ def test_an_evaluation_is_lines_of_the_log():
     sizes = {"train_images", "test_images", "classes"}
     assert all(set(line) == {"protocol", "subject", "accuracy", "interval", "seed", "details"} | sizes
                and len(line["interval"]) == 2 for line in lines[:-1])  # fmt: skip
-    assert set(lines[-1]) == {"diagnosis"} and lines[-1]["diagnosis"]["verdict"] in ("OK", "WARNING", "COLLAPSED")
+    assert set(lines[-1]) == {"diagnosis"} and lines[-1]["diagnosis"]["verdict"] in VERDICTS
     assert (lines[1]["seed"], lines[2]["seed"]) == (None, 4)
     assert lines[1]["train_images"] == 200 and lines[1]["test_images"] == 100
     assert evaluation.score("linear") == scores[1] and evaluation.score("knn", "chance").details == {

@@ -71,6 +71,6 @@ def test_the_doctor_tells_the_published_simsiam_from_the_intended(simsiam, tmp_p
     intended = trained("simsiam-keras-intended", tmp_path, "pretrain.precision=bfloat16")
     epoch_losses(intended)
     (published, collapsed), (better, healthy) = judged(simsiam), judged(intended)
-    assert (collapsed, healthy) == ("COLLAPSED", "OK")
+    assert (collapsed, healthy) == ("COLLAPSED", "UNPROVEN")
     # 23.4 % published, 31.6 % when the program was run again
     assert 0.2 < published["linear-keras-simsiam"] < 0.4 and better["linear"] > 0.3

@@ -52,9 +52,10 @@ def test_everything_is_there_in_order(page, finished):
     assert page.tags[0] == ("html", {"lang": "en"})
     assert "first barlow twins resnet18 shapes/ Finished after 1,200 steps." in page.text
     for text in (
-        *DIAGNOSIS["reasons"],
+        *(lamp["text"] for lamp in DIAGNOSIS["lamps"].values()),
         *DIAGNOSIS["advice"],
-        "Healthy OK",
+        "Worth its cost OK",
+        "Collapse OK Do different images have different embeddings?",
         "2-D map: do not interpret its distances. Made by t-SNE.",
     ):
         assert text in page.text
@@ -233,7 +234,29 @@ def test_training_that_did_not_pay_is_said_so(run, trained, words):
 def test_bad_verdicts(run, word, title):
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"verdict": word}}])
     page = Page(report(run))
-    assert f"{title} {word}" in page.text and "Follow the advice above" in page.text and "Healthy" not in page.text
+    assert f"{title} {word}" in page.text and "Follow the advice above" in page.text and "Worth its" not in page.text
+
+
+def test_without_labels_nothing_is_called_useful(run):
+    lamps = DIAGNOSIS["lamps"] | {"worth": {"word": "NOT MEASURED", "text": "it needs labelled images"}}
+    judged = DIAGNOSIS | {"verdict": "UNPROVEN", "lamps": lamps}
+    write_lines(run / "evaluations.jsonl", [{"diagnosis": judged}])
+    page = Page(report(run))
+    assert "Not yet shown to be useful UNPROVEN" in page.text and "Worth NOT MEASURED" in page.text
+    assert "diptych evaluate" in page.text and "diptych embed" in page.text
+
+
+def test_an_older_verdict_speaks_of_a_collapse_alone(run):
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"lamps": {}}}])
+    assert "Not yet shown to be useful UNPROVEN" in Page(report(run)).text
+
+
+@pytest.mark.parametrize(
+    "lamps", [None, [], {"worth": None}, {"worth": {"word": ["OK"]}}, {"worth": {"word": "<b>", "text": 5}}]
+)
+def test_damaged_lamps_are_left_out(run, lamps):
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"lamps": lamps}}])
+    assert "Is it better than what costs" not in Page(report(run)).text
 
 
 @pytest.mark.parametrize("advice, command", [

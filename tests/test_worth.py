@@ -9,12 +9,14 @@ import torch
 from diptych.data.images import images
 from diptych.downstream.worth import closed_form, gains, with_worth
 from diptych.embeddings.diagnose import Diagnosis
+from diptych.embeddings.lamps import Lamp
 from diptych.embeddings.scores import Score
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import Preprocessing
 from diptych.runs.encoder import Trained
 
 HEALTHY = Diagnosis("OK", {"spread": 0.9, "rank": 40.0})
+LEARNS = Lamp("OK", "it has learned")
 
 
 def scored(subject: str, right: int, n: int = 400, protocol: str = "linear") -> Score:
@@ -25,19 +27,32 @@ def scored(subject: str, right: int, n: int = 400, protocol: str = "linear") -> 
 
 
 def verdict(*scores: Score, before: Diagnosis = HEALTHY) -> Diagnosis:
-    return with_worth(before, gains(scores, "trained"))
+    return with_worth(before, LEARNS, gains(scores, "trained"))
 
 
-def test_above_both_references_is_ok():
+def test_above_all_references_is_ok():
     judged = verdict(scored("raw pixels", 200), scored("closed form", 250), scored("trained", 300))
-    assert judged == HEALTHY
+    assert judged.verdict == "OK" and judged.advice == []
+    assert judged.lamps["worth"] == {"word": "OK", "text": "linear: 12.5 points above the closed form [+9.2 to +15.7]"}
 
 
-@pytest.mark.parametrize("reference", ["raw pixels", "closed form"])
+def test_a_gain_within_chance_is_not_ok():
+    judged = verdict(scored("raw pixels", 200), scored("closed form", 299), scored("trained", 300))
+    assert judged.verdict == judged.lamps["worth"]["word"] == "WARNING"
+    assert "0.2 points above the closed form" in judged.lamps["worth"]["text"]
+
+
+def test_one_clear_gain_over_the_best_reference_is_enough():
+    clear = scored("raw pixels", 100), scored("closed form", 200), scored("trained", 300)
+    little = scored("closed form", 299, protocol="knn"), scored("trained", 300, protocol="knn")
+    assert verdict(*clear, *little).verdict == "OK"
+
+
+@pytest.mark.parametrize("reference", ["raw pixels", "closed form", "untrained"])
 def test_clearly_below_a_reference_is_worse(reference):
     judged = verdict(scored(reference, 300), scored("trained", 250))
     assert judged.verdict == "WORSE"
-    assert "12.5 points below" in judged.reasons[0] and reference in judged.reasons[0]
+    assert "12.5 points below" in judged.lamps["worth"]["text"] and reference in judged.lamps["worth"]["text"]
     assert any("diptych quick" in text for text in judged.advice)
 
 
@@ -50,16 +65,15 @@ def test_one_protocol_below_is_enough():
     better = scored("raw pixels", 100), scored("trained", 300)
     worse = scored("raw pixels", 300, protocol="knn"), scored("trained", 200, protocol="knn")
     judged = verdict(*better, *worse)
-    assert judged.verdict == "WORSE" and judged.reasons == ["knn: 25.0 points below raw pixels [-29.1 to -20.6]"]
+    assert judged.verdict == "WORSE" and judged.lamps["worth"]["word"] == "WORSE"
+    assert judged.lamps["worth"]["text"] == "knn: 25.0 points below raw pixels [-29.1 to -20.6]"
 
 
 def test_a_collapse_remains_a_collapse():
-    collapsed = Diagnosis("COLLAPSED", {}, ["spread 0.01"])
-    assert verdict(scored("raw pixels", 300), scored("trained", 10), before=collapsed) == collapsed
-
-
-def test_an_untrained_encoder_below_is_no_reason():
-    assert verdict(scored("untrained", 399), scored("raw pixels", 100), scored("trained", 300)) == HEALTHY
+    collapsed = Diagnosis("COLLAPSED", {}, ["spread 0.01"], ["a lower rate"])
+    judged = verdict(scored("raw pixels", 300), scored("trained", 10), before=collapsed)
+    assert judged.verdict == "COLLAPSED" and judged.advice == ["a lower rate"]
+    assert judged.lamps["collapse"] == {"word": "COLLAPSED", "text": "spread 0.01"}
 
 
 def test_no_closed_form_of_itself_and_of_too_few_images():
@@ -72,7 +86,7 @@ def test_no_closed_form_of_itself_and_of_too_few_images():
 
 def test_joining_is_advised_only_where_it_is_clearly_better():
     worse = scored("closed form", 250), scored("trained", 200)
-    advice = [with_worth(HEALTHY, gains([*worse, joined], "trained"), gains([*worse, joined], "joined")).advice
+    advice = [with_worth(HEALTHY, LEARNS, gains([*worse, joined], "trained"), gains([*worse, joined], "joined")).advice
               for joined in (scored("joined", 300), scored("joined", 251))]  # fmt: skip
     assert "--join" in advice[0][0] and "12.5 points above the closed form" in advice[0][0]
     assert not any("--join" in text for text in advice[1]) and "diptych quick" in advice[1][0]

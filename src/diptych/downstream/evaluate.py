@@ -34,6 +34,7 @@ from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.pictures import picture_path, read_picture, save_picture
 from diptych.runs.run import Run, is_run
 from diptych.training.joining import join_embeddings
+from diptych.training.learned import LOOKED_AT, recognition
 
 DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
 MAPPED = 600  # test images in the map of the report
@@ -61,9 +62,9 @@ def evaluate(
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. k: neighbours of kNN's vote, by default
     `embeddings.scores.neighbours_for`. protocols: names of `downstream.protocols.PROTOCOLS`; each has a score for "chance",
     "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images), "untrained"
-    and "joined", the closed form and the trained encoder side by side. The verdict is OK only above raw pixels and the
-    closed form. The probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN and
-    the probe run on `device`; precision: float32 or bfloat16, of the embedding alone.
+    and "joined", the closed form and the trained encoder side by side. The verdict is that of `embeddings.lamps`. The
+    probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN and the probe run on
+    `device`; precision: float32 or bfloat16, of the embedding alone.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
@@ -94,7 +95,10 @@ def evaluate(
     assert after is not None  # `subjects` ends with it
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
     diagnosis = diagnose(after.test, projections, untrained=before)
-    evaluation = Evaluation(scores, with_worth(diagnosis, gains(scores, TRAINED), gains(scores, JOINED)))
+    some = torch.arange(0, len(test), -(-len(test) // LOOKED_AT))  # evenly spaced: images are often sorted by class
+    _, pixels = next(test.read(some, LOOKED_AT))
+    learning = recognition(trained, trained.untrained(), pixels, "held-out images")
+    evaluation = Evaluation(scores, with_worth(diagnosis, learning, gains(scores, TRAINED), gains(scores, JOINED)))
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)

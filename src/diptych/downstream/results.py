@@ -83,6 +83,7 @@ def seeds_of(scores: Sequence[Score]) -> list[str]:
 
 
 def verdict_of(diagnosis: Diagnosis) -> str:
-    """The verdict with its reasons, then the advice, one line each."""
-    first = "; ".join([f"verdict: {diagnosis.verdict}", *diagnosis.reasons])
-    return "\n  try: ".join([first, *diagnosis.advice])
+    """The verdict, its lamps or (without lamps) its reasons, then the advice, one line each."""
+    first = "; ".join([f"verdict: {diagnosis.verdict}", *([] if diagnosis.lamps else diagnosis.reasons)])
+    lamps = [f"  {name}: {lamp['word']}; {lamp['text']}" for name, lamp in diagnosis.lamps.items()]
+    return "\n".join([first, *lamps, *(f"  try: {advice}" for advice in diagnosis.advice)])

@@ -1,18 +1,19 @@
 """Is an encoder worth its training? Its accuracy beside that of references that cost little or nothing, in pairs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from diptych.data.images import Images
-from diptych.downstream.subjects import CLOSED_FORM, RAW_PIXELS
+from diptych.downstream.subjects import CLOSED_FORM, RAW_PIXELS, UNTRAINED
 from diptych.embeddings.diagnose import Diagnosis
+from diptych.embeddings.lamps import NOT_MEASURED, Lamp, judge
 from diptych.embeddings.paired import Paired, paired_difference
 from diptych.embeddings.scores import Score
 from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
 from diptych.runs.encoder import Trained
 from diptych.training.quick import FEWEST, quick
 
-REFERENCES = (RAW_PIXELS, CLOSED_FORM)  # an encoder below either is not OK
+REFERENCES = (RAW_PIXELS, CLOSED_FORM, UNTRAINED)  # an encoder below one of them is not OK
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,33 @@ def gains(scores: Sequence[Score], subject: str) -> list[Gain]:
     return pairs
 
 
-def with_worth(diagnosis: Diagnosis, compared: Sequence[Gain], joined: Sequence[Gain] = ()) -> Diagnosis:
-    """The diagnosis with the verdict that the gains allow: WORSE where a reference is better, or "OK" unchanged.
+def worth(compared: Sequence[Gain]) -> Lamp:
+    """The lamp of an encoder's gains. WORSE where a reference is better for certain, WARNING where one could be.
 
-    A gain below 0 is never OK. Where its interval reaches above 0, the encoder could be as good: WARNING.
+    OK takes a gain over the best reference, by one protocol at least, whose interval is above 0, and no loss by another.
+    """
+    losing = [gain for gain in compared if gain.paired.difference < 0]
+    if losing:
+        surely = any(gain.paired.interval[1] < 0 for gain in losing)
+        return Lamp("WORSE" if surely else "WARNING", "; ".join(map(str, losing)))
+    # The least gain of a protocol is the one over its best reference.
+    least = {gain.protocol: gain for gain in sorted(compared, key=lambda gain: -gain.paired.difference)}
+    if not least:
+        return Lamp(NOT_MEASURED, "there is no reference to compare with")
+    text = "; ".join(str(gain) for gain in least.values())
+    return Lamp("OK" if any(gain.paired.interval[0] > 0 for gain in least.values()) else "WARNING", text)
+
+
+def with_worth(
+    diagnosis: Diagnosis, learning: Lamp, compared: Sequence[Gain], joined: Sequence[Gain] = ()
+) -> Diagnosis:
+    """The verdict of all three lamps, and what to do where a reference is better.
+
     joined: the gains of the closed form and the encoder side by side; where they are clear, it is advised.
     """
     losing = [gain for gain in compared if gain.paired.difference < 0]
-    if not losing or diagnosis.verdict == "COLLAPSED":
-        return diagnosis
-    surely = any(gain.paired.interval[1] < 0 for gain in losing)
-    return replace(diagnosis, verdict="WORSE" if surely else "WARNING", reasons=[*map(str, losing), *diagnosis.reasons],
-                   advice=[*advice(losing, joined), *diagnosis.advice])  # fmt: skip
+    collapsed = diagnosis.verdict == "COLLAPSED"
+    return judge(diagnosis, learning, worth(compared), advice(losing, joined) if losing and not collapsed else ())
 
 
 def advice(losing: Sequence[Gain], joined: Sequence[Gain]) -> list[str]:
@@ -80,7 +96,7 @@ def advice(losing: Sequence[Gain], joined: Sequence[Gain]) -> list[str]:
         texts.append(
             "use the closed form on these images: `diptych quick SOURCE --out RUN` computes it without training"
         )
-    elif RAW_PIXELS in better:
+    elif better:
         texts.append("do not use this encoder on these images; try `diptych quick SOURCE --out RUN`")
     texts.append("train longer (--extend), and look at the views (`diptych views`): centred objects need crops of scale "
                  "[0.6, 1], and letters no flips")  # fmt: skip

@@ -48,12 +48,16 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """verdict: "OK", "WARNING" or "COLLAPSED"; the readings; the reasons if it is not OK; and what to try then."""
+    """verdict: "OK", "WARNING" or "COLLAPSED"; the readings; the reasons if it is not OK; and what to try then.
+
+    lamps: of `embeddings.lamps.judge`, {"collapse", "learning", "worth": {"word", "text"}}; verdict is then their worst.
+    """
 
     verdict: str
     readings: dict[str, float]
     reasons: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    lamps: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def spread(z_NE: Array) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from diptych.base.files import HTML_MARK, PNG_MARK, make_folder, require_free_file, write_file
+from diptych.embeddings.lamps import NOT_MEASURED
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
 from diptych.reporting.left_out import left_out_rows
@@ -27,7 +28,8 @@ from diptych.runs.run import Run, flatten
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 VERDICTS = {
-    "OK": ("Healthy", "Different images have different embeddings: nothing points to a collapse."),
+    "OK": ("Worth its cost", "It is better than every reference that costs seconds, and nothing points to a collapse."),
+    "UNPROVEN": ("Not yet shown to be useful", "Nothing points to a collapse, and without labels more cannot be said."),
     "WARNING": ("Needs a look", "Some readings differ from those of a healthy run."),
     "WORSE": ("Not worth its training", "A reference that costs seconds is better on these images."),
     "COLLAPSED": (
@@ -158,6 +160,8 @@ def verdict(run: Record) -> dict:
     word = diagnosis.get("verdict")
     if not isinstance(word, str) or word not in VERDICTS:
         word, diagnosis = None, {}
+    if word == "OK" and not lamps_of(diagnosis):
+        word = "UNPROVEN"  # of an older run, or of `diagnose` alone: it speaks of a collapse only
     title, text = VERDICTS[word] if word else ("No verdict yet", "The encoder has not been evaluated.")
     readings = flatten(diagnosis["readings"]) if isinstance(diagnosis.get("readings"), dict) else {}
     shown = [
@@ -169,10 +173,29 @@ def verdict(run: Record) -> dict:
         "word": word,
         "title": title,
         "text": text,
-        "reasons": clipped_texts(diagnosis.get("reasons")),
+        "lamps": lamps_of(diagnosis),
+        "reasons": clipped_texts(diagnosis.get("reasons")) if not lamps_of(diagnosis) else [],
         "advice": clipped_texts(diagnosis.get("advice")),
         "readings": shown[:16],
     }
+
+
+LAMPS = {
+    "collapse": "Do different images have different embeddings?",
+    "learning": "Does it recognise another view of an image?",
+    "worth": "Is it better than what costs seconds?",
+}
+
+
+def lamps_of(diagnosis: dict) -> list[dict[str, str]]:
+    """The lamps of a diagnosis, in order: name, question, word and text. [] for an older run, which has none."""
+    lamps = diagnosis.get("lamps")
+    known = [(name, lamps.get(name)) for name in LAMPS] if isinstance(lamps, dict) else []
+    return [
+        {"name": name, "question": LAMPS[name], "word": word, "text": clip(lamp.get("text", ""), 600)}
+        for name, lamp in known
+        if isinstance(lamp, dict) and (word := str(lamp.get("word"))) in (*VERDICTS, NOT_MEASURED)
+    ]
 
 
 def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
@@ -184,7 +207,7 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; then start again.", ""))
     elif state != "finished":
         steps.append(("Let training go on to its end. It continues from the last checkpoint.", command["resume"]))
-    if word is None or accuracy is None or (trained["better"] is None and not run.closed_form):
+    if word in (None, "UNPROVEN") or accuracy is None or (trained["better"] is None and not run.closed_form):
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
     if any(f"--{JOIN} " in text for text in verdict(run)["advice"]):
@@ -197,7 +220,7 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         )
     elif word == "OK" and trained["better"] is False:
         steps.append(("Train longer, or on more images: the encoder is healthy, but has learned little.", ""))
-    elif word == "OK" and state == "finished":
+    elif word in ("OK", "UNPROVEN") and state == "finished":
         steps.append(("Turn images into embeddings.", command["embed"]))
         steps.append(("Use the encoder in Python.", command["load"]))
     if len(steps) < 3:

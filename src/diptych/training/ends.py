@@ -12,7 +12,6 @@ from diptych.base.files import require_space
 from diptych.base.processes import barrier, copy_from_first, gather, rank, world_size
 from diptych.base.random_at import random_at
 from diptych.data.images import Images
-from diptych.embeddings.diagnose import diagnose
 from diptych.methods import Method
 from diptych.methods.losses import cross_correlation
 from diptych.runs import checkpoints
@@ -22,6 +21,7 @@ from diptych.runs.run import Run
 from diptych.training.diary import Diary
 from diptych.training.feed import Feed
 from diptych.training.keeper import Keeper
+from diptych.training.learned import judged
 from diptych.views import View
 from diptych.views.view import show_views
 
@@ -107,7 +107,7 @@ def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
         save_encoder(run.folder / "encoder", method.encoder, preprocessing(feed))
         for name, picture in arrays.items():
             save_picture(run.folder, name, **picture)
-        diagnosis = diagnose(embedding, shown)
+        diagnosis = judged(run, method, feed, embedding, shown)
         run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
     diary.log("end", epochs=diary.epoch, best_epoch=state.best_epoch, elapsed_seconds=round(state.elapsed_seconds, 3),
               images_per_second=round(diary.rate, 1))  # fmt: skip

@@ -14,6 +14,7 @@ from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.embeddings.diagnose import diagnose
+from diptych.embeddings.lamps import judge
 from diptych.embeddings.linear_optimum import barlow_twins_optimum
 from diptych.networks.encoders import encoder
 from diptych.networks.inference import Preprocessing, prepare
@@ -23,6 +24,7 @@ from diptych.runs.encoder import Trained, save_encoder
 from diptych.runs.run import Run
 from diptych.training.dictionary import blocks, components, fill, learn_layers
 from diptych.training.joining import join_encoders, require_joinable
+from diptych.training.learned import recognition
 from diptych.views import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop, View
 from diptych.views.flips import flips_look_alike
 
@@ -105,9 +107,11 @@ def quick(
         if join is not None:
             progress.say("join the trained encoder ...")
             trained = join_encoders(network, join, at_full_size.cpu())
-        diagnosis = diagnose(trained(at_full_size[:DIAGNOSED].cpu()))
+        seen = at_full_size[:DIAGNOSED].cpu()
+        diagnosis = diagnose(trained(seen))
         if diagnosis.advice:  # that of a diagnosis speaks of training
             diagnosis = replace(diagnosis, advice=[ALIKE])
+        diagnosis = judge(diagnosis, recognition(trained, None, seen, "images in new views"))
     if out is None:
         return trained
     run = Run.start(out, record | {"quick": options}, overwrite=overwrite)

@@ -1,0 +1,61 @@
+"""The verdict where no labels are known: at the end of training, and of a computation in closed form."""
+
+import torch
+from torch import Tensor, nn
+
+from diptych.embeddings.diagnose import Diagnosis, diagnose
+from diptych.embeddings.lamps import NOT_MEASURED, Lamp, judge
+from diptych.embeddings.recognition import learning, recognition_shares
+from diptych.methods import Method
+from diptych.networks.encoders import copy_of
+from diptych.networks.inference import centred, raw_pixels
+from diptych.runs.encoder import Trained, load_weights
+from diptych.runs.encoder_config import read_config
+from diptych.runs.run import Run
+from diptych.training.feed import Feed
+from diptych.views import View
+from diptych.views.colour import ColorJitter, Grayscale
+from diptych.views.geometry import RandomResizedCrop
+from diptych.views.view import show_views
+
+LOOKED_AT, BATCH = 1024, 256  # images, and how many of them at a time
+
+
+def judged(run: Run, method: Method, feed: Feed, embedding: Tensor, shown: tuple[Tensor, Tensor] | None) -> Diagnosis:
+    """The diagnosis of a run's last embeddings (N, E) and projections, with the lamp of learning: the encoder beside that of
+    step 0, on views of training images that training has not used."""
+    views = feed.views_of_examples(feed.examples(LOOKED_AT))[:2]
+    place = run.folder / "untrained"
+    if len(views) < 2 or not (place / "config.json").is_file():
+        lamp = Lamp(NOT_MEASURED, "there is no encoder of step 0, or no second view")
+    else:
+        before = copy_of(method.encoder)
+        load_weights(before, place, read_config(place)["sha256"])
+        answers = [
+            recognition_shares(*(embedded(encoder.eval(), view) for view in views))
+            for encoder in (method.encoder, before)
+        ]
+        lamp = learning(*answers, reference="before training", images="training images in new views")
+    return judge(diagnose(embedding, shown), lamp)
+
+
+@torch.no_grad()
+def embedded(encoder: nn.Module, view: Tensor) -> Tensor:
+    return torch.cat([encoder(part).float().cpu() for part in view.split(BATCH)])
+
+
+def recognition(trained: Trained, reference: Trained | None, pixels: Tensor, images: str) -> Lamp:
+    """The lamp of learning on some images (n, 3, S, S) uint8: crops of 35 % to 100 % of their area, in other colours.
+
+    reference: the encoder before training; None: raw pixels take its place.
+    """
+    view = View([RandomResizedCrop(pixels.shape[2], scale=(0.35, 1.0)), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+                 Grayscale(p=0.1)])  # fmt: skip
+    views = [torch.from_numpy(shown).permute(0, 3, 1, 2) for shown in show_views([view, view], pixels[:LOOKED_AT], 0)]
+    after = recognition_shares(*map(trained, views))
+    if reference is None:
+        mean, std = centred(trained.preprocessing)
+        before = recognition_shares(*(raw_pixels(shown, mean, std) for shown in views))
+    else:
+        before = recognition_shares(*map(reference, views))
+    return learning(after, before, reference="before training" if reference else "by raw pixels", images=images)
