@@ -52,7 +52,7 @@ def test_everything_is_there_in_order(page, finished):
     assert page.tags[0] == ("html", {"lang": "en"})
     assert "first barlow twins resnet18 shapes/ Finished after 1,200 steps." in page.text
     for text in (
-        *(lamp["text"] for lamp in DIAGNOSIS["lamps"].values()),
+        *(lamp["text"][1:] + "." for lamp in DIAGNOSIS["lamps"].values()),
         *DIAGNOSIS["advice"],
         "Worth its cost OK",
         "Collapse OK Do different images have different embeddings?",

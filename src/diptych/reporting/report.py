@@ -192,10 +192,16 @@ def lamps_of(diagnosis: dict) -> list[dict[str, str]]:
     lamps = diagnosis.get("lamps")
     known = [(name, lamps.get(name)) for name in LAMPS] if isinstance(lamps, dict) else []
     return [
-        {"name": name, "question": LAMPS[name], "word": word, "text": clip(lamp.get("text", ""), 600)}
+        {"name": name, "question": LAMPS[name], "word": word, "text": sentence(clip(lamp.get("text", ""), 600))}
         for name, lamp in known
         if isinstance(lamp, dict) and (word := str(lamp.get("word"))) in (*VERDICTS, NOT_MEASURED)
     ]
+
+
+def sentence(text: str) -> str:
+    """With a capital letter, except in front of "kNN"."""
+    text = text.replace("knn: ", "kNN: ")
+    return text if text.startswith("kNN") else text[:1].upper() + text[1:]
 
 
 def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
