@@ -108,6 +108,7 @@ def readings_of(diagnosis: dict | None) -> str:
     """The diagnosis' numbers in one line."""
     readings = diagnosis.get("readings") if diagnosis else None
     numbers = {key: real(value) for key, value in readings.items()} if isinstance(readings, dict) else {}
+    numbers = dict(list(numbers.items())[:4])
     return ", ".join(
         f"{clip(key, 40).replace('_', ' ')} {value:.3g}" for key, value in numbers.items() if value is not None
     )
