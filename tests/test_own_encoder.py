@@ -135,7 +135,7 @@ def test_a_program_of_its_own_imports_from_its_folder(here, tmp_path):
 
 
 def test_the_help_says_that_code_is_run(capsys):
-    for verb in ("evaluate", "embed", "classify", "finetune"):
+    for verb in ("evaluate", "embed", "classify", "finetune", "export"):
         _, out, _ = diptych(capsys, verb, "--help")
         words = " ".join(out.replace("│", " ").split())
         assert "--encoder" in words and "This runs their code." in words, verb
