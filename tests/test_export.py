@@ -1,6 +1,8 @@
 """`diptych export`: which formats carry which encoder, what is refused, and what the card says."""
 
+import errno
 import json
+import os
 import re
 import sys
 
@@ -208,6 +210,34 @@ def test_a_missing_package_is_named(narrow, tmp_path, package, monkeypatch):
     export(narrow, "timm", out=tmp_path / "out", show=False)
 
 
+def test_weights_too_large_for_one_onnx_file(narrow, tmp_path, monkeypatch):
+    monkeypatch.setattr("diptych.downstream.formats.MOST_ONNX_BYTES", 1000)
+    with pytest.raises(RecipeError, match="--to onnx cannot carry this encoder.*use --to timm"):
+        export(narrow, "onnx", out=tmp_path / "out", show=False)
+
+
+def test_a_full_disk_leaves_nothing(narrow, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="no space left"):
+        export(narrow, "timm", out=tmp_path / "out", show=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_filled_meanwhile_stays(narrow, tmp_path, monkeypatch):
+    def slow(*arguments):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        return "card"
+
+    monkeypatch.setattr(exporting, "card_of", slow)
+    with pytest.raises(OutputError, match="cannot write the folder"):
+        export(narrow, "timm", out=tmp_path / "out", show=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+
 def test_no_encoder(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         export(tmp_path / "nowhere", "timm", out=tmp_path / "out")
@@ -312,12 +342,12 @@ def test_a_hostile_run_makes_no_other_card(run, tmp_path):
 def test_the_command(run, tmp_path, capfd):
     from diptych.commands import cli
 
-    words = ["diptych", "export", str(run), "--to", "timm", "--to", "torch-export", "--out", str(tmp_path / "out")]
+    words = ["diptych", "export", str(run), "--to", "timm", "--to", "onnx", "--out", str(tmp_path / "out")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(sys, "argv", words)
         cli.main()
         raise SystemExit(0)
     out, err = capfd.readouterr()
     assert end.value.code in (0, None)
-    assert err.splitlines() == ["export model.safetensors (timm) ...", "export encoder.pt2 and run it ..."]
-    assert out.startswith(f"{tmp_path / 'out'}  timm, torch-export;") and len(out.splitlines()) == 3
+    assert err.splitlines() == ["export model.safetensors (timm) ...", "export encoder.onnx and run it ..."]
+    assert out.startswith(f"{tmp_path / 'out'}  timm, onnx;") and len(out.splitlines()) == 3

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_run import fake_run
 from PIL import Image
 from readers import MEAN, STD, photographs, python_without, snippets, squares, trained_encoder
 
@@ -123,6 +124,27 @@ def test_photographs_as_they_are_have_nearly_our_vectors_with_timms_transform(pl
     vectors, ours = opened(place, tmp_path, "timm", snippets(place / "narrow")["timm"][0], "photo")
     cosines = (vectors * ours).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(ours, axis=1)
     assert cosines.min() > 0.98, cosines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["torch.export", "timm"])
+def test_a_run_that_squashes_its_images(tmp_path, reader):
+    """Proportions are lost in training, so they must be lost by the reader too."""
+    run = fake_run(tmp_path / "run")
+    recipe = (run / "recipe.yaml").read_text() + "images: {fit: squash, size: 48}\n"
+    (run / "recipe.yaml").write_text(recipe)
+    trained_encoder(run / "encoder", "resnet18", 48, stem="standard", channels=(4, 4, 8, 8))
+    diptych.export(run, ["timm", "torch-export"], out=tmp_path / "out", show=False)
+    picture = photographs()[2]
+    picture.save(tmp_path / "out" / "photo-0.png")
+    program = snippets(tmp_path / "out")[reader][0]
+    python_without(EACH.format(count=1, kind="photo", program=program), tmp_path / "out")
+    picture.save(tmp_path / "photo.png")
+    ours = diptych.load(run)(images(np.asarray(picture)[None], size=48, fit="squash").pixels()).numpy()
+    vectors = np.load(tmp_path / "out" / "vectors.npy")
+    cropped = diptych.load(run)(images(np.asarray(picture)[None], size=48).pixels()).numpy()
+    far = np.abs(cropped - ours).max()
+    assert np.abs(vectors - ours).max() <= (CLOSE * np.abs(ours).max() if reader == "torch.export" else far / 4)
 
 
 def test_onnx_needs_neither_torch_nor_timm(place, tmp_path):
