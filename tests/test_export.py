@@ -115,10 +115,11 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize(("name", "size", "options", "carrying", "formats"), WRITTEN)
-def test_what_carries_it_is_written_and_agrees(name, size, options, carrying, formats, tmp_path):
+def test_what_carries_it_is_written_and_agrees(name, size, options, carrying, formats, tmp_path, capfd):
     trained = trained_encoder(tmp_path / "encoder", name, size, **options)
     photos = images(np.random.default_rng(0).integers(0, 256, (9, size, size, 3), dtype=np.uint8))
     exported = export(trained, formats, out=tmp_path / "out", images=photos, show=False)
+    assert capfd.readouterr() == ("", ""), "the exporters are quiet"
     assert exported.formats == formats and exported.differences
     assert all(gap <= 1e-5 for gap in exported.differences.values()), exported
     if "timm" in formats:
@@ -342,12 +343,12 @@ def test_a_hostile_run_makes_no_other_card(run, tmp_path):
 def test_the_command(run, tmp_path, capfd):
     from diptych.commands import cli
 
-    words = ["diptych", "export", str(run), "--to", "timm", "--to", "onnx", "--out", str(tmp_path / "out")]
+    words = ["diptych", "export", str(run), "--to", "timm", "--to", "torch-export", "--out", str(tmp_path / "out")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(sys, "argv", words)
         cli.main()
         raise SystemExit(0)
     out, err = capfd.readouterr()
     assert end.value.code in (0, None)
-    assert err.splitlines() == ["export model.safetensors (timm) ...", "export encoder.onnx and run it ..."]
-    assert out.startswith(f"{tmp_path / 'out'}  timm, onnx;") and len(out.splitlines()) == 3
+    assert err.splitlines() == ["export model.safetensors (timm) ...", "export encoder.pt2 and run it ..."]
+    assert out.startswith(f"{tmp_path / 'out'}  timm, torch-export;") and len(out.splitlines()) == 3
