@@ -169,7 +169,6 @@ def test_the_folder_holds_what_its_card_says(place):
     assert names == {
         "README.md",
         "config.json",
-        "encoder-uint8.onnx",
         "encoder.onnx",
         "encoder.pt2",
         "model.safetensors",
