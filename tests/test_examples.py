@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
+NEEDED = {
+    "own_loop": ("skimage", "accelerate"),
+    "detection": ("torchvision",),
+    "segmentation": ("segmentation_models_pytorch",),
+}
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path, capsys):
-    pytest.importorskip("skimage")
-    if path.stem == "own_loop":
-        pytest.importorskip("accelerate")
+    for package in NEEDED.get(path.stem, ("skimage",)):
+        pytest.importorskip(package)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

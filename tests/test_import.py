@@ -9,7 +9,19 @@ import textwrap
 import pytest
 from package import FILES, PACKAGE, TREES, imports
 
-FUNCTIONS = {"images", "encoder", "pretrain", "quick", "embed", "evaluate", "finetune", "diagnose", "load", "report"}
+FUNCTIONS = {
+    "images",
+    "encoder",
+    "pretrain",
+    "quick",
+    "embed",
+    "evaluate",
+    "finetune",
+    "diagnose",
+    "export",
+    "load",
+    "report",
+}
 OTHERS = {"Preprocessing", "Trained", "View", "views", "methods", "losses", "optimizers", "schedules"}
 
 

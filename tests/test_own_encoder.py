@@ -87,6 +87,8 @@ def test_the_verbs_take_it(here, capsys, tmp_path):
     assert code == 0 and "held-out accuracy" in out, err
     code, out, err = diptych(capsys, "finetune", "run", *SETS, "--labels", "3pc", "--epochs", 1, *OWN)
     assert code == 0 and "\nfrom scratch " in out, err
+    code, out, err = diptych(capsys, "export", "run", "--to", "torch-export", "--out", tmp_path / "exported", *OWN)
+    assert code == 0 and (tmp_path / "exported" / "encoder.pt2").is_file(), err
 
 
 def test_the_folders_weights_are_loaded(here, capsys, tmp_path):
@@ -135,7 +137,7 @@ def test_a_program_of_its_own_imports_from_its_folder(here, tmp_path):
 
 
 def test_the_help_says_that_code_is_run(capsys):
-    for verb in ("evaluate", "embed", "classify", "finetune"):
+    for verb in ("evaluate", "embed", "classify", "finetune", "export"):
         _, out, _ = diptych(capsys, verb, "--help")
         words = " ".join(out.replace("│", " ").split())
         assert "--encoder" in words and "This runs their code." in words, verb

@@ -29,6 +29,7 @@ _DOOR = {
     "finetune": "diptych.downstream.finetune:finetune",
     "embed": "diptych.downstream.embed:embed",
     "evaluate": "diptych.downstream.evaluate:evaluate",
+    "export": "diptych.downstream.export:export",
     "diagnose": "diptych.embeddings.diagnose:diagnose",
     "load": "diptych.runs.encoder:load",
     "Trained": "diptych.runs.encoder:Trained",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from diptych.data.images import images
     from diptych.downstream.embed import embed
     from diptych.downstream.evaluate import evaluate
+    from diptych.downstream.export import export
     from diptych.downstream.finetune import finetune
     from diptych.embeddings.diagnose import diagnose
     from diptych.methods import losses
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
     from diptych.training.quick import quick
     from diptych.views.view import View
 
-__all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "finetune", "images", "load",
-           "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
+__all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "export", "finetune", "images",
+           "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -79,6 +79,9 @@ ERRORS = [  # exit code, what must be named, the command
     (2, "labels", ["finetune", "run", "--train", "photos", "--test", "photos", "--labels", "lots"]),
     (2, "demp", ["recipes", "demp"]),
     (2, "resnet51", ["download", "resnet51"]),
+    (2, "tensorflow", ["export", "run", "--to", "tensorflow", "--out", "new"]),
+    (2, "stem", ["export", "run", "--to", "onnx", "--to", "torchvision", "--out", "new"]),
+    (2, "licence", ["export", "run", "--to", "torch-export", "--licence", "my own", "--out", "new"]),
     (3, "nowhere", ["pretrain", "nowhere", *SMALL]),
     (3, "empty", ["pretrain", "empty", *SMALL]),
     (3, "letters", ["pretrain", "letters", *SMALL]),
@@ -103,6 +106,8 @@ ERRORS = [  # exit code, what must be named, the command
     (6, "letters", ["embed", "run", "photos", "--out", "letters"]),
     (6, "views.xyz", ["views", "photos", "--recipe", "demo", "--out", "views.xyz"]),
     (6, "letters", ["import-weights", "other.pth", "--out", "letters"]),
+    (6, "letters", ["export", "run", "--to", "onnx", "--out", "letters"]),
+    (6, "photos", ["export", "run", "--to", "onnx", "--images", "photos", "--out", "photos/exported"]),
     (6, "labels.txt", ["classify", "run", "photos", "--train", "photos", "--out", "labels.txt"]),
 ]
 

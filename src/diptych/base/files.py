@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from diptych.base.errors import CheckpointError, OutputError
@@ -71,6 +72,27 @@ def require_free_folder(folder: Path) -> Path:
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is not empty; choose another --out or remove it")
     return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill beside `folder`, under which name it appears when the block has ended; after an error, nothing does.
+
+    Raises OutputError where `folder` is not free, at the beginning, or cannot be written.
+    """
+    require_free_folder(folder)
+    work = make_folder(folder.absolute().parent) / f".{folder.name}.tmp-{os.getpid()}"
+    try:
+        work.mkdir()
+        yield work
+        flush_folder(work)
+        os.replace(work, folder)  # an empty folder of this name goes; one that has been filled meanwhile is an error
+        flush_folder(work.parent)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(f"cannot write the folder {folder} ({reason}); choose another --out") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def require_free_file(file: Path, mark: bytes | None = None) -> Path:

@@ -102,6 +102,36 @@ def classify(
     print_result(f"{out}  {classify_images(trained, new, known, out=out, device=device, seed=seed)}")
 
 
+def export(
+    run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="RUN")],
+    to: Annotated[
+        list[str], typer.Option(help="timm, transformers, torchvision, onnx or torch-export (repeat for several).")
+    ],
+    out: Annotated[Path, out_option("Folder of the files and of README.md, which says how to open them.", "-o")],
+    licence: Annotated[str, typer.Option(help="Of the weights, as apache-2.0; other: not stated.")] = "other",
+    images: Annotated[
+        str | None, typer.Option(help="Images on which the files are compared with the encoder (SOURCE).")
+    ] = None,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option("--with-preprocessing", help="Also an ONNX file that takes uint8 squares and normalises them."),
+    ] = False,
+    encoder: EncoderOption = None,
+) -> None:
+    """Write the encoder for programs without Diptych, checked against it, and a card (README.md)."""
+    from diptych.base.files import require_free_folder
+    from diptych.data.images import images as open_source
+    from diptych.downstream.export import export as export_encoder
+
+    require_outside(require_free_folder(out), *([] if images is None else [images]))
+    trained = open_encoder(run, encoder)
+    photos = None
+    if images is not None:  # a few of which are read, whatever their number
+        photos = open_source(images, **image_options(trained) | {"labels": "none", "resident": False})
+    options = {"licence": licence, "images": photos, "with_preprocessing": with_preprocessing}
+    print_result(str(export_encoder(trained, to, out=out, **options)))
+
+
 def import_weights(
     file: Annotated[Path, typer.Argument(help="resnet50.pth, checkpoint_0099.pth.tar, a .ckpt, ...", metavar="FILE")],
     out: Annotated[Path, out_option("Folder of the encoder.", "-o")],

@@ -189,7 +189,7 @@ def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str,
     if "img_size" in options:
         raise RecipeError(f"say size instead of img_size (for {name})")
     try:
-        if size is not None and getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        if size is not None and has_fixed_size(name):
             options = {"img_size": size, **options}
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except OSError as error:  # no internet, offline mode, no such repository: the hub raises OSErrors for all
@@ -197,6 +197,11 @@ def _from_timm(name: str, size: int | None, pretrained: bool, options: dict[str,
         raise RecipeError(f"{problem}: connect once to have them cached, or use pretrained false") from error
     except REFUSALS as error:
         raise RecipeError(_why_not(name, options, error)) from error
+
+
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm network is built for one size of images."""
+    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
 
 
 def _why_not(name: str, options: dict[str, Any], error: Exception) -> str:

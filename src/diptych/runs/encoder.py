@@ -22,7 +22,7 @@ from diptych.networks.encoders import built_with, copy_of, not_taken, without_we
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.networks.inference import Preprocessing, embeddings
 from diptych.runs.checkpoints import load_exactly, plain, read_tensors
-from diptych.runs.encoder_config import damaged, preprocessing_of, read_config
+from diptych.runs.encoder_config import damaged, preprocessing_of, read_config, timm_part
 from diptych.runs.run import Run, is_run
 
 WEIGHTS = "model.safetensors"
@@ -77,29 +77,19 @@ class Trained:
 
 
 def save_encoder(
-    folder: Path, encoder: nn.Module, preprocessing: Preprocessing, name: str = "model", origin: dict | None = None
+    folder: Path, encoder: nn.Module, preprocessing: Preprocessing, origin: dict | None = None, fit: str = "crop"
 ) -> Path:
-    """Write `encoder` to `folder`, which timm's `local-dir:` reads if the architecture is one of timm's.
+    """Write `encoder` to `folder`, which timm's `local-dir:` reads if timm can build the network (not with a small stem).
 
-    origin: any JSON about the origin of the weights, saved in config.json.
+    origin: any JSON about the origin of the weights, saved in config.json. fit: how images became squares, for timm.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(plain(encoder.state_dict()), metadata={"format": "pt"})
-    write_file(folder / f"{name}.safetensors", data)
+    write_file(folder / WEIGHTS, data)
     built = built_with(encoder)
-    channels = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
-    size = [3, preprocessing.size, preprocessing.size]
+    width = getattr(encoder, "num_features", None)
     config = {
-        "architecture": built["name"] if built else type(encoder).__name__,
-        "num_classes": 0,
-        "num_features": getattr(encoder, "num_features", None),
-        "pretrained_cfg": {
-            "input_size": size,
-            **channels,
-            "interpolation": "bilinear",
-            "crop_pct": preprocessing.size / preprocessing.opened,
-            "num_classes": 0,
-        },
+        **timm_part(built, type(encoder).__name__, width, preprocessing, fit),
         "diptych": {"encoder": built, "preprocessing": asdict(preprocessing)} | ({"origin": origin} if origin else {}),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from diptych.base.errors import CheckpointError
 from diptych.data.untrusted import one_line
-from diptych.networks.encoders import STEMS
+from diptych.networks.encoders import STEMS, has_fixed_size
 from diptych.networks.inference import Preprocessing
 
 LARGEST_SIDE = 4096  # pixels; a network is tried on one image of its size when it is built
@@ -126,3 +126,40 @@ def preprocessing_of(own: dict) -> Preprocessing:
     """The preprocessing in the section "diptych" of config.json; old folders have no `resize`."""
     part = own["preprocessing"]
     return Preprocessing(part["size"], tuple(part["mean"]), tuple(part["std"]), part.get("resize"))
+
+
+def timm_part(built: dict | None, name: str, width: int | None, expected: Preprocessing, fit: str = "crop") -> dict:
+    """The keys of config.json that timm, and transformers through it, build the network from. They leave out `first_conv`:
+    with it, timm before 1.0.31 draws the first layer anew where images have neither one nor three channels.
+
+    built: arguments of `diptych.encoder`. name: of another network's class. width: E. fit: as in `diptych.images`.
+    """
+    options = {key: value for key, value in (built or {}).items() if key not in ("name", "stem", "size")}
+    if built is not None:
+        name = built["name"].split(".")[0]  # what follows is a tag, which names weights of timm's
+        if built.get("size") is not None and has_fixed_size(built["name"]):
+            options = {"img_size": built["size"], **options}
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": width,
+        **({"model_args": options} if options else {}),
+        "pretrained_cfg": {
+            "input_size": [len(expected.mean), expected.size, expected.size],
+            "mean": list(expected.mean),
+            "std": list(expected.std),
+            "interpolation": "bilinear",
+            "crop_pct": crop_share(expected.size, expected.opened),
+            "crop_mode": "squash" if fit == "squash" else "center",
+            "num_classes": 0,
+        },
+    }
+
+
+def crop_share(size: int, opened: int) -> float:
+    """The share of `opened` pixels that a crop of `size` has, as a number of which timm's floor(size / share) is `opened`."""
+    opened = max(size, opened)
+    share = size / opened
+    while math.floor(size / share) < opened:
+        share = math.nextafter(share, 0.0)
+    return share
