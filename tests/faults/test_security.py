@@ -191,24 +191,26 @@ def test_no_command_but_download_opens_a_socket(tmp_path):
 
 # By name, because a package of a similar name is another one. What an installation with every extra brings along;
 USERS = """
-absl-py annotated-doc annotated-types anyio click cloudpickle cuda-bindings cuda-pathfinder cuda-toolkit filelock fsspec grpcio
-h11 hf-xet httpcore2 httpx2 huggingface-hub idna imageio jinja2 joblib lazy-loader markdown markdown-it-py markupsafe mdurl
-mpmath narwhals networkx numpy nvidia-cublas nvidia-cuda-cccl nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime
-nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13
-nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx packaging pillow protobuf pyarrow pydantic pydantic-core pygments pyyaml rich
-safetensors scikit-image scikit-learn scipy setuptools shellingham sympy tensorboard tensorboard-data-server threadpoolctl
-tifffile timm torch torchvision tqdm triton truststore typer typing-extensions typing-inspection werkzeug
+absl-py annotated-doc annotated-types anyio click cloudpickle cuda-bindings cuda-pathfinder cuda-toolkit filelock flatbuffers
+fsspec grpcio h11 hf-xet httpcore2 httpx2 huggingface-hub idna imageio jinja2 joblib lazy-loader markdown markdown-it-py
+markupsafe mdurl ml-dtypes mpmath narwhals networkx numpy nvidia-cublas nvidia-cuda-cccl nvidia-cuda-cupti nvidia-cuda-nvrtc
+nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13
+nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx onnx onnx-ir onnxruntime onnxscript packaging pillow
+protobuf pyarrow pydantic pydantic-core pygments pyyaml rich safetensors scikit-image scikit-learn scipy setuptools
+shellingham sympy tensorboard tensorboard-data-server threadpoolctl tifffile timm torch torchvision tqdm triton truststore
+typer typing-extensions typing-inspection werkzeug
 """
 # and what the tests,
-DEVELOPERS = (
-    "coverage execnet hypothesis iniconfig pluggy pyrefly pytest pytest-timeout pytest-xdist ruff sortedcontainers"
-)
+DEVELOPERS = """
+coverage duckdb execnet hypothesis iniconfig pandas pluggy pyrefly pytest pytest-timeout pytest-xdist python-dateutil regex
+ruff segmentation-models-pytorch sortedcontainers tokenizers transformers tzdata
+"""
 # and benchmarks/ against others bring.
 BENCHMARKS = """
-aiohappyeyeballs aiohttp aiosignal antlr4-python3-runtime astunparse attrs certifi charset-normalizer flatbuffers frozenlist
-gast google-pasta h5py hydra-core keras kornia kornia-rs libclang lightly lightning-utilities ml-dtypes multidict namex
-omegaconf opt-einsum optree propcache pytorch-lightning requests six tensorflow-cpu termcolor torchmetrics urllib3 wheel wrapt
-yarl
+aiohappyeyeballs aiohttp aiosignal antlr4-python3-runtime astunparse attrs certifi charset-normalizer cleanlab contourpy
+cycler faiss-cpu fonttools frozenlist gast google-pasta h5py hydra-core imagededup keras kiwisolver kornia kornia-rs libclang
+lightly lightning-utilities matplotlib multidict namex omegaconf opt-einsum optree propcache pyparsing pytorch-lightning
+pywavelets requests six tensorflow-cpu termcolor torchmetrics urllib3 wheel wrapt yarl
 """
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
