@@ -6,7 +6,6 @@ images are laid over each other in every placement, and the best one counts.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.base.random_at import random_at
@@ -32,11 +31,18 @@ DECOYS = 10_000  # pairs of which the null is made, at most
 
 
 def find_copies(
-    vectors: Tensor, thumbnails: Tensor, *, mirrored: Tensor | None = None, wrong: float = WRONG, seed: int = 0
+    vectors: Tensor,
+    thumbnails: Tensor,
+    *,
+    mirrored: Tensor | None = None,
+    apart: Tensor | None = None,
+    wrong: float = WRONG,
+    seed: int = 0,
 ) -> Pairs:
     """Pairs of images of which one is a copy of the other: the same, resized, encoded again, mirrored or cropped.
 
     vectors: embeddings (M, E); mirrored: those of the mirror images; thumbnails: (M, 3, 32, 32) uint8 of the same images.
+    apart: (M,) bool, two sets (training and test) whose nearest images of the other set are compared in any case.
     The nearest neighbours by embedding are compared by `likeness`, which is their score. wrong: the share of the returned
     pairs that may be expected to be wrong. The null is the likeness of farther neighbours, the 6th to 20th, which are as
     much of one kind but rarely copies. Raises DataError as `neighbours_within`.
@@ -46,6 +52,11 @@ def find_copies(
     if mirrored is not None:
         lists.append(others_only(*nearest(mirrored, vectors, PROPOSED + 1)))
     first, second, _ = (part.cpu() for part in pairs_of(lists))
+    if apart is not None:
+        ours, others = apart.nonzero()[:, 0], (~apart).nonzero()[:, 0]
+        across = others[nearest(vectors[ours], vectors[others], PROPOSED)[1].cpu()]
+        pairs = torch.stack([ours[:, None].expand_as(across).reshape(-1), across.reshape(-1)]).sort(0).values
+        first, second = torch.cat([torch.stack([first, second]), pairs], 1).unique(dim=1)
     return verified(thumbnails, first, second, farther(index.cpu(), seed), wrong)
 
 
@@ -97,8 +108,9 @@ def best_placement(thumbnails: Tensor, rows: Tensor, others: Tensor, places: lis
     side = places[0].shape[1]
     owners, owner_of = torch.unique(rows, return_inverse=True)
     entire = thumbnails[others].float()
-    small = F.interpolate(torch.cat([entire, entire.flip(3)]), (side, side), mode="area").flatten(1)
-    small = small.view(2, len(others), -1).permute(1, 2, 0)  # (P, D, 2)
+    small = (
+        placed(torch.cat([entire, entire.flip(3)]), places[0]).view(2, len(others), -1).permute(1, 2, 0)
+    )  # (P, D, 2)
     images = thumbnails[owners].float()
     cuts = torch.cat([placed(images, operator) for operator in places], 1)  # (owners, T, D)
     squares, spread = cuts.square().sum(2), variance(cuts)
