@@ -10,8 +10,8 @@ import numpy as np
 from diptych.base.files import make_folder, require_free_folder, write_file
 from diptych.data.decode import fit_square
 from diptych.data.untrusted import BadImage
-from diptych.downstream.audit import Audit, Finding
 from diptych.downstream.classify import harmless, pyarrow
+from diptych.downstream.findings import Audit, Finding
 from diptych.downstream.inspection import open_entire
 from diptych.reporting.audit_page import MOST_SHOWN, Card, render_audit
 

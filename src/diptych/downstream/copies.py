@@ -61,13 +61,20 @@ def find_copies(
 
 
 def verified(
-    thumbnails: Tensor, first: Tensor, second: Tensor, decoys: tuple[Tensor, Tensor], wrong: float = WRONG
+    thumbnails: Tensor,
+    first: Tensor,
+    second: Tensor,
+    decoys: tuple[Tensor, Tensor],
+    wrong: float = WRONG,
+    *,
+    compared: int | None = None,
 ) -> Pairs:
-    """The pairs whose pixels show a copy, the surest first. decoys: pairs, as two lists of rows, that are taken for none."""
+    """The pairs whose pixels show a copy, the surest first. decoys: pairs, as two lists of rows, that are taken for none.
+    compared: the number of pairs from which these were taken; None: all."""
     score, null = likeness(thumbnails, first, second), likeness(thumbnails, *decoys)
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > PROMISING]
-    expected = len(score) * chance_of(1 - score[order], 1 - null)
+    expected = (compared or len(score)) * chance_of(1 - score[order], 1 - null)
     return Pairs(first[order], second[order], score[order], expected).surest(wrong)
 
 

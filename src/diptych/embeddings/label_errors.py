@@ -56,8 +56,12 @@ def suspect_labels(vectors: Array, labels: Sequence[int] | Sequence[str], *, see
         raise DataError(f"there are {len(z_ME)} embeddings and {len(labels)} labels")
     number = {name: i for i, name in enumerate(classes)}
     y_M = torch.tensor([number[label] for label in labels], device=z_ME.device)
-    p_MK = (probe_probabilities(z_ME, y_M, len(classes), seed) + vote_probabilities(z_ME, y_M, len(classes))).cpu() / 2
-    y_M = y_M.cpu()
+    p_MK = (probe_probabilities(z_ME, y_M, len(classes), seed) + vote_probabilities(z_ME, y_M, len(classes))) / 2
+    return suspects_of(p_MK.cpu(), y_M.cpu(), classes)
+
+
+def suspects_of(p_MK: Tensor, y_M: Tensor, classes: list) -> Suspects:
+    """Rank labels y (M,) by their out-of-sample probabilities (M, K), of any classifier; classes: the names of the K classes."""
     score = p_MK.gather(1, y_M[:, None])[:, 0]
     order = score.argsort(stable=True)
     noise = noise_of(p_MK, y_M)

@@ -80,7 +80,8 @@ def section(key: str, count: int, groups: int, wrong: float, cards: list[Card]) 
     for members in rows:
         shown.append({"group": members[0].group, "cards": [view_of(card) for card in members]})
     number = f"{groups:,} group{'s' * (groups != 1)}, {count:,} images" if groups else f"{count:,}"
-    return {"id": key.replace(" ", "-"), "title": title, "text": text, "count": count, "groups": groups, "number": number, "rows": shown,
+    return {"id": key.replace(" ", "-"), "title": title, "text": text, "count": count, "groups": groups,
+            "number": number, "rows": shown,
             "wrong": f"{wrong:.1f}" if wrong >= 0.05 else "", "more": count - len(cards),
             "paired": any(card.other is not None for card in cards) and not groups}  # fmt: skip
 
