@@ -49,7 +49,7 @@ def audit(
         places = [(of, int(row)) for of, one in enumerate(seen) for row in one.rows]
         result = Audit(sets, places)
         plain_lists(result, seen)
-        distinct = first_of_each(result, seen)
+        distinct = distinct_images(result, seen)
         vectors, mirrored = embedded(result, seen, distinct, network, where, seed, progress)
         if vectors is not None:
             finite = vectors.isfinite().all(1)
@@ -121,7 +121,7 @@ def leaks_of(result: Audit, findings: Sequence[Finding]) -> list[Finding]:
     return leaks
 
 
-def first_of_each(result: Audit, seen: Sequence[Inspection]) -> Tensor:
+def distinct_images(result: Audit, seen: Sequence[Inspection]) -> Tensor:
     """The images that are compared by embedding: one of each group of exact duplicates in a set, and none that is blank."""
     first: dict[tuple[int, bytes], int] = {}
     digests = [(of, digest) for of, one in enumerate(seen) for digest in one.digests]

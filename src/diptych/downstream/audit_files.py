@@ -61,8 +61,8 @@ def cell_of(cell: object) -> str:
 
 def as_parquet(rows: list[tuple]) -> bytes:
     library = pyarrow()
-    text, whole, real = library.string(), library.int64(), library.float64()
-    kinds = (text, whole, whole, text, text, real, real, text, text, text)
+    text, integer, real = library.string(), library.int64(), library.float64()
+    kinds = (text, integer, integer, text, text, real, real, text, text, text)
     columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
     arrays = [library.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
     sink = library.BufferOutputStream()
