@@ -37,7 +37,7 @@ from diptych.embeddings.probe import fit_probe
 from diptych.runs.encoder import Trained
 
 LOSSLESS, JPEG = "cifar10-lossless-subset", "cifar10-jpeg"
-SHARES, BUDGETS, SEEDS, SHOWN = (0.02, 0.05, 0.1), (100, 500), 10, 100
+SHARES, BUDGETS, SEEDS, SHOWN, POOL = (0.02, 0.05, 0.1), (100, 500), 10, 100, 2_000
 
 
 def main() -> None:
@@ -232,11 +232,12 @@ def picked(arguments: argparse.Namespace) -> dict:
                 "gain": round(gain.difference, 4), "interval": [round(end, 4) for end in gain.interval],
                 "seeds_won": sum(int(x.sum() > y.sum()) for x, y in zip(a, b, strict=True))}  # fmt: skip
             print(name, budget, results[f"{name}, {budget} labels"], flush=True)
-    return {"seeds": SEEDS, "sets": results}
+    return {"seeds": SEEDS, "pool": POOL, "sets": results}
 
 
 def demo_vectors(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     train, test = (diptych.images(demo_source(split), size=32) for split in ("train", "test"))
+    train = train.subset(some(len(train)))
     trained = diptych.quick(train, show=False)
     return trained(train.pixels()), torch.tensor(train.labels), trained(test.pixels()), torch.tensor(test.labels)
 
@@ -244,7 +245,13 @@ def demo_vectors(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor,
 def cifar_vectors(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _, z_train, _, y_train = encoder_and_set(arguments, f"{LOSSLESS}-train")
     _, z_test, _, y_test = encoder_and_set(arguments, f"{LOSSLESS}-test")
-    return z_train, torch.tensor(y_train), z_test, torch.tensor(y_test)
+    rows = some(len(z_train))
+    return z_train[rows], torch.tensor(y_train)[rows], z_test, torch.tensor(y_test)
+
+
+def some(count: int) -> Tensor:
+    """The rows of the pool to pick from."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:POOL]
 
 
 def speed(arguments: argparse.Namespace) -> dict:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from diptych.base.device import choose_device
+from diptych.base.errors import DataError
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.data.images import images as open_pixels
+from diptych.downstream.classifier import IMAGES_PER_BATCH
 from diptych.downstream.copies import find_copies
 from diptych.downstream.findings import Audit, Finding, last_within
 from diptych.downstream.inspection import BLANK, Inspection, inspect, odd_sizes
@@ -151,34 +153,38 @@ def embedded(
         progress.say("closed-form encoder of these images ...")
         trained = quick(open_pixels(thumbnails), seed=seed, device=str(device), show=False)
         result.encoder = "the closed form of these images (diptych quick)"
-        batches: Iterator[Tensor] = iter(thumbnails.split(512))
+        batches: Iterator[Tensor] = iter(thumbnails.split(IMAGES_PER_BATCH))
     else:
         result.encoder = str(trained.folder or type(trained.encoder).__name__)
         batches = squares_of(result, distinct)
     sample = thumbnails[:64]
     same = torch.allclose(trained(sample, device=device), trained(sample.flip(3), device=device), rtol=1e-3, atol=1e-5)
     progress.say("embed ...")
+    sizes: list[int] = []
+    vectors = trained(with_mirrored(batches, sizes, mirror=not same), device=device)
+    if sum(sizes) != len(distinct):
+        raise DataError(
+            "images could be read at first and no longer: they have changed during the audit; start it again"
+        )
     if same:
-        return trained(batches, device=device), None
-    both = trained((torch.cat([batch, batch.flip(3)]) for batch in batches), device=device, batch_size=1024)
-    sizes = [size for count in batch_sizes(len(distinct)) for size in (count, count)]
-    parts = both.split(sizes)
+        return vectors, None
+    parts = vectors.split([size for size in sizes for _ in "ab"])
     return torch.cat(parts[::2]), torch.cat(parts[1::2])
 
 
-def batch_sizes(count: int, size: int = 512) -> list[int]:
-    return [min(size, count - start) for start in range(0, count, size)]
+def with_mirrored(batches: Iterator[Tensor], sizes: list[int], *, mirror: bool) -> Iterator[Tensor]:
+    """Batches (n, 3, S, S), if `mirror` each with its mirror images behind it; n is added to `sizes`."""
+    for batch in batches:
+        sizes.append(len(batch))
+        yield torch.cat([batch, batch.flip(3)]) if mirror else batch
 
 
 def squares_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
-    """The images `distinct` at the encoder's size, in batches of `batch_sizes`; all of them have been read before."""
+    """The images `distinct` at the encoder's size, in batches."""
     places = [result.places[place] for place in distinct.tolist()]
-    for start in range(0, len(places), 512):
-        yield torch.stack([square(result.sets[of][1], row) for of, row in places[start : start + 512]])
-
-
-def square(images: Images, row: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.squares(int(images.rows[row])).transpose(2, 0, 1)))
+    for number, (_, part) in enumerate(result.sets):
+        rows = [row for of, row in places if of == number]
+        yield from (pixels for _, pixels in part.subset(rows).read(range(len(rows)), IMAGES_PER_BATCH))
 
 
 def near_list(
@@ -240,12 +246,14 @@ def label_list(result: Audit, distinct: Tensor, vectors: Tensor, seed: int) -> N
         return
     suspects = suspect_labels(vectors, labels, seed=seed)
     end = last_within(suspects.expected_right)
+    number = {name: i for i, name in enumerate(suspects.classes)}
+    class_of = torch.tensor([number[name] for name in labels])
     directions = torch.nn.functional.normalize(vectors, dim=1)
     findings = []
     for i, row in enumerate(suspects.row[:end].tolist()):
         suggestion = suspects.classes[int(suspects.suggestion[i])]
-        cosine = directions @ directions[row]
-        cosine[[k for k, name in enumerate(labels) if name != suggestion or k == row]] = -2.0
+        cosine = (directions @ directions[row]).masked_fill(class_of != suspects.suggestion[i], -2.0)
+        cosine[row] = -2.0
         findings.append(Finding(result.name(int(distinct[row])), int(distinct[row]), float(suspects.score[i]),
                                 float(suspects.expected_right[i]), int(distinct[int(cosine.argmax())]),
                                 remark=f"labelled {labels[row]}, looks like {suggestion}"))  # fmt: skip
