@@ -259,7 +259,7 @@ def speed(arguments: argparse.Namespace) -> dict:
     rows = 2_000 if arguments.quick else 50_000
     z = torch.randn(rows, 256, generator=torch.Generator().manual_seed(0))
     seconds, cpu = [], []
-    for _ in range(1 if arguments.quick else 3):
+    for _ in range(1 if arguments.quick else arguments.repeats):
         wall, processor = time.perf_counter(), time.process_time()
         neighbours_within(z, 10)
         seconds.append(round(time.perf_counter() - wall, 1))

@@ -10,6 +10,7 @@ from torch import Tensor
 from diptych.base.random_at import random_at
 from diptych.data.photographs import SMALLEST, bands, photographs
 
+PLAIN = 8.0  # standard deviation of the values, of 255, below which a square has next to nothing in it
 KINDS = ("exact", "resized", "encoded again", "mirrored", "cropped")
 
 
@@ -39,8 +40,9 @@ def plant(pixels: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous()
 
 
-def apart_squares(tries: int = 3000, size: int = 32) -> Tensor:
-    """Squares of the demo's photographs, drawn as the demo draws them, of which no two overlap: (n, 3, 32, 32) uint8."""
+def apart_squares(tries: int = 200, size: int = 32) -> Tensor:
+    """Squares of the demo's photographs, drawn as the demo draws them, of which no two overlap and none is
+    plain: (n, 3, 32, 32) uint8."""
     squares = []
     for name, photo in photographs().items():
         taken: list[tuple[int, int, int, int]] = []
@@ -58,6 +60,8 @@ def apart_squares(tries: int = 3000, size: int = 32) -> Tensor:
             ):
                 taken.append((number, top, left, side))
                 cut = Image.fromarray(band[top : top + side, left : left + side])
+                if np.asarray(cut).std((0, 1)).max() < PLAIN:
+                    continue
                 squares.append(np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
