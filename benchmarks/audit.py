@@ -212,8 +212,8 @@ def draw(pairs: list[tuple[int, int, float]], test: Tensor, train: Tensor) -> Im
 def picked(arguments: argparse.Namespace) -> dict:
     """Accuracy of a linear head on picked and on random labels, in pairs, on the demo and CIFAR-10's lossless subset."""
     sets: dict[str, Callable] = {
-        "demo": lambda: demo_vectors(arguments),
         "CIFAR-10, lossless subset": lambda: cifar_vectors(arguments),
+        "demo": lambda: demo_vectors(arguments),
     }
     results = {}
     for name, vectors in sets.items():

@@ -137,16 +137,23 @@ def isotonic(sums: Sequence[float], sizes: Sequence[float]) -> list[float]:
 
 
 def noise_of(p_MK: Tensor, y_M: Tensor) -> float:
-    """The share of wrong labels, from the images whose class is clearest: the twentieth with the largest probability of a
-    class, and all others that come within 2 % of theirs.
+    """The share of wrong labels: the smallest of several upper estimates.
 
-    There the share of other labels is the noise, apart from the classifier's own errors, so it is an upper estimate on a
-    set whose classes the vectors do not separate (anchor points: Liu & Tao 2016).
+    One counts labels among the b classes that are least probable for each image, for every b from 1 to K / 2: there are b / (K - 1)
+    of the wrong ones, and of the right ones those for which the classifier is entirely wrong. Its standard error is added.
+    The other counts the labels that differ from the answer where the class is clearest: the twentieth of the images with
+    the largest probability of a class, and all that come within 2 % of theirs (anchor points: Liu & Tao 2016).
     """
+    classes = p_MK.shape[1]
     top, answer = p_MK.max(1)
     count = min(len(y_M), max(FEWEST_CONFIDENT, round(CONFIDENT * len(y_M))))
     sure = top >= NEARLY * top.topk(count).values[-1]
-    return float((answer[sure] != y_M[sure]).double().mean())
+    estimates = [float((answer[sure] != y_M[sure]).double().mean())]
+    rank_M = (p_MK < p_MK.gather(1, y_M[:, None])).sum(1)  # 0: the label is the least probable class
+    for b in range(1, classes // 2 + 1):
+        hits = int((rank_M < b).sum())
+        estimates.append((hits + (hits + 1) ** 0.5) * (classes - 1) / b / len(y_M))
+    return min(1.0, *estimates)
 
 
 def probability_right(p_MK: Tensor, y_M: Tensor, noise: float) -> Tensor:

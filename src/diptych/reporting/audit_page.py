@@ -29,7 +29,8 @@ TITLES = {
     "suspected labels": (
         "Suspected labels",
         "Images whose label is improbable for their embedding. The score is the probability of the given label, from images "
-        "other than this one. Beside each, the nearest image of the suggested class.",
+        "other than this one. Beside each, the nearest image of the suggested class. Where the encoder does not separate the "
+        "classes, more of these labels are right than expected.",
     ),
     "outliers": (
         "Outliers",
