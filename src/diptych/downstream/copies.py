@@ -44,7 +44,7 @@ def find_copies(
     vectors: embeddings (M, E); mirrored: those of the mirror images; thumbnails: (M, 3, 32, 32) uint8 of the same images.
     apart: (M,) bool, two sets (training and test) whose nearest images of the other set are compared in any case.
     The nearest neighbours by embedding are compared by `likeness`, which is their score. wrong: the share of the returned
-    pairs that may be expected to be wrong. The null is the likeness of farther neighbours, the 6th to 20th, which are as
+    pairs that may be expected to be wrong. The null is the likeness of farther neighbours, the 6th to 10th, which are as
     much of one kind but rarely copies. Raises DataError as `neighbours_within`.
     """
     cosine, index = neighbours_within(vectors, NEIGHBOURS)
@@ -79,8 +79,9 @@ def verified(
 
 
 def farther(index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Some pairs of rows and their neighbours beyond the nearest, which may be copies; index: neighbours (M, k) in order."""
-    beyond = index[:, PROPOSED:] if index.shape[1] > PROPOSED else index[:, -1:]
+    """Some pairs of rows and their 6th to 10th neighbours: the nearest after those that may be copies; index: neighbours (M, k)
+    in order."""
+    beyond = index[:, PROPOSED : 2 * PROPOSED] if index.shape[1] > PROPOSED else index[:, -1:]
     rows, columns = torch.arange(len(index)).repeat_interleave(beyond.shape[1]), beyond.reshape(-1)
     chosen = torch.randperm(len(rows), generator=random_at(seed, "copies", "decoys"))[:DECOYS]
     return rows[chosen], columns[chosen]

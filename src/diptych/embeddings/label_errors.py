@@ -139,8 +139,8 @@ def isotonic(sums: Sequence[float], sizes: Sequence[float]) -> list[float]:
 def noise_of(p_MK: Tensor, y_M: Tensor) -> float:
     """The share of wrong labels: the smallest of several upper estimates.
 
-    One counts labels among the b classes that are least probable for each image, for every b from 1 to K / 2: there are b / (K - 1)
-    of the wrong ones, and of the right ones those for which the classifier is entirely wrong. Its standard error is added.
+    One counts labels among the b classes that are least probable for each image, for every b from 1 to K / 2: b / (K - 1) of
+    the wrong ones are there, and those right ones for which the classifier is entirely wrong. Its standard error is added.
     The other counts the labels that differ from the answer where the class is clearest: the twentieth of the images with
     the largest probability of a class, and all that come within 2 % of theirs (anchor points: Liu & Tao 2016).
     """
