@@ -114,6 +114,8 @@ def test_every_planted_fault_is_in_its_list(audited):
     assert {"blue/wrong 0.png", "blue/wrong 1.png", "blue/wrong 2.png"} <= set(
         files(audited.lists["suspected labels"][:8])
     )
+    words = [finding.remark.split() for finding in audited.lists["suspected labels"]]
+    assert all(word[1] != word[-1] + "," for word in words)
     first = audited.lists["suspected labels"][0]
     assert first.remark == "labelled blue, looks like red" and audited.name(first.other).startswith("red/")
 

@@ -245,18 +245,19 @@ def label_list(result: Audit, distinct: Tensor, vectors: Tensor, seed: int) -> N
         result.notes.append(f"all labels are {labels[0]!r}: suspected labels are left out")
         return
     suspects = suspect_labels(vectors, labels, seed=seed)
-    end = last_within(suspects.expected_right)
     number = {name: i for i, name in enumerate(suspects.classes)}
     class_of = torch.tensor([number[name] for name in labels])
+    other = suspects.suggestion != class_of[suspects.row]  # a label that is the most probable one is not suspect
+    rows, scores, suggestions = (part[other] for part in (suspects.row, suspects.score, suspects.suggestion))
+    right = suspects.expected_right.diff(prepend=suspects.expected_right.new_zeros(1))[other].cumsum(0)
     directions = torch.nn.functional.normalize(vectors, dim=1)
     findings = []
-    for i, row in enumerate(suspects.row[:end].tolist()):
-        suggestion = suspects.classes[int(suspects.suggestion[i])]
-        cosine = (directions @ directions[row]).masked_fill(class_of != suspects.suggestion[i], -2.0)
-        cosine[row] = -2.0
-        findings.append(Finding(result.name(int(distinct[row])), int(distinct[row]), float(suspects.score[i]),
-                                float(suspects.expected_right[i]), int(distinct[int(cosine.argmax())]),
-                                remark=f"labelled {labels[row]}, looks like {suggestion}"))  # fmt: skip
+    for i, row in enumerate(rows[: last_within(right)].tolist()):
+        cosine = (directions @ directions[row]).masked_fill(class_of != suggestions[i], -2.0)
+        beside = int(distinct[int(cosine.argmax())])
+        remark = f"labelled {labels[row]}, looks like {suspects.classes[int(suggestions[i])]}"
+        place = int(distinct[row])
+        findings.append(Finding(result.name(place), place, float(scores[i]), float(right[i]), beside, remark=remark))
     result.lists["suspected labels"] = findings
     if suspects.noise > 0:
         result.notes.append(f"labels: at most {100 * suspects.noise:.1f} % wrong, estimated on the clearest images")
