@@ -1,12 +1,13 @@
 """The files of an audit: index.html, findings.csv and, where pyarrow is installed, findings.parquet."""
 
 import csv
-import importlib.util
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from diptych.base.errors import OutputError
 from diptych.base.files import make_folder, require_free_folder, write_file
 from diptych.data.decode import fit_square
 from diptych.data.untrusted import BadImage
@@ -24,7 +25,7 @@ def write_audit(result: Audit, out: str | Path, name: str) -> list[Path]:
     folder = make_folder(require_free_folder(Path(out)))
     rows = table(result)
     files = {"findings.csv": as_csv(rows), "index.html": page(result, name).encode("utf-8", "replace")}
-    if importlib.util.find_spec("pyarrow") is not None:
+    with suppress(OutputError):  # without pyarrow, which is optional
         files["findings.parquet"] = as_parquet(rows)
     for file, data in files.items():
         write_file(folder / file, data)
