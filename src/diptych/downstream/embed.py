@@ -1,7 +1,7 @@
 """Embed images, in memory or as a folder."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -83,9 +83,19 @@ def summary(folder: Path) -> str:
 
 
 def embed_sets(
-    trained: Trained, sets: Sequence[Images], *, device: torch.device, precision: str, progress: ProgressBar, what: str
+    trained: Trained,
+    sets: Sequence[Images],
+    *,
+    device: torch.device,
+    precision: str,
+    progress: ProgressBar,
+    what: str,
+    seen: Callable[[Tensor], object] | None = None,
 ) -> list[Tensor]:
-    """Embed several sets on `device`, one after the other; the progress counts the images of all sets."""
+    """Embed several sets on `device`, one after the other; the progress counts the images of all sets.
+
+    seen: called with every batch (n, 3, S, S) uint8, in order.
+    """
     total, vectors = sum(map(len, sets)), []
     for images in sets:
         before = sum(len(earlier) for earlier in sets[: len(vectors)])
@@ -93,7 +103,12 @@ def embed_sets(
         def count(done: int, before: int = before) -> None:
             progress(before + done, f"{what} of {total:,} images")
 
-        vectors.append(
-            trained(stream(images), device=device, output_device=device, precision=precision, progress=count)
-        )
+        batches = stream(images) if seen is None else passing(stream(images), seen)
+        vectors.append(trained(batches, device=device, output_device=device, precision=precision, progress=count))
     return vectors
+
+
+def passing(batches: Iterator[Tensor], seen: Callable[[Tensor], object]) -> Iterator[Tensor]:
+    for batch in batches:
+        seen(batch)
+        yield batch

@@ -19,6 +19,7 @@ from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
+from diptych.downstream.leaks import PixelDigests, find_leaks
 from diptych.downstream.protocols import ON_EMBEDDINGS, PROTOCOLS, require_protocols
 from diptych.downstream.results import Evaluation
 from diptych.downstream.subjects import CHANCE, CLOSED_FORM, JOINED, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
@@ -64,7 +65,8 @@ def evaluate(
     "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images), "untrained"
     and "joined", the closed form and the trained encoder side by side. The verdict is that of `embeddings.lamps`. The
     probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN and the probe run on
-    `device`; precision: float32 or bfloat16, of the embedding alone.
+    `device`; precision: float32 or bfloat16, of the embedding alone. Test images that are in the training set are listed
+    (`downstream.leaks`), with the accuracies without them; that costs as much as kNN.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
@@ -80,25 +82,29 @@ def evaluate(
     train, test = labelled(train, test)
     test_labels = class_names(test, "test")
     scores = [replace(chance(test_labels), protocol=name, subject=CHANCE) for name in protocols]
-    after, before = None, None
+    after, before, digests = None, None, PixelDigests()
     with ProgressBar("evaluate", show=show) as progress:
         task = Task(train, test, class_names(train, "training"), test_labels, trained.preprocessing, where, k, temperature, seed,
                     progress)  # fmt: skip
         references = baselines and not ON_EMBEDDINGS.isdisjoint(protocols)
         options = {"baselines": baselines, "references": references, "precision": precision, "progress": progress}
-        for subject in subjects(trained, task, **options):
+        for subject in subjects(trained, task, seen=digests, **options):
             scores += scores_of(subject, task, protocols, progress)
             if subject.pretrained:
                 after = subject
             elif subject.name == UNTRAINED:
                 before = subject.test
-    assert after is not None  # `subjects` ends with it
+        assert after is not None  # `subjects` ends with it
+        progress.say("leaks from training to test ...")
+        leaks = find_leaks(after.train, after.test, digests.digests, train, test)
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
     diagnosis = diagnose(after.test, projections, untrained=before)
     some = torch.arange(0, len(test), -(-len(test) // LOOKED_AT))  # evenly spaced: images are often sorted by class
     _, pixels = next(test.read(some, LOOKED_AT))
     learning = recognition(trained, trained.untrained(), pixels, "held-out images")
-    evaluation = Evaluation(scores, with_worth(diagnosis, learning, gains(scores, TRAINED), gains(scores, JOINED)))
+    evaluation = Evaluation(
+        scores, with_worth(diagnosis, learning, gains(scores, TRAINED), gains(scores, JOINED)), leaks
+    )
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
@@ -117,10 +123,18 @@ def labelled(train: Images, test: Images) -> tuple[Images, Images]:
 
 
 def subjects(
-    trained: Trained, task: Task, *, baselines: bool, references: bool, precision: str, progress: ProgressBar
+    trained: Trained,
+    task: Task,
+    *,
+    baselines: bool,
+    references: bool,
+    precision: str,
+    progress: ProgressBar,
+    seen: PixelDigests,
 ) -> Iterator[Subject]:
     """The references without training, if `references`; the untrained encoder, if `baselines`; then the trained one.
 
+    seen: gets the images that the trained encoder gets.
     With a closed form, both joined come last: they show whether training has learned what the dictionary does not know.
     """
     sets = task.train, task.test
@@ -140,7 +154,7 @@ def subjects(
         train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
         yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
                       names={"finetune": SCRATCH})  # fmt: skip
-    train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder")
+    train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder", seen=seen)
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
     if dictionary is not None and not isinstance(trained.encoder, Joined):
         train, test = join_embeddings(dictionary, (train, test))

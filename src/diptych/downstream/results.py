@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from diptych.base.errors import RecipeError
 from diptych.downstream.comparison import verdict_on_labels
+from diptych.downstream.leaks import Leaks
 from diptych.downstream.subjects import TRAINED
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.scores import Score
@@ -14,11 +15,13 @@ from diptych.embeddings.scores import Score
 class Evaluation:
     """Scores with their protocol and subject (see subjects.py), and the diagnosis of the embeddings of the test images.
 
-    The diagnosis is None if nothing was embedded. `str` returns the table.
+    The diagnosis is None if nothing was embedded; leaks: test images that are in the training set, None where that was not
+    looked for. `str` returns the table.
     """
 
     scores: list[Score]
     diagnosis: Diagnosis | None = None
+    leaks: Leaks | None = None
 
     def score(self, protocol: str, subject: str = TRAINED) -> Score:
         """The score of one protocol and subject. Raises RecipeError if there is none."""
@@ -29,14 +32,19 @@ class Evaluation:
         raise RecipeError(f"there is no score of {subject!r} by {protocol!r}; there are {existing}")
 
     def lines(self) -> list[dict]:
-        """Lines of a run's evaluations.jsonl: one per score, then one with the diagnosis."""
+        """Lines of a run's evaluations.jsonl: one per score, one with the leaks, then one with the diagnosis.
+
+        Every line has one of the keys "protocol", "leaks" and "diagnosis"; readers pass over lines with none that they know.
+        """
         lines = [score.line() for score in self.scores]
+        lines += [] if self.leaks is None else [self.leaks.line(self.scores)]
         return lines if self.diagnosis is None else [*lines, {"diagnosis": vars(self.diagnosis)}]
 
     def table(self) -> str:
         """One row per subject and one column per protocol, then the spread over several seeds, then the verdict."""
         text = [*accuracy_table(self.scores), *neighbours_of(self.scores), *seeds_of(self.scores)]
         text += verdict_on_labels([score for score in self.scores if score.protocol == "finetune"])
+        text += [] if self.leaks is None else self.leaks.text(self.scores, TRAINED)
         if self.diagnosis is not None:
             text.append(verdict_of(self.diagnosis))
         return "\n".join(text)

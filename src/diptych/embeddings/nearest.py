@@ -30,20 +30,25 @@ def nearest(query: Array, bank: Array, k: int) -> tuple[Tensor, Tensor]:
     bank_ME = checked_embeddings(bank, "bank")
     query_NE = checked_embeddings(query, "query", bank_ME)
     directions_ME = F.normalize(bank_ME, dim=1)
+    close = nearly_one_direction(directions_ME)
     mean_E = directions_ME.mean(0, dtype=torch.float64)
-    close = bool(1 - mean_E.square().sum() < CLOSE**2)
     pairs = Centred(query_NE, bank_ME, mean_E) if close else Plain(F.normalize(query_NE, dim=1), directions_ME)
     k = min(k, len(bank_ME))
     similarities, indices = [], []
     for start in range(0, len(query_NE), QUERIES_PER_BLOCK):
         rows = slice(start, start + QUERIES_PER_BLOCK)
-        blocks = [_largest(s_NM, k) for s_NM in pairs.blocks(rows)]
+        blocks = [largest(s_NM, k) for s_NM in pairs.blocks(rows)]
         s = torch.cat([values for values, _ in blocks], dim=1)
         index = torch.cat([at + BANK_ROWS_PER_BLOCK * block for block, (_, at) in enumerate(blocks)], dim=1)
         s, order = s.topk(k, dim=1)
         similarities.append(pairs.cosines(s, rows))
         indices.append(index.gather(1, order))
     return torch.cat(similarities), torch.cat(indices)
+
+
+def nearly_one_direction(directions_ME: Tensor) -> bool:
+    """Whether plain float32 cosines of these directions lose the digits in which they differ."""
+    return bool(1 - directions_ME.mean(0, dtype=torch.float64).square().sum() < CLOSE**2)
 
 
 class Plain:
@@ -97,7 +102,7 @@ def centred(z_NE: Tensor, mean_E: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(differences), torch.cat(products)
 
 
-def _largest(s_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(s_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row (all, if there are fewer) and their columns, unordered.
 
     The k groups with the largest maxima contain the k largest numbers, and maxima are cheap. This takes about half the

@@ -1,0 +1,103 @@
+"""The files of an audit: index.html, findings.csv and, where pyarrow is installed, findings.parquet."""
+
+import csv
+import io
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from diptych.base.errors import OutputError
+from diptych.base.files import make_folder, require_free_folder, write_file
+from diptych.data.decode import fit_square
+from diptych.data.untrusted import BadImage
+from diptych.downstream.classify import harmless, pyarrow
+from diptych.downstream.findings import Audit, Finding
+from diptych.downstream.inspection import open_entire
+from diptych.reporting.audit_page import MOST_SHOWN, Card, render_audit
+
+COLUMNS = ("list", "rank", "group", "set", "file", "score", "expected_wrong", "beside_set", "beside", "remark")
+PICTURE = 96  # pixels of a picture on the page, at most
+
+
+def write_audit(result: Audit, out: str | Path, name: str) -> list[Path]:
+    """Write the page and the table into a new folder; returns the files. Raises OutputError for an occupied folder."""
+    folder = make_folder(require_free_folder(Path(out)))
+    rows = table(result)
+    files = {"findings.csv": as_csv(rows), "index.html": page(result, name).encode("utf-8", "replace")}
+    with suppress(OutputError):  # without pyarrow, which is optional
+        files["findings.parquet"] = as_parquet(rows)
+    for file, data in files.items():
+        write_file(folder / file, data)
+    return [folder / file for file in files]
+
+
+def table(result: Audit) -> list[tuple]:
+    """Every finding as a row of COLUMNS; rank counts from 1 in its list."""
+    rows = []
+    for name, findings in result.lists.items():
+        for rank, finding in enumerate(findings, 1):
+            of, other = finding.place, finding.other
+            rows.append((name, rank, finding.group, None if of is None else result.set_of(of), finding.file, finding.score,
+                         finding.expected_wrong, None if other is None else result.set_of(other),
+                         None if other is None else result.name(other), finding.remark))  # fmt: skip
+    return rows
+
+
+def as_csv(rows: list[tuple]) -> bytes:
+    """RFC 4180, UTF-8, with a header; texts that a spreadsheet would execute get a ' in front."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([cell_of(cell) for cell in row])
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def cell_of(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.4f}"
+    return harmless(cell) if isinstance(cell, str) else "" if cell is None else str(cell)
+
+
+def as_parquet(rows: list[tuple]) -> bytes:
+    library = pyarrow()
+    text, integer, real = library.string(), library.int64(), library.float64()
+    kinds = (text, integer, integer, text, text, real, real, text, text, text)
+    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    arrays = [library.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
+    sink = library.BufferOutputStream()
+    library.parquet.write_table(library.table(arrays, names=list(COLUMNS)), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def page(result: Audit, name: str) -> str:
+    """The HTML, with the pictures of the first findings of each list read again."""
+    lists = {}
+    for key, findings in result.lists.items():
+        groups = {finding.group for finding in findings} - {None}
+        wrong = max((finding.expected_wrong for finding in findings), default=0.0)
+        cards = [card(result, finding) for finding in findings[:MOST_SHOWN]]
+        lists[key] = (len(findings), len(groups), wrong, cards)
+    sets = [f"{len(part):,} {of + ' ' if of else ''}images" for of, part in result.sets]
+    facts = [*sets, f"compared by {result.encoder or 'their pixels alone'}"]
+    return render_audit(name, facts, lists, result.notes)
+
+
+def card(result: Audit, finding: Finding) -> Card:
+    pictures = [None if place is None else picture(result, place) for place in (finding.place, finding.other)]
+    prefix = f"{result.set_of(finding.place)}: " if finding.place is not None and len(result.sets) > 1 else ""
+    beside = "" if finding.other is None else result.name(finding.other)
+    return Card(prefix + finding.file, finding.score, finding.expected_wrong, pictures[0], pictures[1], beside, finding.group,
+                finding.remark)  # fmt: skip
+
+
+def picture(result: Audit, place: int) -> np.ndarray | None:
+    """An image for the page, (H, W, 3) uint8, square, never enlarged; None where it cannot be read any more."""
+    of, row = result.places[place]
+    squares = result.sets[of][1].squares
+    try:
+        _, image = open_entire(squares, int(result.sets[of][1].rows[row]))
+    except BadImage:
+        return None
+    return fit_square(image, min(PICTURE, *image.size), squares.fit)

@@ -1,0 +1,62 @@
+"""What an audit has to say: lists of findings, ranked."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diptych.data.images import Images
+
+# Share of the listed outliers and labels that may be expected to be wrong, and how many are listed in any case: looking at
+# them is cheap.
+LOOKING, LEAST = 0.5, 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a list. place: the row in `Audit.images_of`; other: of the image beside it. Both None: a file that is no
+    image. expected_wrong: of this line and those above it, how many are expected to be wrong; of a group, for its first line.
+    """
+
+    file: str
+    place: int | None = None
+    score: float | None = None
+    expected_wrong: float = 0.0
+    other: int | None = None
+    group: int | None = None
+    remark: str = ""
+
+
+@dataclass
+class Audit:
+    """The lists by name, in the order of the page; `notes`: what was left out, and why. `str` returns a summary."""
+
+    sets: list[tuple[str, Images]]
+    places: list[tuple[int, int]]  # of every readable image: its set, and its row there
+    lists: dict[str, list[Finding]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    encoder: str = ""
+
+    def name(self, place: int) -> str:
+        of, row = self.places[place]
+        return self.sets[of][1].keys[row]
+
+    def set_of(self, place: int) -> str:
+        return self.sets[self.places[place][0]][0]
+
+    def __str__(self) -> str:
+        text = [f"{len(self.places):,} images, compared by {self.encoder or 'their pixels alone'}"]
+        for name, findings in self.lists.items():
+            wrong = max((finding.expected_wrong for finding in findings), default=0.0)
+            groups = {finding.group for finding in findings} - {None}
+            count = f"{len(groups):,} groups" if groups else f"{len(findings):,}"
+            text.append(
+                f"  {name:<20}{count:>12}" + (f"  {wrong:.1f} of them expected to be wrong" if wrong >= 0.05 else "")
+            )
+        return "\n".join([*text, *self.notes])
+
+
+def last_within(expected: Tensor, share: float = LOOKING) -> int:
+    """The end of the longest beginning of a list in which at most `share` is expected to be wrong; LEAST in any case."""
+    good = (expected <= share * torch.arange(1, len(expected) + 1)).nonzero()
+    return max(int(good[-1]) + 1 if len(good) else 0, min(LEAST, len(expected)))

@@ -1,0 +1,116 @@
+"""The page of an audit: one HTML file with every list, its pictures and how much of it is expected to be wrong."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MOST_SHOWN = 48  # findings of a list; the table has all of them
+TITLES = {
+    "leaks": (
+        "Leaks",
+        "Test images that are in the training set too, as a copy or nearly so. They make accuracy look better.",
+    ),
+    "exact duplicates": (
+        "Exact duplicates",
+        "Images with the same decoded pixels (upright, RGB) and size: a fact, never wrong.",
+    ),
+    "near duplicates": (
+        "Near duplicates",
+        "Groups of images of which one is a copy of another: resized, encoded again, mirrored or cropped. The score is how "
+        "alike the pixels are in the best placement, 1 is the same.",
+    ),
+    "suspected labels": (
+        "Suspected labels",
+        "Images whose label is improbable for their embedding. The score is the probability of the given label, from images "
+        "other than this one. Beside each, the nearest image of the suggested class. Where the encoder does not separate the "
+        "classes, more of these labels are right than expected.",
+    ),
+    "outliers": (
+        "Outliers",
+        "Images far from all others. The score is the mean distance to the ten nearest ones. Beside each, the nearest image.",
+    ),
+    "blank": (
+        "Blank images",
+        "Images of one colour. The score is the difference of the lightest and darkest value, of 255.",
+    ),
+    "odd sizes": (
+        "Odd sizes",
+        "Images whose area differs by a factor of four or more from the median, or their proportions by two or more.",
+    ),
+    "unreadable": ("Unreadable files", "Files that cannot be used, and why."),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A finding as the page shows it. picture, other: (H, W, 3) uint8, or None."""
+
+    file: str
+    score: float | None
+    expected_wrong: float
+    picture: np.ndarray | None
+    other: np.ndarray | None
+    other_file: str
+    group: int | None
+    remark: str
+
+
+def render_audit(
+    name: str, facts: Sequence[str], lists: dict[str, tuple[int, int, float, list[Card]]], notes: Sequence[str]
+):
+    """The HTML of the page. lists: name -> (findings, groups, expected wrong, the first cards)."""
+    jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+                               lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    style = "".join((TEMPLATES / file).read_text("utf-8") for file in ("report.css", "audit.css"))
+    sections = [section(key, *content) for key, content in lists.items()]
+    return jinja.get_template("audit.html.jinja").render(
+        name=name, facts=facts, sections=sections, notes=notes, style=style
+    )
+
+
+def section(key: str, count: int, groups: int, wrong: float, cards: list[Card]) -> dict:
+    title, text = TITLES[key]
+    shown, rows = [], grouped(cards)
+    for members in rows:
+        shown.append({"group": members[0].group, "cards": [view_of(card) for card in members]})
+    number = f"{groups:,} group{'s' * (groups != 1)}, {count:,} images" if groups else f"{count:,}"
+    return {"id": key.replace(" ", "-"), "title": title, "text": text, "count": count, "groups": groups,
+            "number": number, "rows": shown,
+            "wrong": f"{wrong:.1f}" if wrong >= 0.05 else "", "more": count - len(cards),
+            "paired": any(card.other is not None for card in cards) and not groups}  # fmt: skip
+
+
+def grouped(cards: Sequence[Card]) -> list[list[Card]]:
+    """Cards of one group together; a card without a group alone."""
+    rows: list[list[Card]] = []
+    for card in cards:
+        if rows and card.group is not None and rows[-1][0].group == card.group:
+            rows[-1].append(card)
+        else:
+            rows.append([card])
+    return rows
+
+
+def view_of(card: Card) -> dict:
+    return {
+        "file": card.file, "other_file": card.other_file, "remark": card.remark,
+        "score": "" if card.score is None else f"{card.score:.3g}" if card.score >= 1 else f"{card.score:.3f}",
+        "wrong": f"{card.expected_wrong:.1f}" if card.expected_wrong >= 0.05 else "",
+        "picture": picture_uri(card.picture), "other": picture_uri(card.other),
+    }  # fmt: skip
+
+
+def picture_uri(picture: np.ndarray | None) -> str | None:
+    """A picture as JPEG in base64, to embed in the page."""
+    if picture is None:
+        return None
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
