@@ -26,6 +26,7 @@ from diptych.downstream.subjects import CHANCE, CLOSED_FORM, JOINED, RAW_PIXELS,
 from diptych.downstream.worth import closed_form, gains, with_worth
 from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
+from diptych.embeddings.lamps import Lamp
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
 from diptych.networks.inference import centred, raw_pixels, require_precision
@@ -99,16 +100,19 @@ def evaluate(
         leaks = find_leaks(after.train, after.test, digests.digests, train, test)
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
     diagnosis = diagnose(after.test, projections, untrained=before)
-    some = torch.arange(0, len(test), -(-len(test) // LOOKED_AT))  # evenly spaced: images are often sorted by class
-    _, pixels = next(test.read(some, LOOKED_AT))
-    learning = recognition(trained, trained.untrained(), pixels, "held-out images")
-    evaluation = Evaluation(
-        scores, with_worth(diagnosis, learning, gains(scores, TRAINED), gains(scores, JOINED)), leaks
-    )
+    judged = with_worth(diagnosis, learned(trained, test), gains(scores, TRAINED), gains(scores, JOINED))
+    evaluation = Evaluation(scores, judged, leaks)
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
     return evaluation
+
+
+def learned(trained: Trained, test: Images) -> Lamp:
+    """The lamp of learning on up to LOOKED_AT test images, evenly spaced: they are often sorted by class."""
+    some = torch.arange(0, len(test), -(-len(test) // LOOKED_AT))
+    _, pixels = next(test.read(some, LOOKED_AT))
+    return recognition(trained, trained.untrained(), pixels, "held-out images")
 
 
 def labelled(train: Images, test: Images) -> tuple[Images, Images]:
