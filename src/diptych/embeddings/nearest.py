@@ -1,6 +1,7 @@
 """Nearest neighbours by cosine, exact. M: bank, N: queries, E: width, k: neighbours; z: embedding, s: similarity."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from diptych.base.errors import DataError, RecipeError
 
 Array = Tensor | np.ndarray
+Blocks = Callable[[], Iterator[Tensor]]  # each call yields the blocks (m, E) of a bank once, in order
 
 # A block of similarities takes 16 MB. Larger ones get fresh pages from the system each time and take twice as long.
 QUERIES_PER_BLOCK, BANK_ROWS_PER_BLOCK, GROUPS_PER_BLOCK = 256, 16384, 8
+QUERIES_PER_PASS = 16384  # over the bank, which may have to come from a disk each time
 CLOSE = 0.03  # root mean square distance of directions from their mean below which plain float32 cosines lose digits
 
 
@@ -20,42 +23,78 @@ def nearest(query: Array, bank: Array, k: int) -> tuple[Tensor, Tensor]:
     """Find the k rows of `bank` (M, E) most similar to each row of `query` (N, E). Returns cosines (N, k), highest
     first, and row numbers (N, k).
 
-    Exact, by matrix products in blocks: beyond the two arrays and the output, memory does not grow with M or N. k is
-    capped at M. A zero vector has cosine 0 with everything. The order of equally similar rows is undefined. Where the rows
-    of `bank` point nearly the same way, see `Centred`, neighbours are ordered by cosines whose differences are exact. Raises
-    RecipeError for k < 1, DataError as `checked_embeddings` does.
+    Exact, by matrix products in blocks: beyond the two arrays and the output, memory does not grow with M or N. Arrays may
+    be memory-mapped (`np.load(file, mmap_mode="c")`, `load_embeddings`) and larger than memory. k is capped at M. A zero
+    vector has cosine 0 with everything. The order of equally similar rows is undefined. Where the rows of `bank` point
+    nearly the same way, see `Centred`, neighbours are ordered by cosines whose differences are exact. Raises RecipeError
+    for k < 1, DataError as `checked_embeddings` does.
+    """
+    bank_ME = as_rows(bank, "bank")
+    return nearest_in_blocks(query, lambda: iter(bank_ME.split(BANK_ROWS_PER_BLOCK)), k)
+
+
+def nearest_others(vectors: Array, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows of `vectors` (M, E) most similar to each of its rows, itself excluded. Returns cosines (M, k), highest
+    first, and row numbers (M, k); k is capped at M - 1. Otherwise as `nearest`."""
+    z_ME = as_rows(vectors, "bank")
+    blocks = lambda: iter(z_ME.split(BANK_ROWS_PER_BLOCK))  # noqa: E731
+    return nearest_in_blocks(z_ME, blocks, k, among_themselves=True)
+
+
+def nearest_in_blocks(query: Array, blocks: Blocks, k: int, *, among_themselves: bool = False) -> tuple[Tensor, Tensor]:
+    """`nearest` in a bank that is read block by block, once to check it and once for QUERIES_PER_PASS queries.
+
+    among_themselves: the queries are the rows of the bank, and no row is its own neighbour.
     """
     if k < 1:
         raise RecipeError(f"k is the number of neighbours, at least 1; got {k}")
-    bank_ME = checked_embeddings(bank, "bank")
-    query_NE = checked_embeddings(query, "query", bank_ME)
-    directions_ME = F.normalize(bank_ME, dim=1)
-    mean_E = directions_ME.mean(0, dtype=torch.float64)
-    close = bool(1 - mean_E.square().sum() < CLOSE**2)
-    pairs = Centred(query_NE, bank_ME, mean_E) if close else Plain(F.normalize(query_NE, dim=1), directions_ME)
-    k = min(k, len(bank_ME))
-    similarities, indices = [], []
-    for start in range(0, len(query_NE), QUERIES_PER_BLOCK):
-        rows = slice(start, start + QUERIES_PER_BLOCK)
-        blocks = [_largest(s_NM, k) for s_NM in pairs.blocks(rows)]
-        s = torch.cat([values for values, _ in blocks], dim=1)
-        index = torch.cat([at + BANK_ROWS_PER_BLOCK * block for block, (_, at) in enumerate(blocks)], dim=1)
-        s, order = s.topk(k, dim=1)
-        similarities.append(pairs.cosines(s, rows))
-        indices.append(index.gather(1, order))
-    return torch.cat(similarities), torch.cat(indices)
+    survey = Survey(blocks)
+    query_NE = checked_embeddings(query, "query", survey.mean_E)
+    k = min(k, survey.count - among_themselves)
+    answers = []
+    for first in range(0, len(query_NE), QUERIES_PER_PASS):
+        part_NE = query_NE[first : first + QUERIES_PER_PASS]
+        pairs = Centred(part_NE, survey.mean_E) if survey.is_close else Plain(part_NE)
+        answers.append(one_pass(pairs, blocks, k, first if among_themselves else None))
+    return torch.cat([s for s, _ in answers]), torch.cat([index for _, index in answers])
+
+
+class Survey:
+    """One pass over the bank: its number of rows, and the mean of their directions (E,) in float64.
+
+    is_close: whether the directions lie within CLOSE of their mean, root mean square. Raises DataError as
+    `checked_embeddings` does.
+    """
+
+    def __init__(self, blocks: Blocks):
+        self.count, bad, sum_E = 0, 0, None
+        for block in blocks():
+            z_ME = as_rows(block, "bank").float()
+            bad += not_finite(z_ME)
+            directions_E = F.normalize(z_ME, dim=1).sum(0, dtype=torch.float64)
+            sum_E = directions_E if sum_E is None else sum_E + directions_E
+            self.count += len(z_ME)
+        if sum_E is None:
+            raise DataError("the bank embeddings are (0, 0); they must be (images, width), neither 0")
+        if bad:
+            raise infinite(bad, self.count, "bank")
+        self.mean_E: Tensor = sum_E / self.count
+        self.is_close = bool(1 - self.mean_E.square().sum() < CLOSE**2)
 
 
 class Plain:
-    """Cosines as inner products of directions (N, E) and (M, E)."""
+    """Cosines as inner products of directions (N, E) and (m, E)."""
 
-    def __init__(self, query_NE: Tensor, bank_ME: Tensor):
-        self.query_NE, self.bank_ME = query_NE, bank_ME
+    def __init__(self, query_NE: Tensor):
+        self.query_NE = F.normalize(query_NE, dim=1)
 
-    def blocks(self, rows: slice) -> Iterator[Tensor]:
-        """Cosines of some queries with the bank, a block of its rows at a time."""
-        for columns_ME in self.bank_ME.split(BANK_ROWS_PER_BLOCK):
-            yield self.query_NE[rows] @ columns_ME.T
+    def enter(self, bank_ME: Tensor) -> None:
+        """The block of the bank whose cosines are asked for next."""
+        self.bank_ME = F.normalize(bank_ME, dim=1)
+
+    def products(self, rows: slice) -> Tensor:
+        """Cosines of some queries with the block of the bank."""
+        return self.query_NE[rows] @ self.bank_ME.T
 
     def cosines(self, s_Nk: Tensor, rows: slice) -> Tensor:
         return s_Nk
@@ -72,29 +111,61 @@ class Centred:
     whose first two terms are as small as the differences, and the last one is the same for all of the bank.
     """
 
-    def __init__(self, query_NE: Tensor, bank_ME: Tensor, mean_E: Tensor):
+    def __init__(self, query_NE: Tensor, mean_E: Tensor):
+        self.mean_E = mean_E
         self.query_NE, self.of_query_N = centred(query_NE, mean_E)
-        self.bank_ME, of_bank_M = centred(bank_ME, mean_E)
-        self.shift_M = (of_bank_M - mean_E.square().sum()).float()  # m . b'
 
-    def blocks(self, rows: slice) -> Iterator[Tensor]:
-        """Cosines without a . m, a block of the bank's rows at a time."""
-        parts = zip(self.bank_ME.split(BANK_ROWS_PER_BLOCK), self.shift_M.split(BANK_ROWS_PER_BLOCK), strict=True)
-        for columns_ME, shift_M in parts:
-            yield torch.addmm(shift_M, self.query_NE[rows], columns_ME.T)
+    def enter(self, bank_ME: Tensor) -> None:
+        self.bank_ME, of_bank_M = centred(bank_ME, self.mean_E)
+        self.shift_M = (of_bank_M - self.mean_E.square().sum()).float()  # m . b'
+
+    def products(self, rows: slice) -> Tensor:
+        """Cosines without a . m."""
+        return torch.addmm(self.shift_M, self.query_NE[rows], self.bank_ME.T)
 
     def cosines(self, s_Nk: Tensor, rows: slice) -> Tensor:
         return (s_Nk + self.of_query_N[rows, None]).float()
 
 
 def centred(z_NE: Tensor, mean_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions a minus m in float32, and a . m (N,) in float64; float64 copies of a block at a time."""
-    differences, products = [], []
-    for z in z_NE.split(BANK_ROWS_PER_BLOCK):
-        a_NE = F.normalize(z.double(), dim=1)
-        differences.append((a_NE - mean_E).float())
-        products.append(a_NE @ mean_E)
-    return torch.cat(differences), torch.cat(products)
+    """Directions a minus m in float32, and a . m (N,) in float64."""
+    a_NE = F.normalize(z_NE.double(), dim=1)
+    return (a_NE - mean_E).float(), a_NE @ mean_E
+
+
+def one_pass(pairs: Plain | Centred, blocks: Blocks, k: int, first: int | None) -> tuple[Tensor, Tensor]:
+    """The k best of the bank for all queries of `pairs`. first: the row of the bank that the first query is, if it is one."""
+    count = len(pairs.query_NE)
+    parts = [slice(start, min(start + QUERIES_PER_BLOCK, count)) for start in range(0, count, QUERIES_PER_BLOCK)]
+    best: list[tuple[Tensor, Tensor] | None] = [None] * len(parts)
+    begin = 0  # row of the bank where the block begins
+    for block in blocks():
+        pairs.enter(block.float())
+        for number, rows in enumerate(parts):
+            s_NM = pairs.products(rows)
+            if first is not None:
+                hide_own(s_NM, first + rows.start - begin)
+            s, index = _largest(s_NM, k)
+            index = index + begin
+            if (before := best[number]) is not None:
+                s, index = torch.cat([before[0], s], dim=1), torch.cat([before[1], index], dim=1)
+                s, order = s.topk(min(k, s.shape[1]), dim=1)
+                index = index.gather(1, order)
+            best[number] = s, index
+        begin += len(block)
+    similarities, indices = [], []
+    for rows, (s, index) in zip(parts, filter(None, best), strict=True):
+        s, order = s.topk(k, dim=1)
+        similarities.append(pairs.cosines(s, rows))
+        indices.append(index.gather(1, order))
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def hide_own(s_NM: Tensor, offset: int) -> None:
+    """Make the similarity of row i with column i + offset the smallest."""
+    low, high = max(0, -offset), min(len(s_NM), s_NM.shape[1] - offset)
+    if low < high:
+        s_NM[low:high, low + offset : high + offset].fill_diagonal_(-torch.inf)
 
 
 def _largest(s_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -117,14 +188,31 @@ def _largest(s_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def checked_embeddings(embeddings: Array, what: str, like: Tensor | None = None) -> Tensor:
     """(N, E) as a float32 tensor on the device of `like`. Raises DataError for another shape, another width than that
     of `like`, no rows, or values that are not finite: no accuracy is computed from NaN."""
-    z_NE = torch.as_tensor(embeddings).detach().float()
-    if z_NE.ndim != 2 or 0 in z_NE.shape:
-        raise DataError(f"the {what} embeddings are {tuple(z_NE.shape)}; they must be (images, width), neither 0")
+    z_NE = as_rows(embeddings, what).float()
     if like is not None:
         z_NE = z_NE.to(like.device)
-        if z_NE.shape[1] != like.shape[1]:
-            widths = f"{z_NE.shape[1]} wide, the others {like.shape[1]}"
+        if z_NE.shape[1] != like.shape[-1]:
+            widths = f"{z_NE.shape[1]} wide, the others {like.shape[-1]}"
             raise DataError(f"the {what} embeddings are {widths}; embed both with one encoder")
-    if bad := int((~z_NE.isfinite().all(1)).sum()):
-        raise DataError(f"{bad} of {len(z_NE)} {what} embeddings hold NaN or infinity; the encoder has diverged")
+    if bad := not_finite(z_NE):
+        raise infinite(bad, len(z_NE), what)
     return z_NE
+
+
+def as_rows(embeddings: Array, what: str) -> Tensor:
+    """An array as a tensor that shares its memory. Raises DataError unless it is (N, E), neither of them 0."""
+    with warnings.catch_warnings():  # an array that cannot be written, such as a memory-mapped one: nothing is written
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        z_NE = torch.as_tensor(embeddings).detach()
+    if z_NE.ndim != 2 or 0 in z_NE.shape:
+        raise DataError(f"the {what} embeddings are {tuple(z_NE.shape)}; they must be (images, width), neither 0")
+    return z_NE
+
+
+def not_finite(z_NE: Tensor) -> int:
+    """The number of rows that hold NaN or infinity, counted in blocks: a mask of all takes a quarter of the array's memory."""
+    return int(sum((~z.isfinite().all(1)).sum() for z in z_NE.split(BANK_ROWS_PER_BLOCK)))
+
+
+def infinite(bad: int, count: int, what: str) -> DataError:
+    return DataError(f"{bad} of {count} {what} embeddings hold NaN or infinity; the encoder has diverged")
