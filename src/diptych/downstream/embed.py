@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from diptych.base.device import choose_device
-from diptych.base.errors import DataError
+from diptych.base.errors import DataError, RecipeError
 from diptych.base.signals import Preempted
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import IMAGES_PER_BATCH, class_names, stream
-from diptych.embeddings.store import map_vectors, read_meta
-from diptych.embeddings.writer import Entry, Writer, require_place
+from diptych.downstream.table import DEFAULTS, TableOptions, pyarrow, require_table, write_table
+from diptych.embeddings.store import load_embeddings, map_vectors, read_meta
+from diptych.embeddings.writer import TABLE, Entry, Writer, remove_embeddings, require_place
 from diptych.networks.inference import Preprocessing, require_precision
 from diptych.runs.encoder import Trained, as_trained, weights_sha256
 from diptych.runs.environment import version_of
@@ -37,10 +38,11 @@ def embed(
 ) -> Tensor:
     """Embed images: (M, E) float32 on the CPU, in their order.
 
-    With `out`, the embeddings are written to that folder block by block (see `embeddings.store`) and returned as a tensor
-    that is memory-mapped: memory does not grow with their number. An image that is unreadable or has no finite embedding has
-    a row in the folder's index, with the reason, but no vector. resume: go on where a command or a call was stopped, even by
-    SIGKILL; without anything there, begin. source: where the images are, for those who read the folder.
+    With a folder as `out`, the embeddings are written to it block by block (see `embeddings.store`), and returned as a
+    tensor that is memory-mapped: memory does not grow with their number. An image that is unreadable or has no finite
+    embedding has a row in the folder's index, with the reason, but no vector. A file `out` that ends in .parquet: see
+    `embed_table`. resume: go on where a command or a call was stopped, even by SIGKILL; without anything there, begin.
+    source: where the images are, for those who read the folder.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32 or bfloat16.
 
@@ -48,6 +50,8 @@ def embed(
     no encoder, or where another encoder, preprocessing or other images began the folder, DataError for images that cannot be
     read, and where no embedding is finite. Warns if only some are.
     """
+    if out is not None and Path(out).suffix == ".parquet":
+        return embed_table(trained, images, Path(out), resume=resume, source=source, device=device, show=show)
     if out is not None:
         require_place(Path(out), resume)
     require_precision(precision)
@@ -78,10 +82,62 @@ def embed(
             first = f"first: {bad[0]['key']} ({bad[0]['reason']})"
             progress.say(f"{len(bad)} of {len(images.all_keys)} images cannot be read and have no vector, {first}")
         if not writer.rows:
-            writer.remove()
+            remove_embeddings(writer.folder)
         warn_of_infinite(infinite, writer.rows + infinite, trained)
         writer.finish({})
     return map_vectors(Path(out))
+
+
+def embed_table(
+    trained: Trained | Run | str | Path,
+    images: Images,
+    out: Path,
+    *,
+    resume: bool = False,
+    source: str | None = None,
+    device: str = "auto",
+    options: TableOptions = DEFAULTS,
+    show: bool = True,
+) -> Tensor:
+    """`embed` into one Parquet file (see `downstream.table`), or into a folder with such a file beside the others in it.
+
+    Until the file is complete, the embeddings are in the folder `out`.partial, where `resume` goes on. The thumbnails are
+    made in a second pass over the images, unless these are in memory. Raises as `embed` and `write_table`.
+    """
+    file, folder = table_places(out)
+    require_format(out, "parquet", resume)
+    vectors = embed(trained, images, out=folder, resume=resume, source=source, device=device, show=show)
+    if not file.exists():
+        with ProgressBar("table", show=show) as progress:
+            write_table(file, load_embeddings(folder), images, options, progress.say)
+    if folder != out:
+        remove_embeddings(folder)
+    return vectors
+
+
+def require_format(out: Path, to: str | None, resume: bool) -> Path | None:
+    """The Parquet file that `out` asks for, or None. Raises OutputError where it cannot be written, RecipeError for `to`."""
+    if to not in (None, "npy", "parquet"):
+        raise RecipeError(f"--to {to!r} is neither npy nor parquet")
+    if to == "npy" and out.suffix == ".parquet":
+        raise RecipeError(f"--to npy writes a folder, and {out} ends in .parquet; choose another --out")
+    if to != "parquet" and out.suffix != ".parquet":
+        require_place(out, resume)
+        return None
+    file, folder = table_places(out)
+    if folder == out:
+        pyarrow()
+    else:
+        require_table(file)
+    require_place(folder, resume)
+    return file
+
+
+def table_places(out: Path) -> tuple[Path, Path]:
+    """The Parquet file, and the folder of the embeddings while it is made, for an --out."""
+    if out.suffix == ".parquet":
+        return out, out.with_name(f"{out.name}.partial")
+    return out / TABLE, out
 
 
 def settings_of(trained: Trained, images: Images, precision: str, source: str | None) -> dict:

@@ -21,14 +21,14 @@ from diptych.base.errors import CheckpointError, DataError, OutputError
 from diptych.base.files import read_object, read_plain, require_free_folder
 from diptych.embeddings.writer import FORMAT, INDEX, META, PROGRESS, VECTORS, Entry, Writer
 
-__all__ = ["Index", "Saved", "Writer", "load_embeddings", "map_vectors", "read_meta", "save_embeddings"]
+__all__ = ["FORMAT", "Index", "Saved", "Writer", "load_embeddings", "map_vectors", "read_meta", "save_embeddings"]
 
 
 class Saved(NamedTuple):
     """The result of `load_embeddings`: `vectors` (M, E) float32, memory-mapped; `index` with one row per image; `meta`."""
 
     vectors: Tensor
-    index: Sequence[dict]
+    index: "Index"
     meta: dict
 
 

@@ -19,6 +19,7 @@ from diptych.base.files import disk_error, flush_folder, make_folder, read_objec
 
 FORMAT = 1  # of the folder
 VECTORS, INDEX, META, PROGRESS = "vectors.npy", "index.jsonl", "meta.json", "progress.json"
+TABLE = "embeddings.parquet"  # what may be beside them
 HEADER = 128  # bytes before the first number of vectors.npy
 BLOCK_IMAGES, BLOCK_SECONDS = 4096, 30.0  # what a kill costs at most: images, or time
 CHUNK = 1 << 24  # bytes of a file that are read at once
@@ -70,7 +71,7 @@ class Writer:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self.finished and not self.images:
-            self.remove()
+            remove_embeddings(self.folder)
         self._files.close()
 
     def add(self, entries: Sequence[Entry], vectors: np.ndarray) -> None:
@@ -118,13 +119,6 @@ class Writer:
         self.finished = True
         (self.folder / PROGRESS).unlink()
         flush_folder(self.folder)
-
-    def remove(self) -> None:
-        """Remove the files, and the folder where nothing else is in it."""
-        for name in (VECTORS, INDEX, META, PROGRESS):
-            (self.folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
 
     def _open_files(self) -> None:
         """Open the files, lock the first against a second process, and return to what was recorded."""
@@ -186,10 +180,18 @@ def require_place(folder: Path, resume: bool) -> Path:
     return folder if ours else require_free_folder(folder)
 
 
+def remove_embeddings(folder: Path) -> None:
+    """Remove the files of a folder of embeddings, and the folder where nothing else is in it."""
+    for name in (VECTORS, INDEX, META, PROGRESS):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def is_ours(file: Path) -> bool:
     """Whether a file is one that an embedding leaves, also where it was killed at its beginning."""
-    return file.name in (VECTORS, INDEX, META, PROGRESS) or any(
-        file.name.startswith(f".{name}.tmp-") for name in (META, PROGRESS)
+    return file.name in (VECTORS, INDEX, META, PROGRESS, TABLE) or any(
+        file.name.startswith(f".{name}.tmp-") for name in (META, PROGRESS, TABLE)
     )
 
 
