@@ -28,7 +28,9 @@ from diptych.runs.encoder import load, save_encoder
 def save_network(folder: Path, seed: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return save_encoder(folder, diptych.encoder("resnet18", "small", 32, channels=(8, 8, 16, 16)), Preprocessing(32))
+        return save_encoder(
+            folder, diptych.encoder("resnet18", "small", 32, channels=(8, 8, 16, 16)), Preprocessing(32)
+        )
 
 
 @pytest.fixture(scope="module")
