@@ -124,6 +124,7 @@ pretrain photos --recipe demo --out run images.size=16 encoder.channels=[4,4,4,4
 pretrain.epochs=1 pretrain.precision=float32
 evaluate run --train photos --test photos
 embed run photos --out vectors
+search vectors 0 --out found.html
 classify run photos --train photos --out labels.csv
 finetune run --train photos --test photos --labels 1.0 --epochs 1
 report run

@@ -127,7 +127,9 @@ def hugging_face(schema) -> dict:
     }
     ids, distances = ({"feature": value(kind), "_type": "Sequence"} for kind in ("int64", "float32"))
     columns["neighbors"] = {"ids": ids, "distances": distances}
-    return {"info": {"features": {name: columns[name] for name in schema.names}}}
+    info: dict[str, dict] = {}
+    info["features"] = {name: columns[name] for name in schema.names}
+    return {"info": info}
 
 
 def group(library, schema, saved: Saved, rows: slice, xy: np.ndarray, near, pictures: "Thumbnails | None"):
