@@ -2,8 +2,9 @@
 
     python -m benchmarks.search --threads 1
 
-On one thread CPU-seconds are counted, so that other programs disturb less. Queries arrive 1,000 at a time. Rivals are exact, too, and all answers are compared before anything is timed. The embeddings are
-random, or in clusters and correlated as an encoder's are.
+On one thread CPU-seconds are counted, so that other programs disturb less. Queries arrive 1,000 at a time. Rivals are exact,
+too, and all answers are compared before anything is timed. The embeddings are random, or in clusters and correlated as an
+encoder's are.
 """
 
 import argparse

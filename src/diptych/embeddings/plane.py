@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diptych.base.errors import DataError
 
-MOST_TSNE = 5000  # its time grows faster than their number: 5,000 take about 20 s
+MOST_TSNE = 5000  # embeddings; its time grows faster than their number
 ROWS_PER_BLOCK = 16384
 
 
