@@ -29,8 +29,9 @@ from diptych.data.images import Images
 from diptych.data.photographs import demo_source
 from diptych.downstream.copies import find_copies
 from diptych.downstream.leaks import near_pairs
-from diptych.embeddings.duplicates import Pairs, near_duplicates, neighbours_within
+from diptych.embeddings.duplicates import Pairs, near_duplicates
 from diptych.embeddings.label_errors import probe_probabilities, suspects_of, vote_probabilities
+from diptych.embeddings.nearest import nearest_others
 from diptych.embeddings.paired import paired_difference
 from diptych.embeddings.picking import pick
 from diptych.embeddings.probe import fit_probe
@@ -261,7 +262,7 @@ def speed(arguments: argparse.Namespace) -> dict:
     seconds, cpu = [], []
     for _ in range(1 if arguments.quick else arguments.repeats):
         wall, processor = time.perf_counter(), time.process_time()
-        neighbours_within(z, 10)
+        nearest_others(z, 10)
         seconds.append(round(time.perf_counter() - wall, 1))
         cpu.append(round(time.process_time() - processor, 1))
     return {

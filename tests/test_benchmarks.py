@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_images
 
 import diptych
-from benchmarks import few_labels, loss, measure, startup, views
+from benchmarks import few_labels, loss, measure, search, startup, views
 from diptych.downstream.tuning import Budget
 from diptych.networks.inference import Preprocessing
 from diptych.runs.encoder import Trained
@@ -176,3 +176,15 @@ def test_the_plain_loop_learns_as_training_from_scratch_does():
     assert plain > 0.9 and ours > 0.9
     rows = {"from scratch": [0.6], "plain loop": [0.5], "plain loop, flips": [0.8]}
     assert few_labels.reached({"accuracies": rows}) == pytest.approx(0.75)
+
+
+def test_search(capsys, monkeypatch):
+    search.main(["--quick", "--repeats", "1", "--threads", "1"])
+    said = capsys.readouterr().out
+    assert (
+        said.count("goal: search") + said.count("faiss-cpu not installed") == 2 and said.count("goal: all pairs") == 2
+    )
+    assert "nothing is to be quoted" in said
+    monkeypatch.setattr(search, "nearest", lambda queries, bank, k: (queries[:, :k], None))
+    with pytest.raises(AssertionError, match="not the same work"):
+        search.main(["--quick", "--repeats", "1", "--threads", "1"])

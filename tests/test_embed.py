@@ -157,7 +157,8 @@ def test_saved_embeddings_come_back(tmp_path):
         "row": None,
         "error": "cut short",
     }
-    assert saved.meta == {"size": 32, "rows": 3, "width": 2, "dtype": "float32", "failed": 1}
+    counts = {"images": 4, "rows": 3, "width": 2, "dtype": "float32", "failed": 1}
+    assert saved.meta == {"format": 1, "size": 32, **counts}
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["out"]
 
 

@@ -13,7 +13,6 @@ from diptych.embeddings.duplicates import (
     equal_groups,
     groups_of,
     near_duplicates,
-    neighbours_within,
 )
 from diptych.embeddings.label_errors import (
     folds_of,
@@ -22,6 +21,7 @@ from diptych.embeddings.label_errors import (
     suspect_labels,
     vote_probabilities,
 )
+from diptych.embeddings.nearest import nearest_others
 from diptych.embeddings.outliers import expected_ordinary, outlier_scores
 from diptych.embeddings.picking import pick
 
@@ -52,15 +52,15 @@ def classes_and_noise(share, gap=2.0, count=3000, classes=4, seed=0):
 def test_neighbours_leave_out_the_row_itself():
     z = with_copies(60, 5)
     z[10:16] = z[10]  # more copies than neighbours are wanted
-    cosine, index = neighbours_within(z, 4)
+    cosine, index = nearest_others(z, 4)
     assert cosine.shape == index.shape == (65, 4)
     slow = F.normalize(z.double(), dim=1) @ F.normalize(z.double(), dim=1).T
     slow.fill_diagonal_(-2)
     torch.testing.assert_close(cosine.double(), slow.topk(4, dim=1).values, atol=1e-6, rtol=0)
     assert not (index == torch.arange(65)[:, None]).any()
-    assert neighbours_within(z[:3], 9)[0].shape == (3, 2)
+    assert nearest_others(z[:3], 9)[0].shape == (3, 2)
     with pytest.raises(DataError, match="one vector has no neighbours"):
-        neighbours_within(z[:1], 3)
+        nearest_others(z[:1], 3)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -187,9 +187,12 @@ def test_embeddings_that_are_not_finite_are_failed_rows(tmp_path):
     (tmp_path / "photos" / "2.png").write_bytes(b"text")  # and one that cannot be read
     trained = Trained(Overflows(), Preprocessing(16))
     with pytest.warns(UserWarning, match=r"2 of 3 embeddings are not finite \(NaN or infinite\)"):
+        assert len(embed(trained, photos, show=False)) == 3, "in memory, the rows stay those of the images"
+    photos = images(tmp_path / "photos", size=16)
+    with pytest.warns(UserWarning, match=r"2 of 3 embeddings are not finite \(NaN or infinite\)"):
         vectors = embed(trained, photos, out=tmp_path / "vectors", show=False)
-    assert len(vectors) == 3, "in memory, the rows stay those of the images"
     saved = load_embeddings(tmp_path / "vectors")
+    assert torch.equal(vectors, saved.vectors)
     assert saved.vectors.shape == (1, 4) and saved.vectors.isfinite().all() and saved.meta["failed"] == 3
     assert [row["status"] for row in saved.index] == ["ok", "failed", "failed", "failed"]
     assert [row["row"] for row in saved.index] == [0, None, None, None]

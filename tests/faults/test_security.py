@@ -131,6 +131,7 @@ pretrain photos --recipe demo --out run images.size=16 encoder.channels=[4,4,4,4
 pretrain.epochs=1 pretrain.precision=float32
 evaluate run --train photos --test photos
 embed run photos --out vectors
+search vectors 0 --out found.html
 audit photos --run run --out audit
 pick vectors --budget 3 --out picked.csv
 classify run photos --train photos --out labels.csv

@@ -25,3 +25,8 @@ EncoderOption = Annotated[
 def print_result(text: str) -> None:
     """Print what a command has to say: standard output is for results, standard error for progress."""
     typer.echo(text)
+
+
+def print_remark(text: str) -> None:
+    """Print what a person should know beside the result."""
+    typer.echo(f"diptych: {text}", err=True)

@@ -22,7 +22,7 @@ PANELS = {
     "Make an encoder": (cli_training.demo, cli_training.pretrain, cli_training.quick),
     "Judge and use it": (cli_encoders.evaluate, cli_encoders.finetune, cli_encoders.classify, cli_encoders.report),
     "Use it elsewhere": (cli_encoders.export,),
-    "Embeddings": (cli_vectors.embed, cli_vectors.audit, cli_vectors.pick),
+    "Embeddings": (cli_vectors.embed, cli_vectors.search, cli_vectors.audit, cli_vectors.pick),
     "Weights of others": (cli_encoders.download, cli_encoders.import_weights),
     "Look before training": (cli_training.doctor, cli_training.views, cli_training.recipes),
 }

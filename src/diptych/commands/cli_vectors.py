@@ -14,6 +14,7 @@ from diptych.commands.arguments import (
     LabelsOption,
     RunArgument,
     SourceArgument,
+    print_remark,
     print_result,
 )
 from diptych.commands.opening import image_options, open_encoder, open_images
@@ -23,21 +24,67 @@ from diptych.commands.places import out_option, require_outside
 def embed(
     run: RunArgument,
     source: SourceArgument,
-    out: Annotated[Path, out_option("Folder for vectors.npy, index.jsonl and meta.json.", "-o")],
+    out: Annotated[Path, out_option("Folder for vectors.npy, index.jsonl and meta.json; or one FILE.parquet.", "-o")],
+    to: Annotated[
+        str | None, typer.Option(help="npy or parquet [by the ending of --out]; parquet: in the folder, too.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a stopped command has left off; else begin.")
+    ] = False,
+    thumbnails: Annotated[int, typer.Option(help="Parquet: pixels of the pictures in it, 0 for none.", min=0)] = 96,
+    neighbors: Annotated[int, typer.Option(help="Parquet: nearest others of each image, 0 for none.", min=0)] = 10,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
 ) -> None:
     """Turn images into vectors: a row per image, with its key and label."""
-    from diptych.base.files import require_free_folder
     from diptych.downstream.embed import embed as embed_images
-    from diptych.downstream.embed import summary
+    from diptych.downstream.embed import embed_table, require_format, summary
+    from diptych.downstream.table import TableOptions
 
-    require_outside(require_free_folder(out), source)
+    options = TableOptions(thumbnails, neighbors)
+    file = require_format(out, to, resume)
+    require_outside(out, source)
     trained = open_encoder(run, encoder)
-    photos = open_images(source, image_options(trained) | {"labels": labels})
-    embed_images(trained, photos, out=out, device=device)
-    print_result(summary(out))
+    # Each image is needed once, so none is kept in memory; with thumbnails twice, and then those that fit are.
+    memory = {} if file is not None and thumbnails else {"resident": False}
+    photos = open_images(source, image_options(trained) | {"labels": labels} | memory)
+    if file is None:
+        embed_images(trained, photos, out=out, resume=resume, source=source, device=device)
+        return print_result(summary(out))
+    vectors = embed_table(trained, photos, out, resume=resume, source=source, device=device, options=options)
+    print_result(f"{file}  {len(vectors)} x {vectors.shape[1]} float32")
+
+
+def search(
+    vectors: Annotated[Path, typer.Argument(help="A folder of embed, or its Parquet.", metavar="VECTORS")],
+    query: Annotated[
+        str, typer.Argument(help="An image, a folder of images, a row number, or a key.", metavar="QUERY")
+    ],
+    top: Annotated[int, typer.Option(help="How many neighbours.")] = 20,
+    out: Annotated[Path | None, out_option("A page of pictures, .html.", "-o")] = None,
+    images: Annotated[str | None, typer.Option(help="Where the embedded images are [as recorded].")] = None,
+    run: Annotated[Path | None, typer.Option(help="The encoder that made the vectors [as recorded].")] = None,
+    index: Annotated[str, typer.Option(help="exact, or faiss (approximate, for many queries).")] = "exact",
+    device: DeviceOption = "auto",
+    encoder: EncoderOption = None,
+) -> None:
+    """Find the most similar images: a table, and a page of pictures."""
+    from diptych.commands.searching import Search, answers_to, as_text, write_page
+    from diptych.downstream.search import check_options
+    from diptych.downstream.vectors import open_bank
+    from diptych.reporting.gallery import require_page
+
+    options = Search(vectors, top, run, encoder, index, device)
+    check_options(top, index)
+    if out is not None:
+        require_outside(require_page(out), query, *([images] if images else []))
+    bank = open_bank(vectors)
+    answers, photos = answers_to(query, bank, options)
+    if out is not None:
+        for remark in write_page(out, bank, answers, photos, images, options):
+            print_remark(remark)
+    print_result(as_text(answers) + (f"\n{out}" if out is not None else ""))
 
 
 def audit(

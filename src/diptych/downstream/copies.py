@@ -15,11 +15,10 @@ from diptych.embeddings.duplicates import (
     WRONG,
     Pairs,
     chance_of,
-    neighbours_within,
     others_only,
     pairs_of,
 )
-from diptych.embeddings.nearest import nearest
+from diptych.embeddings.nearest import nearest, nearest_others
 
 THUMBNAIL = 32  # pixels of the pictures that are compared
 # Pixels of a side at which they are compared, and the scales of crops: roughly for all pairs, finely for the rest.
@@ -45,9 +44,9 @@ def find_copies(
     apart: (M,) bool, two sets (training and test) whose nearest images of the other set are compared in any case.
     The nearest neighbours by embedding are compared by `likeness`, which is their score. wrong: the share of the returned
     pairs that may be expected to be wrong. The null is the likeness of farther neighbours, the 6th to 10th, which are as
-    much of one kind but rarely copies. Raises DataError as `neighbours_within`.
+    much of one kind but rarely copies. Raises DataError as `nearest_others`.
     """
-    cosine, index = neighbours_within(vectors, NEIGHBOURS)
+    cosine, index = nearest_others(vectors, NEIGHBOURS)
     lists = [(cosine, index)]
     if mirrored is not None:
         lists.append(others_only(*nearest(mirrored, vectors, PROPOSED + 1)))

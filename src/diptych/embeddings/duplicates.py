@@ -12,17 +12,15 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.base.errors import DataError, RecipeError
-from diptych.embeddings.nearest import Array, checked_embeddings, largest, nearest, nearly_one_direction
+from diptych.base.errors import RecipeError
+from diptych.embeddings.nearest import Array, checked_embeddings, nearest, nearest_others
 
 NEIGHBOURS = 20  # k of the null; a set of n vectors has at most n - 1
 PROPOSED = 5  # nearest neighbours of each vector that may be its copies
 WRONG = 0.05  # share of the pairs that may be expected to be wrong
 QUANTILES = 0.2, 0.5  # of the nearest neighbours' distances, between which the null is fitted
-ROWS_PER_BLOCK = 2048  # of all pairs; a block of cosines takes 16 MB, as in `nearest`
 TAIL = 0.02  # share of a null whose tail is fitted
 
 
@@ -46,39 +44,6 @@ class Pairs(NamedTuple):
         return Pairs(*(part[:end] for part in self))
 
 
-def neighbours_within(vectors: Array, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of the other rows to each row of `vectors` (M, E): cosines and row numbers, (M, k), nearest first.
-
-    k is capped at M - 1. Exact; see `nearest`, but half the products, since each counts for both of its rows. Raises
-    DataError as `nearest` does, and for fewer than two vectors.
-    """
-    z_ME = checked_embeddings(vectors, "given")
-    if len(z_ME) < 2:
-        raise DataError("one vector has no neighbours; give two or more")
-    k = min(k, len(z_ME) - 1)
-    directions_ME = F.normalize(z_ME, dim=1)
-    if nearly_one_direction(directions_ME):  # differences of cosines are lost in float32: see `nearest`
-        return others_only(*nearest(z_ME, z_ME, k + 1))
-    cosine = directions_ME.new_full((len(z_ME), k), -2.0)
-    index = torch.zeros(len(z_ME), k, dtype=torch.int64, device=z_ME.device)
-
-    def add(rows: slice, s_NM: Tensor, start: int) -> None:
-        values, columns = largest(s_NM, k)
-        values, order = torch.cat([cosine[rows], values], 1).topk(k, dim=1)
-        cosine[rows], index[rows] = values, torch.cat([index[rows], columns + start], 1).gather(1, order)
-
-    for top in range(0, len(z_ME), ROWS_PER_BLOCK):
-        for left in range(top, len(z_ME), ROWS_PER_BLOCK):
-            rows, columns = slice(top, top + ROWS_PER_BLOCK), slice(left, left + ROWS_PER_BLOCK)
-            s_NM = directions_ME[rows] @ directions_ME[columns].T
-            if top == left:
-                s_NM.fill_diagonal_(-2.0)
-            else:
-                add(columns, s_NM.T.contiguous(), top)
-            add(rows, s_NM, left)
-    return cosine, index
-
-
 def near_duplicates(
     vectors: Array, *, mirrored: Array | None = None, k: int = NEIGHBOURS, wrong: float = WRONG
 ) -> Pairs:
@@ -92,7 +57,7 @@ def near_duplicates(
     if not 0 <= wrong <= 1:
         raise RecipeError(f"wrong={wrong} is a share of the pairs, from 0 to 1")
     z_ME = checked_embeddings(vectors, "given")
-    cosine, index = neighbours_within(z_ME, k)
+    cosine, index = nearest_others(z_ME, k)
     scale_M, lists = local_scale(cosine), [(cosine, index)]
     if mirrored is not None:
         lists.append(others_only(*nearest(checked_embeddings(mirrored, "mirrored", z_ME), z_ME, PROPOSED + 1)))

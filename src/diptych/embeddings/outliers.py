@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from diptych.embeddings.duplicates import chord, neighbours_within
-from diptych.embeddings.nearest import Array
+from diptych.embeddings.duplicates import chord
+from diptych.embeddings.nearest import Array, nearest_others
 
 NEIGHBOURS = 10
 UPPER = 0.5, 0.9  # quantiles between which the ordinary images' distances are fitted
@@ -15,9 +15,9 @@ def outlier_scores(vectors: Array, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]
 
     The score is the mean distance (chord of the directions, 0 to 2) of the k nearest other rows (Angiulli & Pizzuti 2002).
     k is capped at M - 1. Copies of an outlier hide it while there are fewer than k of them only in part: the mean still
-    counts the others. Raises DataError as `neighbours_within`.
+    counts the others. Raises DataError as `nearest_others`.
     """
-    cosine, index = neighbours_within(vectors, k)
+    cosine, index = nearest_others(vectors, k)
     return chord(cosine).mean(1).cpu(), index[:, 0].cpu()
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diptych.base.errors import RecipeError
 from diptych.base.random_at import random_at
-from diptych.embeddings.duplicates import chord, groups_of, near_duplicates, neighbours_within
-from diptych.embeddings.nearest import Array, checked_embeddings, nearest
+from diptych.embeddings.duplicates import chord, groups_of, near_duplicates
+from diptych.embeddings.nearest import Array, checked_embeddings, nearest, nearest_others
 
 NEIGHBOURS = 20  # of typicality
 ROUNDS = 10  # of k-means
@@ -34,7 +34,7 @@ def pick(vectors: Array, budget: int, *, seed: int = 0) -> Tensor:
         )
     if len(z_ME) == 1:
         return torch.zeros(1, dtype=torch.int64)
-    typicality_M = 1 / chord(neighbours_within(z_ME, NEIGHBOURS)[0]).mean(1).clamp_min(1e-6)
+    typicality_M = 1 / chord(nearest_others(z_ME, NEIGHBOURS)[0]).mean(1).clamp_min(1e-6)
     rows = distinct(z_ME, typicality_M)
     if len(rows) <= budget:
         return rows
@@ -65,7 +65,7 @@ def distinct(z_ME: Tensor, typicality_M: Tensor) -> Tensor:
 
 def neighbours_equal(z_ME: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs of rows and their nearest rows where both are equal but for rounding."""
-    cosine, index = neighbours_within(z_ME, 1)
+    cosine, index = nearest_others(z_ME, 1)
     equal = (cosine[:, 0] > 1 - 1e-6).nonzero()[:, 0].cpu()
     return equal, index[:, 0].cpu()[equal]
 

@@ -1,8 +1,37 @@
 """Embeddings in two dimensions: t-SNE where scikit-learn is installed, else the two principal components."""
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from diptych.base.errors import DataError
+
+MOST_TSNE = 5000  # embeddings; its time grows faster than their number
+ROWS_PER_BLOCK = 16384
+
+
+def project(vectors: Tensor, seed: int = 0) -> tuple[np.ndarray, str]:
+    """`map_2d` of any number of (M, E) embeddings: beyond MOST_TSNE, the two principal components of their directions.
+
+    These are computed in blocks: `vectors` may be memory-mapped and larger than memory, which holds E * E numbers beside.
+    """
+    if len(vectors) <= MOST_TSNE:
+        return map_2d(vectors.numpy(), seed)
+    width = vectors.shape[1]
+    sum_E, products_EE = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    for block in vectors.split(ROWS_PER_BLOCK):
+        directions = F.normalize(block.double(), dim=1)
+        sum_E += directions.sum(0)
+        products_EE += directions.T @ directions
+    mean_E = sum_E / len(vectors)
+    _, axes_EE = torch.linalg.eigh(products_EE / len(vectors) - torch.outer(mean_E, mean_E))
+    axes = axes_EE[:, -2:].flip(1)  # of largest variance first
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    axes = axes * torch.where(largest < 0, -1.0, 1.0)
+    blocks = [(F.normalize(block.double(), dim=1) - mean_E) @ axes for block in vectors.split(ROWS_PER_BLOCK)]
+    xy = torch.cat(blocks).float().numpy()
+    return np.pad(xy, ((0, 0), (0, 2 - xy.shape[1]))), "principal components"
 
 
 def principal_map(vectors: np.ndarray) -> np.ndarray:

@@ -1,26 +1,87 @@
-"""A folder of embeddings: vectors.npy, index.jsonl and meta.json."""
+"""A folder of embeddings, written block by block and read without loading it.
+
+vectors.npy    (M, E) float32, a row per image that has a vector; numpy maps it into memory as it is
+index.jsonl    a line per image, in order: key, label, status, its row of vectors.npy
+meta.json      what made them; written last, so that a folder which has it is complete
+progress.json  only while embedding: what of the other files is safely on the disk, so that a killed command can go on
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.errors import DataError, OutputError
-from diptych.base.files import require_free_folder
+from diptych.base.errors import CheckpointError, DataError, OutputError
+from diptych.base.files import read_object, read_plain, require_free_folder
+from diptych.embeddings.writer import FORMAT, INDEX, META, PROGRESS, VECTORS, Entry, Writer
+
+__all__ = ["FORMAT", "Index", "Saved", "Writer", "load_embeddings", "map_vectors", "read_meta", "save_embeddings"]
 
 
 class Saved(NamedTuple):
-    """The result of `load_embeddings`: vectors (M, E), `index` with one row per image, and `meta`."""
+    """The result of `load_embeddings`: `vectors` (M, E) float32, memory-mapped; `index` with one row per image; `meta`."""
 
     vectors: Tensor
-    index: list[dict]
+    index: "Index"
     meta: dict
+
+
+class Index(Sequence[dict]):
+    """The lines of index.jsonl: {"key", "label", "status": "ok" or "failed", "row": its row or None[, "error"]}.
+
+    Parsed when they are read; in memory are the text and 16 bytes per image. `images`: (M,) the image of every row.
+    Raises ValueError for a line that is none of these, and for rows that are not 0, 1, 2, ...
+    """
+
+    def __init__(self, text: bytes):
+        self._text = text
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")).astype(np.int64)
+        if len(text) and (not len(ends) or ends[-1] != len(text) - 1):
+            raise ValueError("the last line is cut short")
+        self._starts = np.concatenate([np.zeros(1, np.int64), ends + 1])
+        images = [number for number, row in enumerate(self._checked()) if row is not None]
+        self.images = np.asarray(images, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{i} of {len(self)} images")
+        i = int(i) % len(self)
+        return json.loads(self._text[self._starts[i] : self._starts[i + 1]])
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def of_row(self, row: int) -> dict:
+        """The line of the image whose vector is `row`."""
+        return self[self.images[row]]
+
+    def _checked(self) -> Iterator[int | None]:
+        """The row of every line."""
+        count = 0
+        for number, line in enumerate(self, 1):
+            status, row = (line["status"], line["row"]) if isinstance(line, dict) else (None, None)
+            if not (isinstance(row, int) and row == count if status == "ok" else status == "failed" and row is None):
+                raise ValueError(
+                    f"index.jsonl, line {number}: status {status!r} and row {row!r} where row {count} is next"
+                )
+            if not isinstance(line["key"], str):
+                raise ValueError(f"index.jsonl, line {number}: the key is no text")
+            count += row is not None
+            yield row
 
 
 def save_embeddings(
@@ -42,54 +103,30 @@ def save_embeddings(
     """
     folder = require_free_folder(Path(folder))
     array = np.ascontiguousarray(torch.as_tensor(vectors).detach().cpu().numpy(), dtype=np.float32)
-    index = _index(keys, labels, status)
-    rows = sum(row["row"] is not None for row in index)
+    entries = as_entries(keys, labels, status)
+    rows = sum(entry.error is None for entry in entries)
     if array.ndim != 2 or rows != len(array):
         raise DataError(f"{rows} images are said to have a vector, the vectors are {array.shape}; each needs one row")
-    described = {
-        **(meta or {}),
-        "rows": rows,
-        "width": array.shape[1],
-        "dtype": "float32",
-        "failed": len(index) - rows,
-    }
     work = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
-        work.mkdir(parents=True)
-        with open(work / "vectors.npy", "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            _flush(file)
-        _write(work / "index.jsonl", "".join(json.dumps(row) + "\n" for row in index))
-        _write(work / "meta.json", json.dumps(described, indent=2) + "\n")
+        with Writer(work, {}) as writer:
+            writer.add(entries, array)
+            writer.finish(meta or {})
         if folder.is_dir():
             folder.rmdir()  # it is empty, as checked above
         work.rename(folder)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror}); it needs {array.nbytes:,} bytes") from error
+    except (OSError, OutputError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or error
+        raise OutputError(f"{folder} cannot be written ({reason}); it needs {array.nbytes:,} bytes") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
-def load_embeddings(folder: str | Path) -> Saved:
-    """Read what `save_embeddings` wrote. Raises DataError when a file is missing, damaged or does not match the others."""
-    folder = Path(folder)
-    try:
-        vectors = torch.from_numpy(np.load(folder / "vectors.npy", allow_pickle=False))
-        index = [json.loads(line) for line in (folder / "index.jsonl").read_text("ascii").splitlines()]
-        meta = json.loads((folder / "meta.json").read_text("ascii"))
-        rows = [row["row"] for row in index if row["status"] == "ok"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder} holds no embeddings ({error}); `diptych embed` writes them") from error
-    if vectors.ndim != 2 or rows != list(range(len(vectors))):
-        shape = tuple(vectors.shape)
-        raise DataError(f"{folder}: index.jsonl lists {len(rows)} vectors, vectors.npy is {shape}; embed again")
-    return Saved(vectors, index, meta)
-
-
-def _index(
+def as_entries(
     keys: Sequence[str], labels: Sequence[int | str | None] | None, status: Sequence[str | None] | None
-) -> list[dict]:
+) -> list[Entry]:
     labels, status = (
         [None] * len(keys) if labels is None else labels,
         [None] * len(keys) if status is None else status,
@@ -98,23 +135,62 @@ def _index(
         raise DataError(
             f"{len(keys)} keys, {len(labels)} labels and {len(status)} states; each image needs one of each"
         )
-    index, row = [], 0
-    for key, label, state in zip(keys, labels, status, strict=True):
-        plain = label.item() if isinstance(label, Tensor | np.generic) else label
-        if state in (None, "ok"):
-            index.append({"key": key, "label": plain, "status": "ok", "row": row})
-            row += 1
-        else:
-            index.append({"key": key, "label": plain, "status": "failed", "row": None, "error": state})
-    return index
+    plain = [label.item() if isinstance(label, Tensor | np.generic) else label for label in labels]
+    errors = [None if state in (None, "ok") else state for state in status]
+    return [Entry(*parts) for parts in zip(keys, plain, errors, strict=True)]
 
 
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
-        _flush(file)
+def load_embeddings(folder: str | Path) -> Saved:
+    """Read a folder of embeddings; vectors are memory-mapped, and changing them changes no file.
+
+    Raises DataError when a file is missing, damaged or does not match the others, and for an embedding that has not finished.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder)
+    vectors = map_vectors(folder)
+    try:
+        index = Index(read_plain(folder / INDEX))
+    except (ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
+        raise no_embeddings(folder, error) from None
+    if not len(index.images) == len(vectors) == meta["rows"] or vectors.shape[1] != meta["width"]:
+        shape = tuple(vectors.shape)
+        raise DataError(f"{folder}: index.jsonl lists {len(index.images)} vectors, vectors.npy is {shape} and meta.json "
+                        f"says {meta['rows']} x {meta['width']}; embed again")  # fmt: skip
+    return Saved(vectors, index, meta)
 
 
-def _flush(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def read_meta(folder: Path) -> dict:
+    """meta.json of a complete folder. Raises DataError, also for one of another version and for an unfinished one."""
+    if (folder / PROGRESS).is_file() and not (folder / META).exists():
+        raise DataError(f"{folder}: its embedding has not finished; run `diptych embed` again with --resume")
+    try:
+        meta = read_object(folder / META)
+    except CheckpointError as error:
+        raise no_embeddings(folder, error) from None
+    if meta.get("format") != FORMAT:
+        raise DataError(
+            f"{folder} has format {meta.get('format')!r}, this version of diptych reads {FORMAT}; embed again"
+        )
+    for key in ("rows", "width", "failed"):
+        if not isinstance(meta.get(key), int):
+            raise no_embeddings(folder, f"meta.json: {key} is {meta.get(key)!r}")
+    return meta
+
+
+def map_vectors(folder: Path) -> Tensor:
+    """vectors.npy, memory-mapped: (M, E) float32. Raises DataError."""
+    file = folder / VECTORS
+    try:
+        if not file.is_file():
+            raise ValueError("vectors.npy is missing, or no file")
+        # "c": copy on write. torch wants arrays that can be written, and no file changes.
+        array = np.load(file, mmap_mode="c", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype != np.float32:
+            raise ValueError("vectors.npy is no array (M, E) of float32")
+        return torch.from_numpy(array)
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError) as error:
+        raise no_embeddings(folder, error) from None
+
+
+def no_embeddings(folder: Path, reason: object) -> DataError:
+    return DataError(f"{folder} holds no embeddings ({' '.join(str(reason).split())}); `diptych embed` writes them")

@@ -97,6 +97,14 @@ def save_encoder(
     return folder
 
 
+def weights_sha256(trained: Trained) -> str:
+    """The sha256 of an encoder's weights: of the file that it was read from, or of the one that `save_encoder` would write."""
+    if trained.folder is not None:
+        return read_config(encoder_folder(trained.folder))["sha256"]
+    data = safetensors.torch.save(plain(trained.encoder.state_dict()), metadata={"format": "pt"})
+    return hashlib.sha256(data).hexdigest()
+
+
 def load(folder: Run | str | Path, encoder: nn.Module | None = None) -> Trained:
     """The encoder of a run or of an encoder folder, in evaluation mode, on the CPU.
 

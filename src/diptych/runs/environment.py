@@ -14,12 +14,7 @@ RECORDED_PACKAGES = ("diptych", "torch", "torchvision", "timm", "numpy", "pillow
 
 def environment() -> dict:
     """Versions, device, threads and commit: what is needed to repeat a run."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {name: version_of(name) for name in RECORDED_PACKAGES}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
@@ -31,6 +26,13 @@ def environment() -> dict:
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def commit() -> str | None:

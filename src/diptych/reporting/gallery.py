@@ -1,0 +1,56 @@
+"""A page of pictures: queries and their neighbours. One HTML file that needs neither a network nor scripts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from diptych.base.files import HTML_MARK, require_free_file, write_file
+from diptych.reporting.pictures import data_uri, shrink_to_fit
+from diptych.reporting.report import TEMPLATES
+
+PICTURE = 128  # pixels of a side at most
+QUERIES = 200  # on a page
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture (H, W, 3) uint8 or None, and what is written below it."""
+
+    name: str
+    picture: np.ndarray | None = None
+    label: str | None = None
+    similarity: float | None = None
+
+    @property
+    def uri(self) -> str | None:
+        return None if self.picture is None else data_uri(shrink_to_fit(self.picture[None], PICTURE)[0])
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its pixels are shown enlarged, and so with sharp edges."""
+        return self.picture is not None and max(self.picture.shape[:2]) <= PICTURE // 2
+
+
+def require_page(out: Path) -> Path:
+    """Return `out` if a page may be written there: a new file, or an older page of Diptych's. Raises OutputError."""
+    return require_free_file(out, HTML_MARK)
+
+
+def write_gallery(out: Path, title: str, facts: Sequence[str], rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> Path:
+    """Write a page with a row of pictures for each query (the first QUERIES) and its neighbours. Raises OutputError.
+
+    All texts are escaped: names and labels come from files.
+    """
+    jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    style = (TEMPLATES / "report.css").read_text("utf-8")
+    left = len(rows) - QUERIES
+    notes = [f"{left:,} further queries are not shown."] if left > 0 else []
+    page = jinja.get_template("gallery.html.jinja").render(
+        title=title, facts=facts, rows=rows[:QUERIES], notes=notes, style=style
+    )
+    write_file(require_page(out), page.encode("utf-8", "replace"))
+    return out
