@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -199,3 +200,31 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     monkeypatch.setattr(cli_encoders, "open_images", lambda *_: None)
     diptych(capsys, "finetune", "run", "--train", "a", "--test", "b", "--epochs", "3")
     assert handed == {"epochs": 3, "device": "auto"}
+
+
+def test_the_version(capsys):
+    import diptych as package
+
+    code, out, err = diptych(capsys, "--version")
+    assert (code, out, err) == (0, f"diptych {package.__version__}\n", "")
+
+
+def test_a_bar_of_80_columns_keeps_the_count_and_the_time_left(monkeypatch):
+    """A text that is too long is cut, not the bar."""
+    import io
+
+    from rich.console import Console
+
+    from diptych.base import terminal
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(terminal, "_stderr", lambda: console)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with terminal.ProgressBar("pretrain", 46_800) as bar:
+        for step in (0, 100, 200):
+            bar(step, "1,234 img/s  loss -318.5  " + "agreement 0.7876  " * 5)
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
+    last = [line for line in lines if line.strip()][-1]
+    assert "200/46800" in last and "1,234 img/s  loss -318.5" in last and last.count("━") >= 10
+    assert max(map(len, lines)) <= 80

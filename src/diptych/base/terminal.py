@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 QUIET_SECONDS = 10.0  # between two lines where there is no terminal
+BAR_WIDTH = 16  # columns, so that 80 hold the count, the time left and the beginning of a text
 
 
 class ProgressBar:
@@ -30,10 +31,10 @@ class ProgressBar:
 
             self._bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
-                progress.BarColumn(bar_width=30),
-                progress.TaskProgressColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[text]}"),
+                progress.BarColumn(bar_width=BAR_WIDTH),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(compact=True),
+                progress.TextColumn("{task.fields[text]}", markup=False),
                 console=_stderr(),
                 refresh_per_second=4,
             )
@@ -52,7 +53,7 @@ class ProgressBar:
         if self._first is None:
             self._first = done
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=self.total, text=text)
+            self._bar.update(self._task, completed=done, total=self.total, text=text[: self.room()])
         elif self.show and (time.monotonic() - self._printed_at > QUIET_SECONDS or (done == self.total and done > 0)):
             self._printed_at = time.monotonic()
             print(
@@ -60,6 +61,11 @@ class ProgressBar:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def room(self) -> int:
+        """Columns of the terminal that the bar leaves to a text; a longer one would shrink the bar and the time left."""
+        count = 2 * len(str(self.total or "?")) + 1
+        return max(0, self._bar.console.width - len(self.title) - BAR_WIDTH - count - len("00:00:00") - 5)
 
     def left(self, done: int) -> str:
         """The time left at the rate of this process, as text; "" while it is unknown."""

@@ -1,9 +1,11 @@
 """The command line: a subcommand per task. No option repeats a key of a recipe; `optimizer.lr=0.3` sets any of them."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from diptych import __version__
 from diptych.base.memory import keep_freed_memory
 from diptych.base.terminal import open_streams
 from diptych.commands import cli_encoders, cli_training, cli_vectors
@@ -29,6 +31,21 @@ PANELS = {
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"diptych {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def general(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn a folder of unlabelled images into an encoder you can trust."""
 
 
 def main() -> None:
