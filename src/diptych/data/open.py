@@ -82,12 +82,19 @@ def _searched() -> str:
     return f"searched for {' '.join(EXTENSIONS)}"
 
 
+def may_be_source(path: Path) -> bool:
+    """Whether a path is a folder, or a file whose name is one of a source."""
+    endings = (".zip", *TAR_ENDINGS, ".parquet", ".npz", ".npy")
+    return path.is_dir() or path.name.lower().endswith(endings) or path.name.startswith(("data_batch", "test_batch"))
+
+
 def _missing(path: Path) -> str:
     """The message for a missing path: its deepest existing parent, and similar names in it."""
     parent = next(above for above in path.parents if above.exists() or above == above.parent or above == Path("."))
     missing = path.relative_to(parent).parts[0]
-    beside = sorted(os.listdir(parent)) if parent.is_dir() else []
+    beside = [name for name in sorted(os.listdir(parent)) if may_be_source(parent / name)] if parent.is_dir() else []
     near = difflib.get_close_matches(missing, [*beside, *NAMED], n=3, cutoff=0.5)
+    where = "this folder" if parent == Path(".") else parent
     if near:
-        return f"{path} does not exist; in {parent} there is {' or '.join(near)}"
-    return f"{path} does not exist; {parent} has no {missing}" + (f" (names: {', '.join(NAMED)})" if NAMED else "")
+        return f"{path} does not exist; in {where} there is {' or '.join(near)}"
+    return f"{path} does not exist; {where} has no {missing}" + (f" (names: {', '.join(NAMED)})" if NAMED else "")

@@ -29,10 +29,12 @@
     function clear() { cursor.replaceChildren(); output.textContent = last; }
 
     svg.setAttribute("tabindex", "0");
-    svg.addEventListener("pointermove", (event) => {
-      const box = svg.getBoundingClientRect();
-      show((event.clientX - box.left) / box.width * 340);
-    });
+    for (const kind of ["pointermove", "pointerdown"]) {  // a finger that taps does not move
+      svg.addEventListener(kind, (event) => {
+        const box = svg.getBoundingClientRect();
+        show((event.clientX - box.left) / box.width * 340);
+      });
+    }
     svg.addEventListener("pointerleave", clear);
     svg.addEventListener("blur", clear);
     svg.addEventListener("keydown", (event) => {
@@ -59,7 +61,7 @@
       point.dataset.name = title.textContent;
       title.remove();
     }
-    plane.addEventListener("pointermove", (event) => {
+    function describe(event) {
       const point = event.target.closest(".p"), box = plane.getBoundingClientRect();
       tip.hidden = !point;
       if (!point) return;
@@ -68,9 +70,12 @@
       if (picture) image.src = picture.getAttribute("href");
       text.textContent = point.dataset.name;
       tip.style.left = `${Math.min(Math.max(event.clientX - box.left, 60), box.width - 60)}px`;
-      tip.style.top = `${event.clientY - box.top - (event.clientY - box.top > box.height - 150 ? 165 : 0)}px`;
-    });
-    plane.addEventListener("pointerleave", () => { tip.hidden = true; });
+      const below = Math.min(box.height, window.innerHeight - box.top);  // the lower edge of what is seen of the map
+      tip.style.top = `${event.clientY - box.top - (event.clientY - box.top > below - 150 ? 165 : 0)}px`;
+    }
+    plane.addEventListener("pointermove", describe);
+    plane.addEventListener("pointerdown", describe);
+    plane.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tip.hidden = true; });
   }
 
   // Pictures: click or Enter enlarges.
@@ -87,6 +92,10 @@
     picture.tabIndex = 0;
     picture.setAttribute("role", "button");
     picture.addEventListener("click", () => enlarge(picture));
-    picture.addEventListener("keydown", (event) => { if (event.key === "Enter") enlarge(picture); });
+    picture.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();  // the space bar would scroll
+      enlarge(picture);
+    });
   }
 })();
