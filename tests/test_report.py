@@ -237,6 +237,17 @@ def test_bad_verdicts(run, word, title):
     assert f"{title} {word}" in page.text and "Follow the advice above" in page.text and "Worth its" not in page.text
 
 
+@pytest.mark.parametrize("exact, near", [(2, 1), (0, 0), ("x", None)])
+def test_leaks_stand_above_the_accuracies(run, exact, near):
+    clean = [{"protocol": "knn", "subject": subject, "accuracy": 0.412} for subject in ("untrained", "trained")]
+    leaks = {"exact": exact, "near": near, "test_images": 1800, "pairs": [], "without": [*clean, 5]}
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"leaks": leaks}])
+    page = Page(report(run))
+    text = "3 of 1,800 test images are in the training set: 2 with the same pixels, 1 as near copies. Without them the trained"
+    assert (text in page.text and "encoder has knn 41.2 %." in page.text) == (exact == 2)
+    assert ("are in the training set" in page.text) == (exact == 2)
+
+
 def test_without_labels_nothing_is_called_useful(run):
     lamps = DIAGNOSIS["lamps"] | {"worth": {"word": "NOT MEASURED", "text": "it needs labelled images"}}
     judged = DIAGNOSIS | {"verdict": "UNPROVEN", "lamps": lamps}

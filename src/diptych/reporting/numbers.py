@@ -58,7 +58,22 @@ def accuracy_section(run: Record) -> dict | None:
         "rows": rows,
         "missing": any(c is None for row in rows for c in row["cells"]),
         "chance": chance["accuracy"] if chance else None,
+        "leaks": leaks_text(run.leaks),
     }
+
+
+def leaks_text(leaks: dict | None) -> str:
+    """Test images that are in the training set, and the trained encoder's accuracies without them; "" without any."""
+    exact, near, tested = (real((leaks or {}).get(key)) for key in ("exact", "near", "test_images"))
+    if leaks is None or exact is None or near is None or tested is None or exact + near <= 0:
+        return ""
+    text = (f"{number(exact + near)} of {number(tested)} test images are in the training set: {number(exact)} with the same "
+            f"pixels, {number(near)} as near copies.")  # fmt: skip
+    rows = leaks.get("without")
+    accuracies = [(clip(row.get("protocol", ""), 40), real(row.get("accuracy"))) for row in rows
+                  if isinstance(row, dict) and row.get("subject") == "trained"] if isinstance(rows, list) else []  # fmt: skip
+    shown = [f"{name} {number(value, percent=True)}" for name, value in accuracies[:6] if value is not None]
+    return f"{text} Without them the trained encoder has {', '.join(shown)}." if shown else text
 
 
 def subjects_in_order(run: Record) -> list[str]:

@@ -30,6 +30,7 @@ class Record:
     crash: dict | None = None
     results: list[dict] = field(default_factory=list)
     diagnosis: dict | None = None
+    leaks: dict | None = None
     environment: dict = field(default_factory=dict)
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -89,11 +90,13 @@ def read_log(run: Record) -> None:
 
 
 def read_evaluations(run: Record) -> None:
-    """The latest result of each protocol and subject, and the latest diagnosis."""
+    """The latest result of each protocol and subject, the latest leaks and the latest diagnosis."""
     latest: dict[tuple[str, str], dict] = {}
     for line in read_valid_lines(run, "evaluations.jsonl"):
         if isinstance(line.get("diagnosis"), dict):
             run.diagnosis = line["diagnosis"]
+        if isinstance(line.get("leaks"), dict):
+            run.leaks = line["leaks"]
         accuracy = real(line.get("accuracy"))
         if accuracy is None or "protocol" not in line or "subject" not in line:
             continue
