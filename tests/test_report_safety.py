@@ -102,7 +102,7 @@ def test_hostile_names_are_only_text(tmp_path):
 
 def test_a_name_that_is_no_text_is_shown_with_a_question_mark(run):
     lines = evaluation_lines()
-    lines[-1]["diagnosis"] = DIAGNOSIS | {"reasons": ["photo\udcff.png"]}
+    lines[-1]["diagnosis"] = DIAGNOSIS | {"advice": ["photo\udcff.png"]}
     write_lines(run / "evaluations.jsonl", lines)
     assert "photo?.png" in Page(report(run)).text
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from diptych import __version__
 from diptych.base.memory import keep_freed_memory
 from diptych.base.terminal import open_streams
 from diptych.commands import cli_encoders, cli_training, cli_vectors
@@ -33,9 +32,11 @@ for panel, commands in PANELS.items():
         app.command(rich_help_panel=panel)(command)
 
 
-def print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"diptych {__version__}")
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from diptych.runs.environment import version_of
+
+        typer.echo(f"diptych {version_of('diptych')}")
         raise typer.Exit
 
 

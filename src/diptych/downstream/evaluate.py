@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.base.device import choose_device
 from diptych.base.errors import CheckpointError
@@ -94,13 +94,14 @@ def evaluate(
             if subject.pretrained:
                 after = subject
             elif subject.name == UNTRAINED:
-                before = subject.test
+                before = subject
         assert after is not None  # `subjects` ends with it
         progress.say("leaks from training to test ...")
         leaks = find_leaks(after.train, after.test, digests.digests, train, test)
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
-    diagnosis = diagnose(after.test, projections, untrained=before)
-    judged = with_worth(diagnosis, learned(trained, test), gains(scores, TRAINED), gains(scores, JOINED))
+    diagnosis = diagnose(after.test, projections, untrained=None if before is None else before.test)
+    lamp = learned(trained, None if before is None else before.network, test, where)
+    judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED))
     evaluation = Evaluation(scores, judged, leaks)
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
@@ -108,11 +109,12 @@ def evaluate(
     return evaluation
 
 
-def learned(trained: Trained, test: Images) -> Lamp:
+def learned(trained: Trained, untrained: nn.Module | None, test: Images, device: torch.device) -> Lamp:
     """The lamp of learning on up to LOOKED_AT test images, evenly spaced: they are often sorted by class."""
+    reference = None if untrained is None else Trained(untrained, trained.preprocessing)
     some = torch.arange(0, len(test), -(-len(test) // LOOKED_AT))
     _, pixels = next(test.read(some, LOOKED_AT))
-    return recognition(trained, trained.untrained(), pixels, "held-out images")
+    return recognition(trained, reference, pixels, "held-out images", device)
 
 
 def labelled(train: Images, test: Images) -> tuple[Images, Images]:

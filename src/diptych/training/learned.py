@@ -1,5 +1,7 @@
 """The verdict where no labels are known: at the end of training, and of a computation in closed form."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,9 @@ def embedded(encoder: nn.Module, view: Tensor) -> Tensor:
     return torch.cat([encoder(part).float().cpu() for part in view.split(BATCH)])
 
 
-def recognition(trained: Trained, reference: Trained | None, pixels: Tensor, images: str) -> Lamp:
+def recognition(
+    trained: Trained, reference: Trained | None, pixels: Tensor, images: str, device: torch.device | str = "cpu"
+) -> Lamp:
     """The lamp of learning on some images (n, 3, S, S) uint8: crops of 35 % to 100 % of their area, in other colours.
 
     reference: the encoder before training; None: raw pixels take its place.
@@ -52,10 +56,11 @@ def recognition(trained: Trained, reference: Trained | None, pixels: Tensor, ima
     view = View([RandomResizedCrop(pixels.shape[2], scale=(0.35, 1.0)), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
                  Grayscale(p=0.1)])  # fmt: skip
     views = [torch.from_numpy(shown).permute(0, 3, 1, 2) for shown in show_views([view, view], pixels[:LOOKED_AT], 0)]
-    after = recognition_shares(*map(trained, views))
+    places: dict[str, Any] = {"device": device, "output_device": device}
+    after = recognition_shares(*(trained(shown, **places) for shown in views))
     if reference is None:
         mean, std = centred(trained.preprocessing)
-        before = recognition_shares(*(raw_pixels(shown, mean, std) for shown in views))
+        before = recognition_shares(*(raw_pixels(shown, mean, std, output_device=device) for shown in views))
     else:
-        before = recognition_shares(*map(reference, views))
+        before = recognition_shares(*(reference(shown, **places) for shown in views))
     return learning(after, before, reference="before training" if reference else "by raw pixels", images=images)
