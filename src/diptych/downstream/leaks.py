@@ -75,9 +75,9 @@ class Leaks:
         """Lines for people; [] without leaks."""
         if not self.rows:
             return []
-        wrong = f", {self.expected_wrong:.1f} of these expected to be none" if self.near else ""
-        lines = [f"leaks: {len(self.rows):,} of {self.test_images:,} test images are in the training set: {self.exact:,} the "
-                 f"same pixels, {self.near:,} near copies{wrong}"]  # fmt: skip
+        wrong = f", {self.expected_wrong:.1f} of these expected to be no copies" if self.near else ""
+        lines = [f"leaks: {len(self.rows):,} of {self.test_images:,} test images {'is' if len(self.rows) == 1 else 'are'} in the "
+                 f"training set: same pixels {self.exact:,}, near copies {self.near:,}{wrong}"]  # fmt: skip
         clean = [score for score in self.without(scores) if score.subject == subject]
         with_leaks = {score.protocol: score.accuracy for score in scores if score.subject == subject}
         shown = [f"{score.protocol} {100 * score.accuracy:.1f} (with them {100 * with_leaks[score.protocol]:.1f})"
