@@ -100,14 +100,14 @@ def finish(keeper: Keeper, feed: Feed, diary: Diary) -> None:
     if state.best_weights and rank() == 0:
         checkpoints.load_exactly(method, state.best_weights, "the best epoch's weights")
     copy_from_first(method)  # it alone has the best ones
-    embedding, shown = last_look(method, feed)
+    views, embedding, shown = last_look(method, feed)
     arrays = {} if shown is None else pictures_of(shown)  # over all processes, so on each of them
     if rank() == 0:
         keeper.list_bad()  # of a stream, they turned up on the way
         save_encoder(run.folder / "encoder", method.encoder, preprocessing(feed))
         for name, picture in arrays.items():
             save_picture(run.folder, name, **picture)
-        diagnosis = judged(run, method, feed, embedding, shown)
+        diagnosis = judged(run, method, views, embedding, shown)
         run.append("evaluations.jsonl", [{"diagnosis": vars(diagnosis)}])
     diary.log("end", epochs=diary.epoch, best_epoch=state.best_epoch, elapsed_seconds=round(state.elapsed_seconds, 3),
               images_per_second=round(diary.rate, 1))  # fmt: skip
@@ -126,8 +126,8 @@ def pictures_of(shown: tuple[Tensor, Tensor]) -> Mapping[str, dict[str, np.ndarr
 
 
 @torch.no_grad()
-def last_look(method: Method, feed: Feed) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Embeddings of up to 1,024 images and what the method shows of their views, in evaluation mode, float32."""
+def last_look(method: Method, feed: Feed) -> tuple[list[Tensor], Tensor, tuple[Tensor, Tensor] | None]:
+    """Views of up to 1,024 images, embeddings of the first view, and what the method shows of them, in evaluation mode."""
     method.eval()
     views = feed.views_of_examples(feed.examples(DIAGNOSED))
     draw = method.draw(len(views[0]), random_at(feed.seed, "picture", "method"))
@@ -136,4 +136,4 @@ def last_look(method: Method, feed: Feed) -> tuple[Tensor, tuple[Tensor, Tensor]
     if not embedding.isfinite().all():  # the last update, which no loss has seen
         raise DivergedError("the encoder's embeddings are not finite after the last step: lower optimizer.lr or set "
                             "pretrain.clip_norm; checkpoints/ holds an earlier step")  # fmt: skip
-    return embedding, None if shown is None else (shown[0].float(), shown[1].float())
+    return views, embedding, None if shown is None else (shown[0].float(), shown[1].float())

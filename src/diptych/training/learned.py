@@ -1,5 +1,6 @@
 """The verdict where no labels are known: at the end of training, and of a computation in closed form."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from diptych.networks.inference import centred, raw_pixels
 from diptych.runs.encoder import Trained, load_weights
 from diptych.runs.encoder_config import read_config
 from diptych.runs.run import Run
-from diptych.training.feed import Feed
 from diptych.views import View
 from diptych.views.colour import ColorJitter, Grayscale
 from diptych.views.geometry import RandomResizedCrop
@@ -23,21 +23,22 @@ from diptych.views.view import show_views
 LOOKED_AT, BATCH = 1024, 256  # images, and how many of them at a time
 
 
-def judged(run: Run, method: Method, feed: Feed, embedding: Tensor, shown: tuple[Tensor, Tensor] | None) -> Diagnosis:
-    """The diagnosis of a run's last embeddings (N, E) and projections, with the lamp of learning: the encoder beside that of
-    step 0, on views of training images that training has not used."""
-    views = feed.views_of_examples(feed.examples(LOOKED_AT))[:2]
+def judged(
+    run: Run, method: Method, views: Sequence[Tensor], embedding: Tensor, shown: tuple[Tensor, Tensor] | None
+) -> Diagnosis:
+    """The diagnosis of a run's last embeddings and projections, with the lamp of learning: the encoder beside that of step 0.
+
+    views: of training images, but none that training has used. embedding: (N, E), of the first of them.
+    """
     place = run.folder / "untrained"
     if len(views) < 2 or not (place / "config.json").is_file():
         lamp = Lamp(NOT_MEASURED, "there is no encoder of step 0, or no second view")
     else:
         before = copy_of(method.encoder)
         load_weights(before, place, read_config(place)["sha256"])
-        answers = [
-            recognition_shares(*(embedded(encoder.eval(), view) for view in views))
-            for encoder in (method.encoder, before)
-        ]
-        lamp = learning(*answers, reference="before training", images="training images in new views")
+        after = recognition_shares(embedding, embedded(method.encoder, views[1]))
+        at_first = recognition_shares(*(embedded(before.eval(), view) for view in views[:2]))
+        lamp = learning(after, at_first, reference="before training", images="training images in new views")
     return judge(diagnose(embedding, shown), lamp)
 
 
