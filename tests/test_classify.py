@@ -13,7 +13,7 @@ from test_cli import diptych
 
 from diptych.base.errors import DataError, OutputError
 from diptych.data.images import images
-from diptych.downstream.classify import as_csv, best_factor, classify, label
+from diptych.downstream.classify import best_factor, classify, label, table_of
 from diptych.networks.encoders import encoder
 from diptych.runs.encoder import Preprocessing, save_encoder
 
@@ -144,8 +144,8 @@ def test_the_factor_is_the_likeliest():
 
 def test_cells_do_nothing_in_a_spreadsheet():
     for start in "=+-@\t\r":
-        text = as_csv([(f"{start}cmd|' /C calc'!A0", f"{start}x", 0.5, None)]).decode()
+        text = table_of([(f"{start}cmd|' /C calc'!A0", f"{start}x", 0.5, None)], ".csv").decode()
         row = list(csv.reader(io.StringIO(text, newline="")))[1]
         assert row[0].startswith(f"'{start}") and row[1] == f"'{start}x" and row[2] == "0.500000"
-    row = as_csv([('a "quoted", name\n.png', None, None, "x")]).decode()
+    row = table_of([('a "quoted", name\n.png', None, None, "x")], ".csv").decode()
     assert '"a ""quoted"", name\n.png",,,x\r\n' in row

@@ -23,7 +23,7 @@ from diptych.data.decode import BadImage
 from diptych.data.images import images
 from diptych.data.open import open_source
 from diptych.data.source import MAX_BYTES
-from diptych.downstream.classify import harmless
+from diptych.downstream.spreadsheet import harmless
 from diptych.reporting.report import report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* entries of the source left out")

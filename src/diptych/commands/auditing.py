@@ -10,9 +10,9 @@ from diptych.commands.schema import call_arguments
 from diptych.data.images import Images, images
 from diptych.downstream.audit import audit
 from diptych.downstream.audit_files import write_audit
-from diptych.downstream.classify import require_table
 from diptych.downstream.copies import THUMBNAIL
 from diptych.downstream.picked import pick_images, picked_table
+from diptych.downstream.spreadsheet import require_table
 
 
 def run_audit(

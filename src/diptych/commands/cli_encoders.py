@@ -93,7 +93,7 @@ def classify(
 ) -> None:
     """Label images: fit a linear head on labelled ones, write path, label and probability of all others."""
     from diptych.downstream.classify import classify as classify_images
-    from diptych.downstream.classify import require_table
+    from diptych.downstream.spreadsheet import require_table
 
     require_outside(require_table(out), source, train)
     trained = open_encoder(run, encoder)

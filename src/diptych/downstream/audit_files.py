@@ -1,7 +1,5 @@
 """The files of an audit: index.html, findings.csv and, where pyarrow is installed, findings.parquet."""
 
-import csv
-import io
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,12 +9,13 @@ from diptych.base.errors import OutputError
 from diptych.base.files import make_folder, require_free_folder, write_file
 from diptych.data.decode import fit_square
 from diptych.data.untrusted import BadImage
-from diptych.downstream.classify import harmless, pyarrow
 from diptych.downstream.findings import Audit, Finding
 from diptych.downstream.inspection import open_entire
+from diptych.downstream.spreadsheet import as_csv, as_parquet
 from diptych.reporting.audit_page import MOST_SHOWN, Card, render_audit
 
 COLUMNS = ("list", "rank", "group", "set", "file", "score", "expected_wrong", "beside_set", "beside", "remark")
+KINDS = ("string", "int64", "int64", "string", "string", "double", "double", "string", "string", "string")
 PICTURE = 96  # pixels of a picture on the page, at most
 
 
@@ -24,9 +23,9 @@ def write_audit(result: Audit, out: str | Path, name: str) -> list[Path]:
     """Write the page and the table into a new folder; returns the files. Raises OutputError for an occupied folder."""
     folder = make_folder(require_free_folder(Path(out)))
     rows = table(result)
-    files = {"findings.csv": as_csv(rows), "index.html": page(result, name).encode("utf-8", "replace")}
+    files = {"findings.csv": as_csv(COLUMNS, rows), "index.html": page(result, name).encode("utf-8", "replace")}
     with suppress(OutputError):  # without pyarrow, which is optional
-        files["findings.parquet"] = as_parquet(rows)
+        files["findings.parquet"] = as_parquet(COLUMNS, rows, KINDS)
     for file, data in files.items():
         write_file(folder / file, data)
     return [folder / file for file in files]
@@ -42,33 +41,6 @@ def table(result: Audit) -> list[tuple]:
                          finding.expected_wrong, None if other is None else result.set_of(other),
                          None if other is None else result.name(other), finding.remark))  # fmt: skip
     return rows
-
-
-def as_csv(rows: list[tuple]) -> bytes:
-    """RFC 4180, UTF-8, with a header; texts that a spreadsheet would execute get a ' in front."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([cell_of(cell) for cell in row])
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def cell_of(cell: object) -> str:
-    if isinstance(cell, float):
-        return f"{cell:.4f}"
-    return harmless(cell) if isinstance(cell, str) else "" if cell is None else str(cell)
-
-
-def as_parquet(rows: list[tuple]) -> bytes:
-    library = pyarrow()
-    text, integer, real = library.string(), library.int64(), library.float64()
-    kinds = (text, integer, integer, text, text, real, real, text, text, text)
-    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
-    arrays = [library.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
-    sink = library.BufferOutputStream()
-    library.parquet.write_table(library.table(arrays, names=list(COLUMNS)), sink)
-    return sink.getvalue().to_pybytes()
 
 
 def page(result: Audit, name: str) -> str:

@@ -3,8 +3,6 @@
 z: embedding, N: images, E: width, K: classes.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.base.device import choose_device
-from diptych.base.errors import OutputError
-from diptych.base.files import require_free_file, write_file
+from diptych.base.files import write_file
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names
 from diptych.downstream.embed import embed_sets
+from diptych.downstream.spreadsheet import as_csv, as_parquet, require_table
 from diptych.embeddings.nearest import checked_embeddings
 from diptych.embeddings.probe import PENALTIES, fit_probe, split
 from diptych.embeddings.scores import accuracy_interval, check_classes
@@ -28,7 +26,7 @@ from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 
 TABLE_COLUMNS = ("path", "label", "probability", "reason")
-ENDINGS = (".csv", ".parquet")
+KINDS = ("string", "string", "double", "string")
 LOGIT_FACTORS = torch.logspace(-2, 2, 401, dtype=torch.float64)  # candidates; 1 leaves the logits unchanged
 
 
@@ -114,7 +112,7 @@ def classify(
         answer, probability = (None, None) if key in reasons else next(answers)
         rows.append((key, answer, probability, reasons.get(key)))
     if file is not None:
-        write_file(file, as_csv(rows) if file.suffix == ".csv" else as_parquet(rows))
+        write_file(file, table_of(rows, file.suffix))
     return Classified(rows, held_out, len(z_ME), sharpness)
 
 
@@ -162,43 +160,6 @@ def best_factor(scores_NK: Tensor, y_N: Tensor) -> float:
     return LOGIT_FACTORS[torch.stack(losses).argmin()].item()
 
 
-def require_table(file: Path) -> Path:
-    """Return `file` if a table can be written there. Raises OutputError, before hours of work rather than after them."""
-    if file.suffix not in ENDINGS:
-        raise OutputError(f"{file} ends in neither {' nor '.join(ENDINGS)}; choose another --out")
-    if file.suffix == ".parquet":
-        pyarrow()
-    return require_free_file(file)
-
-
-def as_csv(rows: list[tuple]) -> bytes:
-    """RFC 4180, UTF-8, with a header. Text that starts with = + - or @ gets a ' in front, as a spreadsheet would execute it."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(TABLE_COLUMNS)
-    for path, answer, probability, reason in rows:
-        number = "" if probability is None else f"{probability:.6f}"
-        writer.writerow([harmless(path), harmless(answer), number, harmless(reason)])
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def harmless(cell: str | None) -> str:
-    return f"'{cell}" if cell and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell or ""
-
-
-def as_parquet(rows: list[tuple]) -> bytes:
-    """The same columns, with null for empty cells. Text is unchanged, because no program executes a Parquet cell."""
-    library = pyarrow()
-    kinds = (library.string(), library.string(), library.float64(), library.string())
-    columns = [library.array(values, kind) for values, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
-    sink = library.BufferOutputStream()
-    library.parquet.write_table(library.table(columns, names=list(TABLE_COLUMNS)), sink)
-    return sink.getvalue().to_pybytes()
-
-
-def pyarrow():
-    try:
-        import pyarrow.parquet  # an optional dependency that is slow to import
-    except ImportError as error:
-        raise OutputError('writing Parquet needs pyarrow: pip install "diptych[parquet]", or use .csv') from error
-    return pyarrow
+def table_of(rows: Sequence[tuple], ending: str) -> bytes:
+    """The rows as .csv or .parquet."""
+    return as_csv(TABLE_COLUMNS, rows, digits=6) if ending == ".csv" else as_parquet(TABLE_COLUMNS, rows, KINDS)

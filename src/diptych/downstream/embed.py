@@ -14,7 +14,8 @@ from diptych.base.signals import Preempted
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
 from diptych.downstream.classifier import IMAGES_PER_BATCH, class_names, stream
-from diptych.downstream.table import DEFAULTS, TableOptions, pyarrow, require_table, write_table
+from diptych.downstream.spreadsheet import pyarrow
+from diptych.downstream.table import DEFAULTS, FOLDER_INSTEAD, TableOptions, require_parquet, write_table
 from diptych.embeddings.store import load_embeddings, map_vectors, read_meta
 from diptych.embeddings.writer import TABLE, Entry, Writer, remove_embeddings, require_place
 from diptych.networks.inference import Preprocessing, require_precision
@@ -126,9 +127,9 @@ def require_format(out: Path, to: str | None, resume: bool) -> Path | None:
         return None
     file, folder = table_places(out)
     if folder == out:
-        pyarrow()
+        pyarrow(FOLDER_INSTEAD)
     else:
-        require_table(file)
+        require_parquet(file)
     require_place(folder, resume)
     return file
 

@@ -27,7 +27,7 @@ from diptych.downstream.programs import (
     squares_of,
 )
 from diptych.networks.encoders import REFUSALS, copy_of
-from diptych.networks.inference import prepare
+from diptych.networks.inference import prepare, resized
 from diptych.reporting.card import Card, card_of, gap_text, require_licence
 from diptych.runs.encoder import WEIGHTS, Trained, as_trained, encoder_folder, read_config, save_encoder
 from diptych.runs.pictures import read_picture
@@ -125,9 +125,7 @@ def images_to_compare(trained: Trained, network: nn.Module, images: Images | Non
     elif run is not None and (kept := kept_images(run)) is not None:
         pixels, origin = kept, "images that the run keeps"
     pixels = pixels[torch.arange(COMPARED) % len(pixels)]
-    if pixels.shape[2:] != (side, side):
-        plain = prepare(pixels, (0.0,), (1.0,), side)
-        pixels = (plain * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = resized(pixels, side)
     inputs = prepare(pixels, expected.mean, expected.std, expected.size, expected.resize)
     return Compared(pixels, inputs, Trained(network, expected)(pixels), origin)
 

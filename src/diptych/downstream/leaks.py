@@ -16,7 +16,7 @@ from diptych.downstream.copies import THUMBNAIL, farther, verified
 from diptych.embeddings.duplicates import NEIGHBOURS, PROPOSED, WRONG, Pairs
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import Score, accuracy_interval
-from diptych.networks.inference import prepare
+from diptych.networks.inference import resized
 
 MOST_PAIRS, DECOYS = 10_000, 2_000  # compared pixel by pixel
 LISTED = 100  # pairs in evaluations.jsonl, at most
@@ -131,7 +131,5 @@ def small(images: Images, rows: Tensor) -> Tensor:
     parts = []
     for part in rows.split(512):
         squares = torch.stack([images.load(int(row)) for row in part])
-        if squares.shape[2] != THUMBNAIL:
-            squares = (prepare(squares, (0.0,) * 3, (1.0,) * 3, THUMBNAIL) * 255).round().to(torch.uint8)
-        parts.append(squares)
+        parts.append(resized(squares, THUMBNAIL))
     return torch.cat(parts)

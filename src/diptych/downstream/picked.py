@@ -1,14 +1,13 @@
 """Pick the images to label next from a folder of embeddings."""
 
-import csv
-import io
 from pathlib import Path
 
-from diptych.downstream.classify import harmless, pyarrow
+from diptych.downstream.spreadsheet import as_csv, as_parquet
 from diptych.embeddings.picking import pick
 from diptych.embeddings.store import load_embeddings
 
 COLUMNS = ("rank", "path", "row")
+KINDS = ("int64", "string", "int64")
 
 
 def pick_images(folder: str | Path, budget: int, seed: int = 0) -> list[tuple[int, str, int]]:
@@ -25,14 +24,4 @@ def pick_images(folder: str | Path, budget: int, seed: int = 0) -> list[tuple[in
 
 def picked_table(picked: list[tuple[int, str, int]], ending: str) -> bytes:
     """The rows as .csv or .parquet."""
-    if ending == ".parquet":
-        library = pyarrow()
-        sink = library.BufferOutputStream()
-        columns = dict(zip(COLUMNS, map(list, zip(*picked, strict=True)), strict=True))
-        library.parquet.write_table(library.table(columns), sink)
-        return sink.getvalue().to_pybytes()
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    writer.writerows((rank, harmless(key), row) for rank, key, row in picked)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return as_csv(COLUMNS, picked) if ending == ".csv" else as_parquet(COLUMNS, picked, KINDS)

@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diptych.base.errors import DataError, OutputError, RecipeError
+from diptych.base.errors import DataError, RecipeError
 from diptych.base.files import disk_error, require_free_file
 from diptych.data.images import Images
+from diptych.downstream.spreadsheet import pyarrow
 from diptych.embeddings.nearest import nearest_others, not_finite
 from diptych.embeddings.plane import project
 from diptych.embeddings.store import Index, Saved
 from diptych.reporting.pictures import shrink_to_fit
 
 ROWS_PER_GROUP = 4096
+FOLDER_INSTEAD = "name a folder as --out"  # where pyarrow is not installed
 LOSSLESS = 48  # pixels: JPEG blurs what is smaller
 Say = Callable[[str], object]
 
@@ -43,9 +45,9 @@ class TableOptions:
 DEFAULTS = TableOptions()
 
 
-def require_table(file: Path) -> Path:
+def require_parquet(file: Path) -> Path:
     """Return `file` if a Parquet file can be written there. Raises OutputError, before the first image is embedded."""
-    pyarrow()
+    pyarrow(FOLDER_INSTEAD)
     return require_free_file(file)
 
 
@@ -62,8 +64,8 @@ def write_table(
     in memory are 12 bytes of each. Raises OutputError for a file that exists or cannot be written, DataError without vectors
     or with ones that are not finite.
     """
-    library = pyarrow()
-    require_table(file)
+    library = pyarrow(FOLDER_INSTEAD)
+    require_parquet(file)
     vectors = saved.vectors
     if not len(vectors):
         raise DataError("there are no embeddings to write")
@@ -185,11 +187,3 @@ def thumbnail(image: np.ndarray, size: int) -> bytes:
     lossless = max(small.shape[:2]) <= LOSSLESS
     Image.fromarray(small).save(file, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": 85}))
     return file.getvalue()
-
-
-def pyarrow():
-    try:
-        import pyarrow.parquet  # an extra, and slow to import
-    except ImportError as error:
-        raise OutputError('Parquet needs pyarrow: pip install "diptych[parquet]", or name a folder as --out') from error
-    return pyarrow

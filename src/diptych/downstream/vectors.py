@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.base.errors import DataError
 from diptych.data.untrusted import one_line, refusing
-from diptych.downstream.table import pyarrow
+from diptych.downstream.spreadsheet import pyarrow
 from diptych.embeddings.nearest import BANK_ROWS_PER_BLOCK
 from diptych.embeddings.store import FORMAT, Index, load_embeddings
 
@@ -88,7 +88,7 @@ class TableBank:
     """A Parquet file. In memory: its names and labels, and a block of vectors."""
 
     def __init__(self, file: Path):
-        self.file, self.library = file, pyarrow()
+        self.file, self.library = file, pyarrow("search a folder of `diptych embed`")
         with refusing(f"{file} is not complete Parquet", self.library.ArrowException):
             self.table = self.library.parquet.ParquetFile(file)
             schema = self.table.schema_arrow

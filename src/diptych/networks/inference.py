@@ -136,6 +136,13 @@ def prepare(
     return (images - images.new_tensor(mean).view(1, -1, 1, 1)) / images.new_tensor(std).view(1, -1, 1, 1)
 
 
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """Squares (n, 3, S, S) uint8 at another size, rounded to uint8: what `embeddings` makes of them, without normalization."""
+    if pixels.shape[2:] == (size, size):
+        return pixels
+    return (prepare(pixels, (0.0,) * 3, (1.0,) * 3, size) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _batches(pixels: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
     for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:

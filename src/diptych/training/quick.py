@@ -17,7 +17,7 @@ from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.lamps import judge
 from diptych.embeddings.linear_optimum import barlow_twins_optimum
 from diptych.networks.encoders import encoder
-from diptych.networks.inference import Preprocessing, prepare
+from diptych.networks.inference import Preprocessing, resized
 from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
 from diptych.runs.contents import require_place
 from diptych.runs.encoder import Trained, save_encoder
@@ -150,13 +150,6 @@ def sample(images: Images, size: int, seed: int, device: torch.device) -> Tensor
     if len(pixels) < FEWEST:
         raise DataError(f"{len(pixels)} readable images are too few to compute an encoder from; give {FEWEST} or more")
     return pixels
-
-
-def resized(pixels: Tensor, size: int) -> Tensor:
-    """uint8 squares as `networks.inference.embeddings` will resize them."""
-    if pixels.shape[2] == size:
-        return pixels
-    return (prepare(pixels, (0.0,) * 3, (1.0,) * 3, size) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def code_width(count: int, entries: int) -> int:
