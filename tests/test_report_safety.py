@@ -12,7 +12,8 @@ import pytest
 from fake_run import DIAGNOSIS, ENVIRONMENT, evaluation_lines, fake_run, log_lines, write_lines
 from page import Page
 
-from diptych.reporting.report import TEMPLATES, report
+from diptych.reporting.page import TEMPLATES
+from diptych.reporting.report import report
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 NAMES = (HOSTILE, "</script><script>alert(1)</script>", "a\u2028b & <b>", "{{ 7 * 7 }}", "'-alert(1)-'")

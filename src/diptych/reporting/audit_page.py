@@ -1,16 +1,13 @@
 """The page of an audit: one HTML file with every list, its pictures and how much of it is expected to be wrong."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
 import numpy as np
-from PIL import Image
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
+from diptych.reporting.page import page_template, text_of
+from diptych.reporting.pictures import data_uri
+
 MOST_SHOWN = 48  # findings of a list; the table has all of them
 TITLES = {
     "leaks": (
@@ -66,13 +63,9 @@ def render_audit(
     name: str, facts: Sequence[str], lists: dict[str, tuple[int, int, float, list[Card]]], notes: Sequence[str]
 ):
     """The HTML of the page. lists: name -> (findings, groups, expected wrong, the first cards)."""
-    jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
-                               lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    style = "".join((TEMPLATES / file).read_text("utf-8") for file in ("report.css", "audit.css"))
+    style = text_of("report.css", "audit.css")
     sections = [section(key, *content) for key, content in lists.items()]
-    return jinja.get_template("audit.html.jinja").render(
-        name=name, facts=facts, sections=sections, notes=notes, style=style
-    )
+    return page_template("audit.html.jinja").render(name=name, facts=facts, sections=sections, notes=notes, style=style)
 
 
 def section(key: str, count: int, groups: int, wrong: float, cards: list[Card]) -> dict:
@@ -103,14 +96,9 @@ def view_of(card: Card) -> dict:
         "file": card.file, "other_file": card.other_file, "remark": card.remark,
         "score": "" if card.score is None else f"{card.score:.3g}" if card.score >= 1 else f"{card.score:.3f}",
         "wrong": f"{card.expected_wrong:.1f}" if card.expected_wrong >= 0.05 else "",
-        "picture": picture_uri(card.picture), "other": picture_uri(card.other),
+        "picture": jpeg_uri(card.picture), "other": jpeg_uri(card.other),
     }  # fmt: skip
 
 
-def picture_uri(picture: np.ndarray | None) -> str | None:
-    """A picture as JPEG in base64, to embed in the page."""
-    if picture is None:
-        return None
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+def jpeg_uri(picture: np.ndarray | None) -> str | None:
+    return None if picture is None else data_uri(picture, "JPEG", quality=88)

@@ -9,10 +9,10 @@ import jinja2
 from diptych.base.errors import CheckpointError, RecipeError
 from diptych.networks.inference import Preprocessing
 from diptych.reporting.numbers import accuracy_section
+from diptych.reporting.page import TEMPLATES
 from diptych.reporting.record import Record, clip, read_run, real
 from diptych.runs import checkpoints
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}", re.IGNORECASE)
 MARKS = re.compile(r"([\\`*\[\]<>|&$])")  # what Markdown would not show as it is
 

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from diptych.base.files import HTML_MARK, require_free_file, write_file
+from diptych.reporting.page import page_template, text_of
 from diptych.reporting.pictures import data_uri, shrink_to_fit
-from diptych.reporting.report import TEMPLATES
 
 PICTURE = 128  # pixels of a side at most
 QUERIES = 200  # on a page
@@ -44,12 +43,10 @@ def write_gallery(out: Path, title: str, facts: Sequence[str], rows: Sequence[tu
 
     All texts are escaped: names and labels come from files.
     """
-    jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    style = (TEMPLATES / "report.css").read_text("utf-8")
+    style = text_of("report.css")
     left = len(rows) - QUERIES
     notes = [f"{left:,} further queries are not shown."] if left > 0 else []
-    page = jinja.get_template("gallery.html.jinja").render(
+    page = page_template("gallery.html.jinja").render(
         title=title, facts=facts, rows=rows[:QUERIES], notes=notes, style=style
     )
     write_file(require_page(out), page.encode("utf-8", "replace"))

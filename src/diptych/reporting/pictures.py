@@ -32,11 +32,11 @@ def shrink_to_fit(images: np.ndarray, size: int) -> np.ndarray:
     return np.array([np.asarray(_tile(image, size)) for image in images]).reshape(-1, size, size, 3)
 
 
-def data_uri(image: np.ndarray) -> str:
-    """An (H, W, 3) or (H, W, 4) uint8 image as a PNG in base64, to embed in the HTML."""
+def data_uri(image: np.ndarray, kind: str = "PNG", **options: int) -> str:
+    """An (H, W, 3) or (H, W, 4) uint8 image as a PNG or a JPEG in base64, to embed in the HTML; options: of Pillow."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=9)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    Image.fromarray(image).save(file, kind, **(options or {"compress_level": 9}))
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def contact_sheet(originals: np.ndarray, views: Sequence[np.ndarray]) -> Image.Image:

@@ -5,8 +5,6 @@ import hashlib
 import shlex
 from pathlib import Path
 
-import jinja2
-
 from diptych.base.files import HTML_MARK, PNG_MARK, make_folder, require_free_file, write_file
 from diptych.embeddings.lamps import NOT_MEASURED
 from diptych.reporting import figures, pictures
@@ -21,12 +19,12 @@ from diptych.reporting.numbers import (
     main_result,
     summary,
 )
+from diptych.reporting.page import page_template, text_of
 from diptych.reporting.record import Record, clip, read_run, real
 from diptych.reporting.sheet import write_picture
 from diptych.runs.pictures import FIGURES
 from diptych.runs.run import Run, flatten
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 VERDICTS = {
     "OK": ("Worth its cost", "It is better than every reference that costs seconds, and nothing points to a collapse."),
     "UNPROVEN": ("Not yet shown to be useful", "Nothing points to a collapse, and without labels more cannot be said."),
@@ -70,22 +68,14 @@ def save_figures(run: Record) -> None:
 
 def render(run: Record) -> str:
     """The page's HTML. Everything that comes from the run is escaped; only report.css and report.js are not."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    jinja = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    style, script = text_of("report.css"), text_of("report.js")
     training, watched, speed = (
         figures.training_charts(run),
         figures.watch_charts(run),
         figures.speed_chart(run),
     )
     accuracy = accuracy_section(run)
-    return jinja.get_template("report.html.jinja").render(
+    return page_template("report.html.jinja").render(
         name=run.name,
         facts=facts(run),
         status=status(run),
