@@ -15,29 +15,30 @@ KINDS = ("exact", "resized", "encoded again", "mirrored", "cropped")
 
 
 def plant(pixels: Tensor, seed: int) -> Tensor:
-    """A copy of each image (n, 3, 32, 32) uint8, the kinds in turn: resized to 0.5 to 0.8 of its side and back, JPEG of quality
-    30 to 80, mirrored, a crop of 0.75 to 0.95 of its side enlarged again."""
-    rng, copies = np.random.default_rng(seed), []
-    for i, one in enumerate(pixels):
-        image, size = Image.fromarray(one.permute(1, 2, 0).contiguous().numpy()), one.shape[-1]
-        kind = KINDS[i % len(KINDS)]
-        if kind == "resized":
-            small = int(size * rng.uniform(0.5, 0.8))
-            image = image.resize((small, small), Image.Resampling.BICUBIC).resize(
-                (size, size), Image.Resampling.BILINEAR
-            )
-        elif kind == "encoded again":
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=int(rng.integers(30, 81)))
-            image = Image.open(file).convert("RGB")
-        elif kind == "mirrored":
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        elif kind == "cropped":
-            side = round(size * rng.uniform(0.75, 0.95))
-            left, top = (int(at) for at in rng.integers(0, size - side + 1, 2))
-            image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
-        copies.append(np.asarray(image))
+    """A copy of each image (n, 3, 32, 32) uint8, the kinds in turn."""
+    rng, images = np.random.default_rng(seed), pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    copies = [copy_of(image, KINDS[i % len(KINDS)], rng) for i, image in enumerate(images)]
     return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous()
+
+
+def copy_of(pixels: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """A copy of an image (s, s, 3) uint8, of the same size: resized to 0.5 to 0.8 of its side and back, as JPEG of quality 30 to
+    80, mirrored, or a crop of 0.75 to 0.95 of its side enlarged again."""
+    image, size = Image.fromarray(pixels), len(pixels)
+    if kind == "resized":
+        small = int(size * rng.uniform(0.5, 0.8))
+        image = image.resize((small, small), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BILINEAR)
+    elif kind == "encoded again":
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=int(rng.integers(30, 81)))
+        image = Image.open(file).convert("RGB")
+    elif kind == "mirrored":
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    elif kind == "cropped":
+        side = round(size * rng.uniform(0.75, 0.95))
+        left, top = (int(at) for at in rng.integers(0, size - side + 1, 2))
+        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(image)
 
 
 def apart_squares(tries: int = 200, size: int = 32) -> Tensor:

@@ -1,12 +1,11 @@
 """Made photographs with planted faults: copies of every kind, blank ones, wrong labels, files that are no images."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-KINDS = ("exact", "resized", "encoded again", "mirrored", "cropped")
+from benchmarks.audit_planted import KINDS, copy_of
 
 
 def scene(rng: np.random.Generator, size: int = 48, hue: float | None = None) -> np.ndarray:
@@ -26,25 +25,6 @@ def scene(rng: np.random.Generator, size: int = 48, hue: float | None = None) ->
         (draw.ellipse if rng.random() < 0.5 else draw.rectangle)([left, top, left + width, top + height], fill=colour)
     grain = rng.normal(0, rng.uniform(0, 10), (size, size, 3))
     return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
-
-
-def copy_of(pixels: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """A copy of (s, s, 3) pixels, of the same size."""
-    image, size = Image.fromarray(pixels), len(pixels)
-    if kind == "resized":
-        small = int(size * rng.uniform(0.5, 0.8))
-        image = image.resize((small, small), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BILINEAR)
-    elif kind == "encoded again":
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=int(rng.integers(30, 80)))
-        image = Image.open(file).convert("RGB")
-    elif kind == "mirrored":
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    elif kind == "cropped":
-        side = int(size * rng.uniform(0.75, 0.95))
-        left, top = (int(at) for at in rng.integers(0, size - side + 1, 2))
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).copy()
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

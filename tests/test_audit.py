@@ -8,9 +8,10 @@ import pyarrow.parquet
 import pytest
 import torch
 from page import Page
-from scenes import KINDS, copy_of, save, scene, spoiled_photographs
+from scenes import save, scene, spoiled_photographs
 from test_cli import diptych
 
+from benchmarks.audit_planted import KINDS, copy_of
 from diptych.data.images import images
 from diptych.downstream.audit import audit
 from diptych.downstream.audit_files import write_audit
