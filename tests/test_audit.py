@@ -142,6 +142,7 @@ def test_files_of_the_audit(audited, photos, tmp_path):
     page = Page(tmp_path / "out" / "index.html")
     assert "<b>photos" in page.text and not page.scripts
     assert all(uri.startswith("data:") for uri in page.attributes("src"))
+    assert str(audited).split(",")[0] in page.text, "both count the images that can be read"
     assert "wrong 0.png" in page.text and "labelled blue, looks like red" in page.text
     assert "None." not in page.text.partition("Unreadable files Files")[2]
 

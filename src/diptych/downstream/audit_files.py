@@ -1,5 +1,6 @@
 """The files of an audit: index.html, findings.csv and, where pyarrow is installed, findings.parquet."""
 
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def page(result: Audit, name: str) -> str:
         wrong = max((finding.expected_wrong for finding in findings), default=0.0)
         cards = [card(result, finding) for finding in findings[:MOST_SHOWN]]
         lists[key] = (len(findings), len(groups), wrong, cards)
-    sets = [f"{len(part):,} {of + ' ' if of else ''}images" for of, part in result.sets]
+    readable = Counter(of for of, _ in result.places)
+    sets = [f"{readable[i]:,} {name_of + ' ' if name_of else ''}images" for i, (name_of, _) in enumerate(result.sets)]
     facts = [*sets, f"compared by {result.encoder or 'their pixels alone'}"]
     return render_audit(name, facts, lists, result.notes)
 
