@@ -74,10 +74,21 @@ def finetune(
     print_result(str(finetune_encoder(trained, bank, queries, device=device, **options)))
 
 
-def report(run: RunArgument, out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None) -> None:
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="First map these images; they need no labels.", metavar="SOURCE")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
     """Write report.html, one file made from the run folder alone."""
+    from diptych.downstream.overview import overview
     from diptych.reporting.report import report as write_report
+    from diptych.runs.encoder import load
 
+    if images is not None:
+        overview(run, open_images(images, image_options(load(run))), device=device)
     print_result(str(write_report(run, out)))
 
 

@@ -10,12 +10,13 @@ import torch
 
 from diptych.base.errors import RecipeError
 from diptych.base.placement import place
-from diptych.base.processes import rank
+from diptych.base.processes import barrier, rank
 from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
 from diptych.commands.build import Built, build, build_watches
 from diptych.commands.launch import launch, launched
 from diptych.commands.opening import open_images
+from diptych.commands.paging import page_watch, write_page
 from diptych.commands.places import require_outside
 from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
@@ -64,13 +65,16 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             for advice in filter(None, (worth, advice_on_flips(sections["views"], photos))):
                 progress.say(advice)
     was_finished = first and continued and Run(out).finished
-    watch = build_watches(sections, built, photos)
+    watch = [*build_watches(sections, built, photos), page_watch(out)]
     run = pretrain(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume or extend is not None, overwrite=overwrite, record=record,
                    **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
-    if rank() != 0:
-        return ""
-    return f"{out} had finished: nothing was trained\n{run_summary(run)}" if was_finished else run_summary(run)
+    lines = [f"{out} had finished: nothing was trained"] if was_finished else []
+    if rank() == 0:
+        page = write_page(run, photos, seed=sections["pretrain"]["seed"], device=sections["pretrain"]["device"])
+        lines += [run_summary(run), page]
+    barrier()  # a process that ends is a lost one to those that still work
+    return "\n".join(lines) if rank() == 0 else ""
 
 
 def with_stem(sections: dict, built: Built) -> dict:

@@ -24,6 +24,10 @@ class Gain:
     reference: str
     paired: Paired
 
+    def line(self) -> dict:
+        """As a line of evaluations.jsonl has it."""
+        return {"difference": self.paired.difference, "interval": list(self.paired.interval)}
+
     def __str__(self) -> str:
         low, high = (100 * end for end in self.paired.interval)
         points = 100 * self.paired.difference
