@@ -20,6 +20,7 @@ FUNCTIONS = {
     "diagnose",
     "export",
     "load",
+    "overview",
     "report",
 }
 OTHERS = {"Preprocessing", "Trained", "View", "views", "methods", "losses", "optimizers", "schedules"}

@@ -34,6 +34,7 @@ _DOOR = {
     "load": "diptych.runs.encoder:load",
     "Trained": "diptych.runs.encoder:Trained",
     "Preprocessing": "diptych.networks.inference:Preprocessing",
+    "overview": "diptych.downstream.overview:overview",
     "report": "diptych.reporting.report:report",
 }
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from diptych.downstream.evaluate import evaluate
     from diptych.downstream.export import export
     from diptych.downstream.finetune import finetune
+    from diptych.downstream.overview import overview
     from diptych.embeddings.diagnose import diagnose
     from diptych.methods import losses
     from diptych.networks.encoders import encoder
@@ -56,7 +58,8 @@ if TYPE_CHECKING:
     from diptych.views.view import View
 
 __all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "export", "finetune", "images",
-           "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
+           "load", "losses", "methods", "optimizers", "overview", "pretrain", "quick", "report", "schedules",
+           "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

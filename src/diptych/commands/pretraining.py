@@ -71,8 +71,11 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
                    **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
     lines = [f"{out} had finished: nothing was trained"] if was_finished else []
     if rank() == 0:
-        page = write_page(run, photos, seed=sections["pretrain"]["seed"], device=sections["pretrain"]["device"])
-        lines += [run_summary(run), page]
+        lines.append(run_summary(run))
+        if not was_finished:  # its page may show an evaluation
+            lines.append(
+                write_page(run, photos, seed=sections["pretrain"]["seed"], device=sections["pretrain"]["device"])
+            )
     barrier()  # a process that ends is a lost one to those that still work
     return "\n".join(lines) if rank() == 0 else ""
 

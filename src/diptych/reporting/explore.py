@@ -197,8 +197,8 @@ def script_data(arrays: Arrays, pictures: Pictures, drawn: Mapping[str, Any]) ->
         "pixelated": sheet["pixelated"],
         "colours": COLOURS,
         "shapes": SHAPES,
-        "near": {name: {"k": arrays[f"near_{key}"].shape[1], "rows": packed(arrays[f"near_{key}"], "<u2")}
-                 for name, key in SPACES.items() if f"near_{key}" in arrays},
+        "near": [{"name": name, "k": arrays[f"near_{key}"].shape[1], "rows": packed(arrays[f"near_{key}"], "<u2")}
+                 for name, key in SPACES.items() if f"near_{key}" in arrays],
     }  # fmt: skip
     if "cosine_trained" in arrays:
         data["cosine"] = packed(np.clip(arrays["cosine_trained"], 0, 1) * 65535, "<u2")

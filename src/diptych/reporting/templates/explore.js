@@ -10,7 +10,7 @@
     return new Type(bytes.buffer);
   }
   const xy = numbers(data.xy, Uint16Array), group = numbers(data.group, Uint16Array), count = data.names.length;
-  const near = Object.entries(data.near).map(([name, space]) => ({ name, k: space.k, rows: numbers(space.rows, Uint16Array) }));
+  const near = data.near.map((space) => ({ ...space, rows: numbers(space.rows, Uint16Array) }));
   const cosine = data.cosine && numbers(data.cosine, Uint16Array);
   const labels = data.labels && numbers(data.labels, Uint16Array), predicted = data.predicted && numbers(data.predicted, Uint16Array);
   const confidence = data.confidence && numbers(data.confidence, Uint8Array);
@@ -231,7 +231,7 @@
         button.addEventListener("click", () => { pick(other, true); bring(other); });
         row.append(button);
       }
-      panel.append(element("h4", {}, space.name), row);
+      panel.append(element("h3", {}, space.name), row);
     }
     if (focus) panel.focus({ preventScroll: true });
   }
