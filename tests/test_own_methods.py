@@ -15,6 +15,9 @@ from diptych.runs import checkpoints
 from diptych.runs.run import Run
 
 every_method = pytest.mark.parametrize("name", OWN)
+with_processes = pytest.mark.parametrize(  # the quick suite starts them for one method
+    "name", [pytest.param(name, marks=[] if name == "queue_and_target" else [pytest.mark.slow]) for name in OWN]
+)
 
 
 def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -23,7 +26,7 @@ def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolera
         torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@every_method
+@with_processes
 def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
     child = get_context("spawn").Process(target=own_run, args=(name, str(tmp_path / "run"), 5))
     child.start()
@@ -52,7 +55,7 @@ def test_in_pieces_it_is_the_batch(name, tmp_path):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
 
 
-@every_method
+@with_processes
 def test_in_two_processes_it_is_one(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = Path(__file__).with_name("own_methods.py")

@@ -14,8 +14,12 @@ from diptych.commands.schema import call_arguments
 from diptych.data.images import images
 from diptych.training.pretrain import pretrain
 
+LARGE = {"barlow-twins-imagenet"}  # a projector of 8,192
 
-@pytest.mark.parametrize("name", shelf.recipe_names())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in shelf.recipe_names()]
+)
 def test_every_recipe_trains_two_steps(name, tmp_path):
     """On synthetic images, with a batch and projector small enough for a laptop; widths and views as they stand."""
     asked = recipes.read_recipe(name, ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32"])

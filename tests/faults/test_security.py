@@ -175,6 +175,7 @@ print("told " + json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_no_command_but_download_opens_a_socket(tmp_path):
     """Python tells of every socket that it makes; the network itself is closed in this process (offline/sitecustomize.py)."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=COMMANDS, capture_output=True, text=True, cwd=tmp_path)
