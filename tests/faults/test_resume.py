@@ -170,9 +170,9 @@ def test_45_killed_before_the_first_checkpoint_it_starts_at_step_0(moment, quiet
 # ---- 34: killed while it saves
 
 
-@pytest.mark.parametrize("every", [10, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_34_killed_at_every_operation_of_saving(every, tmp_path):
-    """Each operation costs a process of its own, half a second to two: the quick run takes every tenth."""
+    """Each operation costs a process of its own, half a second to two: the quick run takes every sixth."""
     moment, newest = 0, []
     while True:
         moment, folder = moment + every, tmp_path / f"at_{moment + every}"
