@@ -22,6 +22,7 @@ FUNCTIONS = {
     "load",
     "overview",
     "report",
+    "split",
 }
 OTHERS = {"Preprocessing", "Trained", "View", "views", "methods", "losses", "optimizers", "schedules"}
 

@@ -25,6 +25,7 @@ _DOOR = {
     "optimizers": "diptych.training.optimizers",
     "schedules": "diptych.training.schedules",
     "pretrain": "diptych.training.pretrain:pretrain",
+    "split": "diptych.data.splitting:split",
     "quick": "diptych.training.quick:quick",
     "finetune": "diptych.downstream.finetune:finetune",
     "embed": "diptych.downstream.embed:embed",
@@ -41,6 +42,7 @@ _DOOR = {
 if TYPE_CHECKING:
     from diptych import methods, views
     from diptych.data.images import images
+    from diptych.data.splitting import split
     from diptych.downstream.embed import embed
     from diptych.downstream.evaluate import evaluate
     from diptych.downstream.export import export
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
     from diptych.views.view import View
 
 __all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "export", "finetune", "images",
-           "load", "losses", "methods", "optimizers", "overview", "pretrain", "quick", "report", "schedules",
+           "load", "losses", "methods", "optimizers", "overview", "pretrain", "quick", "report", "schedules", "split",
            "views"]  # fmt: skip
 
 

@@ -102,7 +102,8 @@ def evaluate(
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
     diagnosis = diagnose(after.test, projections, untrained=None if before is None else before.test)
     lamp = learned(trained, None if before is None else before.network, test, where)
-    judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED))
+    own = run is not None and "pretrain" in run.recipe
+    judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED), own=own)
     evaluation = Evaluation(scores, judged, leaks)
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())

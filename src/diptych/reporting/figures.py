@@ -16,8 +16,8 @@ SENTENCES = {
     "off_diagonal": "How much different dimensions repeat each other; 0 means that no two of them agree.",
     "gradient_norm": "The size of a step's gradient. It should stay in one range, without spikes.",
     "lr": "How large the optimizer's steps are. It usually warms up briefly, then falls to nearly zero.",
-    "knn_accuracy": "Share of held-out images whose nearest neighbours predict their class; higher is better.",
-    "rank": "How many dimensions the embeddings use. A fall towards 1 is a collapse.",
+    "knn_accuracy": "On a fifth of some training images, by the others: it follows training and is no test accuracy.",
+    "rank": "How many dimensions the embeddings use. It depends on the number of images. A fall towards 1 is a collapse.",
     "spread": "How far embeddings vary: random directions give 1; near 0 is a collapse.",
     "correlation": "The same dimension in both views (diagonal) should approach 1, different ones 0.",
     "images_per_second": "How fast training reads images. A drop often means that another program used the machine.",
@@ -26,7 +26,7 @@ TITLES = {
     "loss": "Loss",
     "gradient_norm": "Gradient norm",
     "lr": "Learning rate",
-    "knn_accuracy": "Online kNN accuracy",
+    "knn_accuracy": "kNN among training images",
     "rank": "Effective rank",
     "spread": "Spread of the embeddings",
     "correlation": "Correlation of views",
@@ -62,16 +62,13 @@ def learning_rates(steps: list[dict]) -> dict[str, list[tuple[float, float]]]:
 
 def watch_charts(run: Record) -> list[dict]:
     """The readings taken in training: accuracy, rank, spread, correlation, then those that a user has added."""
-    chance = next((line["accuracy"] for line in run.results if line["subject"] == "chance"), None)
-    reference = ("chance", chance) if chance is not None else None
     charts = [
         chart(
             "knn_accuracy",
             {"accuracy": values(run.watches, "knn_accuracy")},
             percent=True,
-            reference=reference,
         ),
-        chart("rank", {"rank": values(run.watches, "rank")}),
+        chart("rank", {"rank": values(run.watches, "rank")}, of=watched_images(run)),
         chart("spread", {"spread": values(run.watches, "spread")}),
         chart("correlation", {label: values(run.watches, name) for name, label in CORRELATION_NAMES.items()}),
     ]
@@ -87,11 +84,18 @@ def speed_chart(run: Record) -> dict | None:
     return chart("images_per_second", {"images per second": points})
 
 
-def chart(name: str, series: dict, own: str | None = None, **options) -> dict | None:
-    """A line chart with title and sentence; `own` is the name of a reading that only this run has."""
+def watched_images(run: Record) -> str:
+    """ " of N images", those that the watches read; "" where the recipe does not tell."""
+    section = run.recipe.get("watch")
+    count = real(section.get("images")) if isinstance(section, dict) else None
+    return f" of {number(count)} images" if count else ""
+
+
+def chart(name: str, series: dict, own: str | None = None, *, of: str = "", **options) -> dict | None:
+    """A line chart with title and sentence; `own` is the name of a reading that only this run has. of: the title's end."""
     unknown = "One of the loss's terms." if name.startswith("parts.") else "A reading that this run adds."
     sentence = SENTENCES.get(own or name, unknown)
-    title = clip(own, 60).replace("_", " ") if own else TITLES[name]
+    title = clip(own, 60).replace("_", " ") if own else TITLES[name] + of
     title = title[:1].upper() + title[1:]
     series = {clip(label, 40): points for label, points in series.items()}
     return line_chart(clip(name, 60), title, sentence, series, **options)

@@ -125,8 +125,9 @@ def protocol_note(name: str, results: list[dict]) -> dict:
     line = next((line for line in lines if line["subject"] == "trained"), lines[0])
     title, explained = PROTOCOL_TEXTS.get(name, (name, PROTOCOL_TEXTS.get(name.split(",")[0], ("", ""))[1]))
     sizes = [(real(line.get(key)), what) for key, what in SIZE_TEXTS.items()]
-    details = flatten(line["details"]) if isinstance(line.get("details"), dict) else {}
-    details = dict(list(details.items())[:12]) | {"seed": line.get("seed")}
+    details = line["details"] if isinstance(line.get("details"), dict) else {}
+    details = {key: value for key, value in details.items() if not isinstance(value, (dict, list))}
+    details = dict(list(details.items())[:16]) | {"seed": line.get("seed")}
     return {
         "title": title,
         "text": explained,
