@@ -54,6 +54,7 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
         built = build(sections)
         record = {"recipe": recipe, "source": source, **with_stem(sections, built)}
         photos = open_images(source, sections["images"], built.views[0].size)
+        record["images"] = sections["images"] | {"gray_range": list(photos.squares.gray_range)}
         continued = is_run(out) and (resume or extend is not None)
         if start_from is not None:
             record["start_from"] = start_encoder(built.method.encoder, start_from, Run(out) if continued else None)
