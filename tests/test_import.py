@@ -14,6 +14,7 @@ FUNCTIONS = {
     "encoder",
     "pretrain",
     "quick",
+    "compare",
     "embed",
     "evaluate",
     "finetune",

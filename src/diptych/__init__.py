@@ -29,6 +29,7 @@ _DOOR = {
     "finetune": "diptych.downstream.finetune:finetune",
     "embed": "diptych.downstream.embed:embed",
     "evaluate": "diptych.downstream.evaluate:evaluate",
+    "compare": "diptych.downstream.compare:compare",
     "export": "diptych.downstream.export:export",
     "diagnose": "diptych.embeddings.diagnose:diagnose",
     "load": "diptych.runs.encoder:load",
@@ -40,6 +41,7 @@ _DOOR = {
 if TYPE_CHECKING:
     from diptych import methods, views
     from diptych.data.images import images
+    from diptych.downstream.compare import compare
     from diptych.downstream.embed import embed
     from diptych.downstream.evaluate import evaluate
     from diptych.downstream.export import export
@@ -55,8 +57,8 @@ if TYPE_CHECKING:
     from diptych.training.quick import quick
     from diptych.views.view import View
 
-__all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "export", "finetune", "images",
-           "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
+__all__ = ["Preprocessing", "Trained", "View", "compare", "diagnose", "embed", "encoder", "evaluate", "export", "finetune",
+           "images", "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

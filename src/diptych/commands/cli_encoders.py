@@ -81,6 +81,23 @@ def report(run: RunArgument, out: Annotated[Path | None, out_option("The HTML fi
     print_result(str(write_report(run, out)))
 
 
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; those that differ only in their seed are grouped.", metavar="RUN..."),
+    ],
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Groups of test images: folder, FILE.csv:COLUMN or a pattern as '(video_[0-9]+)'."),
+    ] = None,
+    out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("compare.html"),
+) -> None:
+    """Compare runs: recipes, curves, and accuracies on the same test images with intervals of their differences."""
+    from diptych.downstream.compare import compare as compare_runs
+
+    print_result(str(compare_runs(*runs, group_by=group_by, out=out)))
+
+
 def classify(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
     source: SourceArgument,

@@ -16,6 +16,7 @@ from diptych.base.random_at import random_at
 from diptych.base.ranges import Count, Device, Positive, Seed, Words, checked
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
+from diptych.downstream.answers import keep_answers
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
@@ -105,6 +106,7 @@ def evaluate(
     evaluation = Evaluation(scores, judged, leaks)
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
+        keep_answers(run, train, test, scores)
         keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
     return evaluation
 
