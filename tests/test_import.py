@@ -15,6 +15,7 @@ FUNCTIONS = {
     "pretrain",
     "quick",
     "compare",
+    "labels",
     "embed",
     "evaluate",
     "finetune",

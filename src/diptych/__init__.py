@@ -31,6 +31,7 @@ _DOOR = {
     "evaluate": "diptych.downstream.evaluate:evaluate",
     "compare": "diptych.downstream.compare:compare",
     "export": "diptych.downstream.export:export",
+    "labels": "diptych.downstream.label_curve:labels",
     "diagnose": "diptych.embeddings.diagnose:diagnose",
     "load": "diptych.runs.encoder:load",
     "Trained": "diptych.runs.encoder:Trained",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from diptych.downstream.evaluate import evaluate
     from diptych.downstream.export import export
     from diptych.downstream.finetune import finetune
+    from diptych.downstream.label_curve import labels
     from diptych.embeddings.diagnose import diagnose
     from diptych.methods import losses
     from diptych.networks.encoders import encoder
@@ -58,7 +60,8 @@ if TYPE_CHECKING:
     from diptych.views.view import View
 
 __all__ = ["Preprocessing", "Trained", "View", "compare", "diagnose", "embed", "encoder", "evaluate", "export", "finetune",
-           "images", "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
+           "images", "labels", "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules",
+           "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ PANELS = {
         cli_encoders.evaluate,
         cli_encoders.finetune,
         cli_encoders.compare,
+        cli_encoders.labels,
         cli_encoders.classify,
         cli_encoders.report,
     ),  # fmt: skip
