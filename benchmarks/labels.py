@@ -3,7 +3,7 @@
     python -m benchmarks.labels [--sets digits photographs] [--draws 5]
     python -m benchmarks.labels --sets source --name cifar10 --train TRAIN --test TEST [--images 6000]
 
-For every number of labels n whose double was measured too, and four numbers of labels up to n or more, a curve is fitted to the
+For every number of labels n whose double was measured too, and five numbers of labels up to n or more, a curve is fitted to the
 draws of up to n labels, and its band at 2 n is held to the mean accuracy that was measured there. The encoder is the
 closed form of the training images, beside raw pixels; --run takes another.
 """

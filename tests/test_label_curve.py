@@ -64,8 +64,8 @@ def test_labels_for_a_target():
 
 
 def test_too_few_sizes_fit_anything():
-    with pytest.raises(DataError, match="takes 4 numbers of labels at least"):
-        fit_learning_curve([10, 20, 50], [[0.5], [0.6], [0.7]])
+    with pytest.raises(DataError, match="takes 5 numbers of labels at least"):
+        fit_learning_curve([10, 20, 50, 100], [[0.5], [0.6], [0.7], [0.8]])
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ PANELS = {
     "Use it elsewhere": (cli_encoders.export,),
     "Embeddings": (cli_vectors.embed, cli_vectors.search, cli_vectors.audit, cli_vectors.pick),
     "Weights of others": (cli_encoders.download, cli_encoders.import_weights),
-    "Look before training": (cli_training.doctor, cli_training.views, cli_training.recipes),
+    "Look before training": (cli_training.plan, cli_training.doctor, cli_training.views, cli_training.recipes),
 }
 for panel, commands in PANELS.items():
     for command in commands:

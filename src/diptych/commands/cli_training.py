@@ -106,6 +106,18 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
     print_result(list_recipes() if name is None else print_recipe(name))
 
 
+def plan(
+    source: SourceArgument,
+    overrides: OverridesArgument = None,
+    recipe: RecipeOption = "barlow-twins-small",
+    budget: Annotated[str, typer.Option(help="The time that training may take, as 20m or 2h.")] = "20m",
+) -> None:
+    """Before training: the images at a glance, what a recipe takes on this machine, and a command that fits both."""
+    from diptych.commands.planning import run_plan
+
+    print_result(run_plan(source, overrides or [], recipe, budget))
+
+
 def doctor(
     source: Annotated[str | None, typer.Argument(help="Also check these images.", metavar="[SOURCE]")] = None,
     hash: Annotated[

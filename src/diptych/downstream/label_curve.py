@@ -196,7 +196,7 @@ def described(
 
 
 def fit_line(curve: LearningCurve, target: float | None) -> dict[str, Any]:
-    """a, b, c; the curve at sizes from the smallest to BEYOND times the largest; the labels for the target."""
+    """a, b, c, d; the curve at sizes from the smallest to BEYOND times the largest; the labels for the target."""
     first, last = curve.measured
     steps = [first * (last / first) ** (i / 24) for i in range(25)] + [last * 2 ** (i / 4) for i in range(1, 9)]
     points = [vars(curve.at(round(step))) for step in steps if step <= BEYOND * last * 1.001]

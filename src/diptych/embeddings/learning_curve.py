@@ -1,8 +1,9 @@
-"""How accuracy grows with the number of labels: error(n) = c + a n^-b, fitted to some sizes, with a band for others.
+"""How accuracy grows with the number of labels: error(n) = c + a (n + d)^-b, fitted to some sizes, with a band for others.
 
-n: labels; c: the error that no number of labels removes. The band is that of all such curves, each with the weight that the
-measurements give it: b and c on a grid, a by weighted least squares, and a misfit of the formula, larger for small n, where
-real curves leave it. So it widens where the measurements leave the curve open. Nothing in it is random.
+n: labels; c: the error that no number of labels removes; d: labels that go by before the curve bends, as with wide embeddings.
+The band is that of all such curves, each with the weight that the measurements give it: b, c and d on a grid, a by weighted
+least squares, and a misfit of the formula, larger for small n, where real curves leave it. So it widens where the
+measurements leave the curve open. Nothing in it is random.
 """
 
 import math
@@ -14,10 +15,11 @@ import torch
 
 from diptych.base.errors import DataError
 
-FEWEST_SIZES = 4  # below, three parameters fit anything
-POWERS = np.geomspace(0.08, 2.5, 48)
-FLOORS = np.linspace(0, 1, 49)[:-1]  # c, as a share of the smallest error
-MISFITS = np.geomspace(5e-4, 0.1, 14)
+FEWEST_SIZES = 5  # below, four parameters fit anything
+POWERS = np.geomspace(0.08, 4, 40)
+FLOORS = np.linspace(0, 1, 25)[:-1]  # c, as a share of the smallest error
+DELAYS = np.array([0, 0.05, 0.15, 0.4, 1, 2.5])  # d, as a share of the largest size
+MISFITS = np.geomspace(5e-4, 0.1, 12)
 CANDIDATES = 512
 LEAST_DEVIATION = 2e-3  # of the error at a size, where draws hardly differ
 
@@ -35,14 +37,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A fitted curve: a, b, c of the best candidate, and all candidates, as often as their weight says."""
+    """A fitted curve: a, b, c, d of the best candidate, and all candidates, as often as their weight says."""
 
     a: float
     b: float
     c: float
+    d: float
     measured: tuple[int, int]  # the smallest and the largest size
     powers: np.ndarray = field(repr=False)  # (CANDIDATES,), as the following
     floors: np.ndarray = field(repr=False)
+    delays: np.ndarray = field(repr=False)
     factors: np.ndarray = field(repr=False)  # a of each
     variances: np.ndarray = field(repr=False)  # of that a
     misfits: np.ndarray = field(repr=False)
@@ -50,7 +54,7 @@ class LearningCurve:
 
     def at(self, labels: int) -> Forecast:
         """The forecast for the mean accuracy of as many draws of `labels` labels."""
-        scale = labels**-self.powers
+        scale = (labels + self.delays) ** -self.powers
         means = self.floors + self.factors * scale
         far = 1 + abs(math.log2(max(1.0, labels / self.measured[1])))
         draw = self.draw * min(1.0, self.measured[1] / labels)
@@ -83,10 +87,11 @@ def fit_learning_curve(sizes: Sequence[int], accuracies: Sequence[Sequence[float
     error = 1 - np.array([draw.mean() for draw in draws])
     variance = np.array([draw.var(ddof=1) / len(draw) if len(draw) > 1 else 0.0 for draw in draws])
     variance = np.maximum(variance, LEAST_DEVIATION**2)
-    powers, floors, misfits = (part.reshape(-1) for part in np.meshgrid(POWERS, FLOORS * error.min(), MISFITS))
+    grid = np.meshgrid(POWERS, FLOORS * error.min(), DELAYS * n[-1], MISFITS)
+    powers, floors, delays, misfits = (part.reshape(-1) for part in grid)
     far = 1 + np.log2(n[-1] / n)  # 1 at the largest size, 8 at a hundredth of it
     spread = variance + misfits[:, None] ** 2 * far**2  # (P, sizes)
-    design, target = n ** -powers[:, None], error - floors[:, None]
+    design, target = (n + delays[:, None]) ** -powers[:, None], error - floors[:, None]
     precision = (design**2 / spread).sum(1)
     factors = np.maximum(0.0, (design * target / spread).sum(1) / precision)
     residual = (target - factors[:, None] * design) ** 2 / spread
@@ -98,9 +103,9 @@ def fit_learning_curve(sizes: Sequence[int], accuracies: Sequence[Sequence[float
     # Of each candidate as many as its weight says: the few that count, and always the same ones.
     chosen = np.searchsorted(np.cumsum(weights), (np.arange(CANDIDATES) + 0.5) / CANDIDATES).clip(max=len(weights) - 1)
     return LearningCurve(
-        float(factors[best]), float(powers[best]), float(floors[best]), (int(n[0]), int(n[-1])), powers=powers[chosen],
-        floors=floors[chosen], factors=factors[chosen], variances=1 / precision[chosen], misfits=misfits[chosen],
-        draw=float(variance[-1]),
+        float(factors[best]), float(powers[best]), float(floors[best]), float(delays[best]), (int(n[0]), int(n[-1])),
+        powers=powers[chosen], floors=floors[chosen], delays=delays[chosen], factors=factors[chosen],
+        variances=1 / precision[chosen], misfits=misfits[chosen], draw=float(variance[-1]),
     )  # fmt: skip
 
 
