@@ -62,7 +62,7 @@ def options() -> argparse.Namespace:
     known.add_argument("--cpu", action="store_true", help="count CPU-seconds of this process")
     arguments = known.parse_args()
     if arguments.quick:
-        small = ["encoder.channels=[8,8,8,8]", "method.projector=[16,16]", "pretrain.batch_size=16", "watch.images=16"]
+        small = ["encoder.channels=[8,8,8,8]", "method.projector=[16,16]", "pretrain.batch_size=256", "watch.images=16"]
         arguments.recipes, arguments.epochs, arguments.overrides = ["demo"], 1, small
     return arguments
 
