@@ -11,6 +11,7 @@ from test_cli import diptych as command
 
 import diptych
 from diptych.base.errors import CheckpointError, DataError, RecipeError
+from diptych.downstream.arms import Arm, differing_settings
 from diptych.downstream.groups import group_numbers
 from diptych.runs.answers import Answers, digest_of, read_answers, save_answers
 
@@ -147,6 +148,16 @@ def test_refusals(run, tmp_path):
         diptych.compare(a, tmp_path / "nothing")
     with pytest.raises(DataError, match="8 groups of test images at least"):
         diptych.compare(a, group_by="(vid)")
+
+
+def test_a_section_that_an_arm_lacks_is_one_row():
+    quick = Arm("A", [], [], {"source": "photos", "quick.size": 32, "images.size": 32}, [])
+    trained = Arm("B", [], [], {"source": "photos", "method.name": "simsiam", "method.width": 8, "images.size": 64}, [])
+    assert differing_settings([quick, trained]) == [
+        ("quick", ["set", ""]),
+        ("images.size", ["32", "64"]),
+        ("method", ["", "simsiam"]),
+    ]
 
 
 def test_runs_without_an_evaluation_are_compared_by_recipe_and_readings(run):

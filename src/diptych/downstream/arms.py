@@ -133,10 +133,21 @@ def different(a: Answers, b: Answers) -> str:
 
 
 def differing_settings(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """(key, its value in every arm) of the settings that differ; "" where an arm has none."""
+    """(key, its value in every arm) of the settings that differ; "" where an arm has none.
+
+    A section that an arm lacks, as the closed form has no optimizer, is one row: its name or "set" in the others.
+    """
     keys = dict.fromkeys(key for arm in arms for key in arm.settings)
-    rows = [(key, ["" if key not in arm.settings else text_of(arm.settings[key]) for arm in arms]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    sections = [{key.split(".")[0] for key in arm.settings} for arm in arms]
+    rows: dict[str, list[str]] = {}
+    for key in keys:
+        section = key.split(".")[0]
+        if section == key or all(section in known for known in sections):
+            rows[key] = ["" if key not in arm.settings else text_of(arm.settings[key]) for arm in arms]
+        else:
+            rows[section] = [text_of(arm.settings.get(f"{section}.name", "set")) if section in known else ""
+                             for arm, known in zip(arms, sections, strict=True)]  # fmt: skip
+    return [(key, values) for key, values in rows.items() if len(set(values)) > 1]
 
 
 def text_of(value: Any) -> str:
