@@ -6,6 +6,7 @@ import pytest
 from test_cli import SMALL, diptych, photos  # noqa: F401  (photos: a fixture)
 
 from diptych.commands.demo import run_demos
+from diptych.commands.pretraining import run_pretrainings
 from diptych.runs.run import Run
 
 
@@ -46,3 +47,17 @@ def test_seeds_of_the_demo_share_their_squares(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seeds", ["0", "-1"])
 def test_the_number_of_seeds_is_above_0(seeds, photos, capsys):  # noqa: F811
     assert diptych(capsys, "pretrain", photos, "--seeds", seeds)[0] == 2
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_each_seed_is_continued_unless_it_is_replaced(overwrite, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "diptych.commands.pretraining.run_pretraining", lambda *given, **options: calls.append((given, options))
+    )
+    monkeypatch.setattr("diptych.commands.seeds.compare", lambda *folders, out: len(folders))
+    options = {"overwrite": overwrite, "gpus": None, "extend": None, "start_from": None}
+    assert run_pretrainings(3, "photos", ["pretrain.seed=7"], "demo", tmp_path / "out", **options) == "3"
+    assert [given[1][-1] for given, _ in calls] == [f"pretrain.seed={seed}" for seed in (7, 8, 9)]
+    assert [given[3].name for given, _ in calls] == ["seed-7", "seed-8", "seed-9"]
+    assert all(options["resume"] is not overwrite and options["overwrite"] is overwrite for _, options in calls)
