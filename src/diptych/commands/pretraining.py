@@ -20,6 +20,7 @@ from diptych.commands.paging import page_watch, write_page
 from diptych.commands.places import require_outside
 from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
+from diptych.commands.seeds import run_seeds
 from diptych.commands.tables import run_summary
 from diptych.data.images import Images
 from diptych.networks.encoders import built_with
@@ -79,6 +80,22 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             )
     barrier()  # a process that ends is a lost one to those that still work
     return "\n".join(lines) if rank() == 0 else ""
+
+
+def run_pretrainings(count: int, source: str, overrides: Sequence[str], recipe: str, out: Path, *, overwrite: bool,
+                     extend: int | None, **options: Any) -> str:  # fmt: skip
+    """`run_pretraining` with `count` seeds from that of the recipe on, in folders of `out`; returns their table.
+
+    options: gpus and start_from.
+    """
+    first = read_recipe(recipe, overrides)["pretrain"]["seed"]
+
+    def one(seed: int, folder: Path) -> None:
+        run_pretraining(source, [*overrides, f"pretrain.seed={seed}"], recipe, folder, resume=not overwrite,
+                        overwrite=overwrite, extend=None, **options)  # fmt: skip
+
+    require_outside(out, source)
+    return run_seeds(count, first, out, one, extend=extend)
 
 
 def with_stem(sections: dict, built: Built) -> dict:
