@@ -11,8 +11,8 @@ from test_cli import diptych as command
 
 import diptych
 from diptych.base.errors import CheckpointError, DataError, RecipeError
+from diptych.data.groups import group_numbers
 from diptych.downstream.arms import Arm, differing_settings
-from diptych.downstream.groups import group_numbers
 from diptych.runs.answers import Answers, digest_of, read_answers, save_answers
 
 IMAGES = 600
@@ -122,7 +122,7 @@ def test_groups_widen_the_interval(key, run, tmp_path):
 @pytest.mark.parametrize(
     "key, error, message",
     [("(a", RecipeError, "is no regular expression"), ("a", RecipeError, "is not `folder`, FILE.csv:COLUMN"),
-     ("none.csv:x", DataError, "none.csv is missing"), ("(slide_[0-9])", DataError, "600 of 600 test images have no group"),
+     ("none.csv:x", DataError, "none.csv is missing"), ("(slide_[0-9])", DataError, "600 of 600 images have no group"),
      ("(video_[01])", DataError, "400 of 600")],
 )  # fmt: skip
 def test_groups_that_cannot_be_read(key, error, message):

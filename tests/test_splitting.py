@@ -49,17 +49,17 @@ def test_groups_stay_together():
 
 @pytest.mark.parametrize("labels, options, message", [
     (["a"] * 5 + ["b"], {}, "class 'b' has one image"),
-    (["a", "b"] * 5, {"group_by": "x"}, "group_by='x' does not match '0'"),
-    (["a", "b"] * 5, {"group_by": "^"}, "makes 1 group"),
+    (["a", "b"] * 5, {"group_by": "(x)"}, "--group-by \\(x\\): 10 of 10 images have no group \\(first: 0\\)"),
+    (["a", "b"] * 5, {"group_by": "^()"}, "no split of these groups"),
 ])  # fmt: skip
 def test_what_cannot_be_split(labels, options, message):
     with pytest.raises(DataError, match=message):
         diptych.split(labelled(labels), **options)
 
 
-@pytest.mark.parametrize("options", [{"group_by": "("}, {"share": 0.0}, {"share": 1.0}])
+@pytest.mark.parametrize("options", [{"group_by": "("}, {"group_by": "no group"}, {"share": 0.0}, {"share": 1.0}])
 def test_what_is_no_option(options):
-    with pytest.raises(RecipeError, match="group_by|share"):
+    with pytest.raises(RecipeError, match="group-by|share"):
         diptych.split(labelled(["a", "b"] * 5), **options)
 
 

@@ -18,7 +18,8 @@ TestOption = Annotated[
 ]
 SplitOption = Annotated[float, typer.Option(help="Share of each class that is tested on, without --test.")]
 GroupByOption = Annotated[
-    str | None, typer.Option(help="Pattern in file names; images of one group are not split.", metavar="REGEX")
+    str | None,
+    typer.Option(help="Images of one group stay together: folder, '(pattern)' or FILE.csv:COLUMN.", metavar="KEY"),
 ]
 LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

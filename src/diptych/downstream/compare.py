@@ -9,9 +9,9 @@ import numpy as np
 
 from diptych.base.errors import RecipeError
 from diptych.base.files import write_file
+from diptych.data.groups import group_numbers
 from diptych.downstream.arms import Arm, add_answers, arms_of, differing_settings
 from diptych.downstream.comparison import points, probability
-from diptych.downstream.groups import group_numbers
 from diptych.embeddings.intervals import holm
 from diptych.embeddings.paired import Paired, mean_interval, paired_difference
 from diptych.reporting.compare_page import Sentence, Side, comparison_page

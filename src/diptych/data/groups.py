@@ -1,4 +1,4 @@
-"""Groups of test images that are not independent: frames of a video, tiles of a slide, photographs of a patient."""
+"""Groups of images that are not independent: frames of a video, tiles of a slide, photographs of a patient."""
 
 import csv
 import re
@@ -30,7 +30,7 @@ def group_numbers(key: str, names: Sequence[str]) -> np.ndarray:
     if None in groups:
         name = names[groups.index(None)]
         raise DataError(
-            f"--group-by {key}: {groups.count(None):,} of {len(names):,} test images have no group (first: {name})"
+            f"--group-by {key}: {groups.count(None):,} of {len(names):,} images have no group (first: {name})"
         )
     return np.unique(np.array(groups), return_inverse=True)[1]
 
