@@ -1,6 +1,8 @@
 """Accuracy over the number of labels: the sizes, the fitted curve and its band, the page, the command."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +97,9 @@ def test_rows_of_every_subject_and_size(result, run):
     stored = [line for line in map(json.loads, (run.folder / "evaluations.jsonl").read_text().splitlines())]
     assert stored[-1] == json.loads(json.dumps(result.line))
     assert Run(run.folder).recipe  # the folder is still a run that can be read
-    assert diptych.report(run.folder, run.folder.parent / "report.html").is_file()
+    report = Page(diptych.report(run.folder, run.folder.parent / "report.html"))
+    assert "How many labels?" in report.text and "160, forecast" in report.text
+    assert "#labels" in report.attributes("href")
 
 
 def test_the_scores_are_those_of_the_probe_on_the_same_labels(result, run):
@@ -117,6 +121,15 @@ def test_the_text_and_the_page_say_what_is_beyond(result):
     ]
     numbers = [part for value in page.attributes("d") for part in value.replace("M", " ").replace("L", " ").split()]
     assert "nan" not in numbers
+
+
+@pytest.mark.parametrize("damage", [{}, {"rows": 5}, {"rows": [{}]}, {"fits": []}, {"rows": [{"subject": "<b>"}]}])
+def test_a_damaged_curve_is_left_out_of_the_report(result, run, tmp_path, damage):
+    copy = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    curve = {} if damage == {} else result.line["label_curve"] | damage
+    Run(copy).append("evaluations.jsonl", [{"label_curve": curve}])
+    report = Page(diptych.report(copy))
+    assert "the curve of labels cannot be drawn" in report.text and "How many labels?" not in report.text
 
 
 def test_the_command(capsys, tmp_path):

@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from diptych.reporting.charts import COLOURS, linear_ticks, number
 from diptych.reporting.page import page_template, text_of
+from diptych.reporting.record import Record, clip
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 52, 16, 12, 40
 MAIN = "trained"
@@ -166,6 +169,25 @@ def label_figure(line: dict[str, Any]) -> str:
     return page_template("labels_part.html.jinja").render(
         chart=label_chart(line), subjects=subjects, rows=rows, sentences=sentences(curve), curve=curve, beyond=BEYOND
     )
+
+
+def label_part(run: Record) -> str:
+    """The figure of a run's last `diptych labels`; "" without one. A damaged line is left out and noted."""
+    if run.label_curve is None:
+        return ""
+    try:
+        return label_figure({"label_curve": run.label_curve})
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        StopIteration,
+        UndefinedError,
+    ) as error:
+        run.notes.append(f"evaluations.jsonl: the curve of labels cannot be drawn ({clip(error, 80)})")
+        return ""
 
 
 def label_page(line: dict[str, Any], name: str) -> str:

@@ -32,6 +32,7 @@ class Record:
     results: list[dict] = field(default_factory=list)
     diagnosis: dict | None = None
     leaks: dict | None = None
+    label_curve: dict | None = None
     environment: dict = field(default_factory=dict)
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -96,13 +97,15 @@ def read_log(run: Record) -> None:
 
 
 def read_evaluations(run: Record) -> None:
-    """The latest result of each protocol and subject, the latest leaks and the latest diagnosis."""
+    """The latest result of each protocol and subject, and the latest leaks, curve of labels and diagnosis."""
     latest: dict[tuple[str, str], dict] = {}
     for line in read_valid_lines(run, "evaluations.jsonl"):
         if isinstance(line.get("diagnosis"), dict):
             run.diagnosis = line["diagnosis"]
         if isinstance(line.get("leaks"), dict):
             run.leaks = line["leaks"]
+        if isinstance(line.get("label_curve"), dict):
+            run.label_curve = line["label_curve"]
         accuracy = real(line.get("accuracy"))
         if accuracy is None or "protocol" not in line or "subject" not in line:
             continue

@@ -10,6 +10,7 @@ from diptych.embeddings.lamps import NOT_MEASURED
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
 from diptych.reporting.explore import explored
+from diptych.reporting.label_page import label_part
 from diptych.reporting.left_out import left_out_rows
 from diptych.reporting.numbers import (
     accuracy_section,
@@ -71,6 +72,7 @@ def save_figures(run: Record) -> None:
 def render(run: Record, *, live: bool = False) -> str:
     """The page's HTML. Everything that comes from the run is escaped; only report.css and report.js are not."""
     style, script = text_of("report.css"), text_of("report.js", "explore.js")
+    labels = label_part(run)
     training, watched, speed = (
         figures.training_charts(run),
         figures.watch_charts(run),
@@ -96,14 +98,15 @@ def render(run: Record, *, live: bool = False) -> str:
         correlation=figures.correlation(run),
         **explorable,
         map_size=(MAP_WIDTH, MAP_HEIGHT),
-        parts=parts_of(run, accuracy, explorable),
+        parts=parts_of(run, accuracy, explorable, labels),
+        labels=labels,
         no_accuracy=NO_LABELS if run.unlabelled else NOT_EVALUATED,
         recipe=run.recipe_text,
         environment=environment_rows(run),
         cost=cost(run),
         left_out=left_out_rows(run),
         notes=[clip(note) for note in run.notes[:20]],
-        style=style,
+        style=style + (text_of("compare.css") if labels else ""),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -118,11 +121,12 @@ NO_LABELS = (
 JOIN = "join"  # the option of `diptych quick`
 
 
-def parts_of(run: Record, accuracy: dict | None, explorable: dict) -> list[tuple[str, str]]:
+def parts_of(run: Record, accuracy: dict | None, explorable: dict, labels: str) -> list[tuple[str, str]]:
     """The sections of the page, (id, name), in its order."""
     shown = {"neighbours": "Neighbours", "lists": "Contents", "mistakes": "Errors"}
     ids = {"lists": "contents", "mistakes": "errors"}
     map_parts = [("map", "Map")] + [(ids.get(key, key), name) for key, name in shown.items() if explorable[key]]
+    map_parts += [("labels", "Labels")] if labels else []
     training = [("training", "Training"), ("watched", "Over time"), ("views", "Views"), ("correlation", "Correlation")]
     measured = [("accuracy", "Accuracy")]
     parts = [*(measured if accuracy else []), ("next", "What next"), *map_parts, *([] if accuracy else measured)]
