@@ -33,7 +33,7 @@ def own_run(name: str, out: Path | str, kill_after: int | None = None, **options
 
         def strike(method: Method, kept, progress) -> None:
             OWN[name].after_step(method, kept, progress)
-            if round(float(progress) * 8) == kill_after + 1:
+            if round(float(progress) * 8) == kill_after:
                 os.kill(os.getpid(), 9)
 
         method.__class__ = type(OWN[name].__name__, (OWN[name],), {"after_step": strike})

@@ -70,7 +70,7 @@ class Struck(BarlowTwins):
 
     def after_step(self, kept, progress) -> None:
         step, number = self.signal_at
-        if round(float(progress) * TOTAL) == step + 1:
+        if round(float(progress) * TOTAL) == step:
             os.kill(os.getpid(), number)
 
 
