@@ -255,7 +255,13 @@ def one_of_two() -> None:
         together = two_steps(name)
         assert list(together) == list(alone[name])
         for key, value in together.items():
-            assert same(value.double(), alone[name][key].double(), 1e-8), (name, key, value, alone[name][key])
+            tolerance = 1e-8 if name in DOUBLES else 1e-10
+            assert same(value.double(), alone[name][key].double(), tolerance), (
+                name,
+                key,
+                value,
+                alone[name][key],
+            )
             assert torch.equal(mean_over_ranks(value.double()), value.double()), (name, key)
     leave_processes()
 

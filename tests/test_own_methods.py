@@ -1,4 +1,7 @@
-"""What the contract promises to methods that nobody here wrote: names of their own, three views, a queue and a target network."""
+"""What the contract promises to methods that nobody here wrote: names of their own, three views, a queue and a target network.
+
+And to those of the package that have targets, queues, centres and prototypes, most of them in the slow tests.
+"""
 
 import subprocess
 import sys
@@ -7,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_methods import OWN, own_run
+from own_methods import OWN, SIBLINGS, own_run
 from tiny import SIGKILL, told, weights_of
 
 from diptych.reporting.report import report
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 
-every_method = pytest.mark.parametrize("name", OWN)
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in SIBLINGS]
+every_method = pytest.mark.parametrize("name", [*OWN, *slow])
+with_swav = pytest.mark.parametrize("name", [*OWN, "swav", *(row for row in slow if row.values != ("swav",))])
 
 
 def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -23,7 +28,7 @@ def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolera
         torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@every_method
+@with_swav  # two queues, prototypes, a third view
 def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
     child = get_context("spawn").Process(target=own_run, args=(name, str(tmp_path / "run"), 5))
     child.start()
@@ -42,6 +47,8 @@ def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
 @every_method
 def test_in_pieces_it_is_the_batch(name, tmp_path):
     """Pieces of 4 of 12 images, float64: the same weights, queue and target. Moving averages of statistics move once a piece."""
+    if name == "moco":
+        pytest.skip("its key network sees the images of a piece in another order: other groups share statistics")
     batch, pieces = (own_run(name, tmp_path / str(size), precision="float64", micro_batch=size) for size in (None, 4))
     ours, theirs = (
         {key: value for key, value in weights_of(run).items() if "running" not in key and "tracked" not in key}
