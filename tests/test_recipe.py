@@ -14,13 +14,19 @@ from diptych.commands.schema import call_arguments
 from diptych.data.images import images
 from diptych.training.pretrain import pretrain
 
+LARGE = {name for name in shelf.recipe_names() if name.endswith(("-imagenet", "-cifar10"))}
+LARGE = {name for name in LARGE if not name.startswith(("barlow-twins", "simsiam"))}
+two_steps = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in shelf.recipe_names()]
 
-@pytest.mark.parametrize("name", shelf.recipe_names())
+
+@pytest.mark.parametrize("name", two_steps)
 def test_every_recipe_trains_two_steps(name, tmp_path):
-    """On synthetic images, with a batch and projector small enough for a laptop; widths and views as they stand."""
+    """On synthetic images, with a batch and heads small enough for a laptop; encoders and views as they stand."""
     asked = recipes.read_recipe(name, ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32"])
-    projector = asked["method"]["projector"]
-    asked["method"]["projector"] = [64] * len(projector)
+    method = asked["method"]
+    method |= {"projector": [64] * len(method["projector"])}
+    small = {"predictor": 32, "prototypes": 50, "statistics_rows": 2, "queue": 8}
+    method |= {key: value for key, value in small.items() if method.get(key) is not None}
     built = build(asked)
     size = asked["images"]["size"] or built.views[0].size
     pixels = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)

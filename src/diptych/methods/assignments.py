@@ -46,3 +46,8 @@ def alive(parameter: Tensor, flag: Tensor) -> Tensor:
     """The parameter itself; its gradient is 0 unless `flag`, a 0-d tensor on its device. Nothing waits for the flag."""
     still = parameter.detach()
     return still + (parameter - still) * flag.to(parameter.dtype)
+
+
+def near(loss: float) -> tuple[float, float]:
+    """Bounds of 1 %: ln K, the loss of an assignment that says nothing, is not left by chance."""
+    return 0.99 * loss, 1.01 * loss

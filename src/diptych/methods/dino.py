@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diptych.base.processes import gather
 from diptych.base.ranges import Momentum, Positive, Share, Width, checked
-from diptych.methods.assignments import alive, of_other_views, soft_cross_entropy
+from diptych.methods.assignments import alive, near, of_other_views, soft_cross_entropy
 from diptych.methods.heads import Projector, projection_width, projector_on
 from diptych.methods.losses import matmul, wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections
@@ -74,7 +74,7 @@ class DINO(Method):
         self.register_buffer("centre", torch.zeros(prototypes))
         self.temperatures, self.warmup, self.temperature = (first_temperature, teacher_temperature), warmup, temperature
         self.momentum, self.centre_momentum, self.frozen = momentum, centre_momentum, frozen
-        self.chance = math.log(prototypes)
+        self.collapses = {"loss": near(math.log(prototypes))}
 
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         encoder, projector = self.student

@@ -37,8 +37,8 @@ class Method(nn.Module, ABC):
     views: range = range(2, 3)  # numbers of views that it accepts
     statistics_rows: int | None = None  # rows that share batch statistics; None: all rows of a step, over all processes
     rules: Sequence[Rule] = ()  # parameter groups that it requires; an optimizer's own `groups` take precedence
-    chance: float | None = None  # loss as long as all images look alike to it; None: not known
-    remedies: Sequence[str] = ()  # against its own ways to collapse, for the diagnosis
+    collapses: Mapping[str, tuple[float, float]] = {}  # bounds within which the loss or a part of it shows a collapse
+    remedies: Sequence[str] = ()  # against it, for the diagnosis
 
     def draw(self, n: int, rng: torch.Generator) -> Draw:
         """Draw random numbers for `n` images, on the CPU: named tensors (n, ...). The loop gives each process its rows."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diptych.base.processes import gather, rank, world_size
 from diptych.base.ranges import Count, Positive, Range, Share, Width, checked
-from diptych.methods.assignments import alive, of_other_views, sinkhorn
+from diptych.methods.assignments import alive, near, of_other_views, sinkhorn
 from diptych.methods.heads import Projector, projection_width, projector_on
 from diptych.methods.losses import matmul, wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections
@@ -73,7 +73,7 @@ class SwAV(Method):
             self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
         self.has_queue, self.queue_start, self.frozen = queue is not None, queue_start, frozen
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
-        self.chance = math.log(prototypes)
+        self.collapses = {"loss": near(math.log(prototypes))}
 
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         return {f"z{i}": self.projector(self.encoder(view)) for i, view in enumerate(views, 1)}  # (N, D) each

@@ -32,9 +32,8 @@ class VICReg(Method):
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
-    remedies = (
-        "raise method.variance towards the published 25: it alone keeps the projections of different images apart",
-    )
+    collapses = {"variance": (0.9, 1.0)}  # standard deviations below 0.1
+    remedies = ("raise method.variance to the published 25: it alone keeps projections of different images apart",)
 
     @checked
     def __init__(
