@@ -22,7 +22,7 @@ def list_recipes() -> str:
         text = path.read_text()
         first, *_ = text.splitlines()
         method, hardware, time = (
-            found.group(1) for found in (find.search(text) for find in (METHOD, HARDWARE, TIME)) if found
+            match.group(1) for match in (find.search(text) for find in (METHOD, HARDWARE, TIME)) if match
         )
         row = f"  {path.stem:<{width}}  {first.lstrip('# ')}\n  {'':<{width}}  {hardware}; time: {time}"
         group = next((known for known in methods if method.endswith(known)), method)  # with the variants of a method
