@@ -84,9 +84,10 @@ def vicreg(variance: float) -> Callable[[nn.Module], Method]:
     return lambda encoder: VICReg(encoder, (64, 64, 64), variance=variance, width=64)
 
 
-def dino(temperature: float) -> Callable[[nn.Module], Method]:
+def dino(temperature: float, momentum: float = 0.9, head_norm: bool = False) -> Callable[[nn.Module], Method]:
     both = {"teacher_temperature": temperature, "first_temperature": temperature}
-    return lambda encoder: DINO(encoder, (64, 64, 32), prototypes=64, momentum=0.9, frozen=0.05, width=64, **both)
+    return lambda encoder: DINO(encoder, (64, 64, 32), prototypes=64, momentum=momentum, frozen=0.05, head_norm=head_norm,
+                                width=64, **both)  # fmt: skip
 
 
 COLLAPSED = {
@@ -112,7 +113,9 @@ def test_a_collapse_is_named_with_the_methods_own_remedies_first(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "lr"), [(byol(64), 0.3), (vicreg(25.0), 0.02), (moco(0.99), 0.03)], ids=["byol", "vicreg", "moco"]
+    ("make", "lr"),
+    [(byol(64), 0.3), (vicreg(25.0), 0.02), (moco(0.99), 0.03), (dino(0.04, 0.99, head_norm=True), 0.1)],
+    ids=["byol", "vicreg", "moco", "dino"],
 )
 def test_the_remedy_helps(make, lr):
     diagnosis, _ = train(make, lr)

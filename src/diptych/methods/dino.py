@@ -37,6 +37,7 @@ class DINO(Method):
     prototypes: K, rows of length 1 that projections of length 1 are multiplied with.
     teacher_temperature: T_t, reached linearly from `first_temperature` over the share `warmup` of training. temperature: T_s.
     momentum: l_0; 0.9995 for batches of 256. centre_momentum: m. frozen: share of training before the prototypes move.
+    head_norm: BN before each GELU, as in the program for convolutional encoders.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
@@ -44,8 +45,8 @@ class DINO(Method):
     centre: Tensor
     remedies = (
         "lower method.teacher_temperature",
+        "set method.head_norm=true, for a convolutional encoder",
         "bring method.momentum nearer to 1",
-        "lower optimizer.lr, with warm-up",
     )
 
     @checked
@@ -61,10 +62,12 @@ class DINO(Method):
         momentum: Share = 0.996,
         centre_momentum: Momentum = 0.9,
         frozen: Share = 0.01,
+        head_norm: bool = False,
         width: Width | None = None,
     ):
         super().__init__()
-        projector = projector_on(encoder, projector, width, bias=True, batch_norm=nn.Identity, activation=nn.GELU)
+        norm = nn.BatchNorm1d if head_norm else nn.Identity
+        projector = projector_on(encoder, projector, width, bias=True, batch_norm=norm, activation=nn.GELU)
         self.student = nn.ModuleList([encoder, projector])
         self.encoder = copy_of(encoder).requires_grad_(False)  # the teacher's
         self.projector = copy_of(projector).requires_grad_(False)
