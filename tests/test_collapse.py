@@ -4,13 +4,14 @@ SimSiam without its stop-gradient, BYOL without its predictor, VICReg without it
 SwAV and DINO with assignments that stay equal.
 """
 
+import json
 import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_views
+from tiny import tiny_method, tiny_run, tiny_views
 from torch import nn
 
 from diptych.base.random_at import random_at
@@ -128,6 +129,16 @@ def test_swavs_remedy_leaves_the_loss_of_chance():
     diagnosis, loss = train(swav(0.03), 0.03)
     assert loss < 0.95 * math.log(30)
     assert diagnosis.verdict != "COLLAPSED", diagnosis
+
+
+def test_a_run_that_ends_reads_the_signs_in_its_last_step(tmp_path):
+    method = tiny_method()
+    method.collapses, method.remedies = {"on_diagonal": (0.0, 1e9), "loss": (-2.0, -1.0)}, ("more of it",)
+    run = tiny_run(tmp_path / "run", method, epochs=1)
+    diagnosis = json.loads((run.folder / "evaluations.jsonl").read_text())["diagnosis"]
+    last = run.lines("step")[-1]["parts"]["on_diagonal"]
+    assert diagnosis["verdict"] == "COLLAPSED" and diagnosis["advice"][0] == "more of it"
+    assert diagnosis["reasons"][0] == f"on_diagonal is {last:.4g}: Struck shows a collapse between 0 and 1e+09"
 
 
 def test_a_sign_is_a_number_within_its_bounds():

@@ -211,6 +211,22 @@ def test_watches_are_those_that_the_section_asks_for():
         watches(built, photos, 0, images=1)
 
 
+@pytest.mark.parametrize(
+    "name", ["byol-cifar10-small", "moco-cifar10-small", "moco-v3-cifar10-small", "dino-cifar10-small"]
+)
+def test_weights_are_loaded_before_a_method_copies_the_encoder(name):
+    """Else a target network would be a copy of random weights, and DINO's student would start with them."""
+
+    def begin(encoder: torch.nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.fill_(0.25)
+
+    method = build(recipes.read_recipe(name, ["encoder.channels=[4, 4, 4, 4]"]), begin).method
+    copies = [method.encoder, method.student[0] if name.startswith("dino") else method.target[0]]
+    assert all(bool(p.eq(0.25).all()) for network in copies for p in network.parameters())
+
+
 def test_hostile_yaml_is_refused(tmp_path):
     assert "aliases (*name) are not allowed" in wrong("images: &a {size: 1}\nencoder: *a\n", tmp_path)
     assert "a recipe has at most" in wrong("# " + "x" * 1_000_001, tmp_path)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from doubles import rows_of_this_process
 from small import Small, make, views
 from test_distributed import run_two_processes, same
+from timm.layers import DropPath
 from torch import nn
 
 from diptych.base.errors import RecipeError
@@ -335,6 +336,13 @@ def test_dinos_centre_moves_after_the_loss_to_the_mean_of_the_logits():
 
 
 # ---- networks
+
+
+def test_stochastic_depth_is_the_students_alone():
+    encoder = nn.Sequential(Small(), DropPath(0.5))
+    method = DINO(encoder, (10, 7), prototypes=9, width=6)
+    assert encoder[1].drop_prob == 0.5 and method.encoder[1].drop_prob == 0.0
+    assert torch.equal(*(method.project(views(), {})["teacher1"] for _ in range(2)))
 
 
 def test_the_published_heads_are_the_defaults():

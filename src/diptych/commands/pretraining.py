@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diptych.base.errors import RecipeError
 from diptych.base.placement import place
@@ -50,12 +52,11 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
     with ProgressBar("pretrain", show=first) as progress:
         for line in changes:
             progress.say(line)
-        built = build(sections)
-        record = {"recipe": recipe, "source": source, **with_stem(sections, built)}
+        continued, started = is_run(out) and (resume or extend is not None), {}
+        begin = partial(start_from_encoder, start_from, started, Run(out) if continued else None)
+        built = build(sections, begin)
+        record = {"recipe": recipe, "source": source, **with_stem(sections, built), **started}
         photos = open_images(source, sections["images"], built.views[0].size)
-        continued = is_run(out) and (resume or extend is not None)
-        if start_from is not None:
-            record["start_from"] = start_encoder(built.method.encoder, start_from, Run(out) if continued else None)
         if extend is not None and first:
             extend_run(out, extend, photos, record)
         if first and not continued:
@@ -71,6 +72,12 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
     if rank() != 0:
         return ""
     return f"{out} had finished: nothing was trained\n{run_summary(run)}" if was_finished else run_summary(run)
+
+
+def start_from_encoder(folder: Path | None, record: dict, continued: Run | None, encoder: nn.Module) -> None:
+    """Load the weights of `folder` into a recipe's encoder, if there is one, and say so in `record`."""
+    if folder is not None:
+        record["start_from"] = start_encoder(encoder, folder, continued)
 
 
 def with_stem(sections: dict, built: Built) -> dict:

@@ -8,8 +8,8 @@ outputs, c the teacher's centre, T_t and T_s temperatures, sg no gradient:
     c      <- m c + (1 - m) mean of g_t over the large views of the batch, after the loss         (eq. 4)
     xi     <- l xi + (1 - l) theta,    l = 1 - (1 - l_0) (cos(pi progress) + 1) / 2
 
-The first two views are the large ones. What remains is the teacher's encoder. A loss that stays at ln K is a collapse. Not
-here: the decay that rises from 0.04 to 0.4, and gradients clipped tensor by tensor; `pretrain.clip_norm` clips all together.
+The first two views are the large ones. What remains is the teacher's encoder. A loss that stays at ln K is a collapse.
+Not here (docs/decisions/0032): a decay that rises, and gradients clipped tensor by tensor.
 """
 
 import math
@@ -43,11 +43,8 @@ class DINO(Method):
 
     views = range(2, 65)
     centre: Tensor
-    remedies = (
-        "lower method.teacher_temperature",
-        "set method.head_norm=true, for a convolutional encoder",
-        "bring method.momentum nearer to 1",
-    )
+    remedies = ("lower method.teacher_temperature", "set method.head_norm=true, for a convolutional encoder",
+                "bring method.momentum nearer to 1")  # fmt: skip
 
     @checked
     def __init__(
@@ -71,6 +68,9 @@ class DINO(Method):
         self.student = nn.ModuleList([encoder, projector])
         self.encoder = copy_of(encoder).requires_grad_(False)  # the teacher's
         self.projector = copy_of(projector).requires_grad_(False)
+        for layer in self.encoder.modules():
+            if "drop_prob" in vars(layer):
+                vars(layer)["drop_prob"] = 0.0  # stochastic depth is the student's alone
         rows = torch.randn(prototypes, projection_width(projector))  # (K, D)
         self.prototypes = nn.Parameter(rows)
         self.teacher_prototypes = nn.Parameter(rows.clone(), requires_grad=False)
