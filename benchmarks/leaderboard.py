@@ -156,13 +156,14 @@ def trained(task: Task, train: Images, test: Images) -> dict:
             "cpu_seconds": cpu_seconds} | pace(run, len(train))  # fmt: skip
 
 
-def pace(run: Run, images: int) -> dict[str, float]:
-    """Seconds of a pass over the images, epochs that the budget allowed, and what the run says of itself."""
+def pace(run: Run, images: int) -> dict[str, float | str]:
+    """Epochs that the budget allowed, seconds of each (unless it was one step), and what the run says of itself."""
     step = run.lines("step")[-1]
     batch = run.recipe["pretrain"]["batch_size"]
     verdict = json.loads((run.folder / "evaluations.jsonl").read_text().splitlines()[0])["diagnosis"]["verdict"]
-    return {"seconds_per_epoch": images / step["images_per_second"] if step["images_per_second"] else float("nan"),
-            "epochs": step["step"] * batch / images, "verdict": verdict}  # fmt: skip
+    about = {"epochs": step["step"] * batch / images, "verdict": verdict}
+    rate = step["images_per_second"]
+    return about | ({"seconds_per_epoch": images / rate} if rate else {})
 
 
 def references(task: Task, train: Images, test: Images) -> dict:
