@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import diptych
-from benchmarks import leaderboard
+from benchmarks import leaderboard, method_costs
 from benchmarks.leaderboard_table import interval, table
 from diptych.runs.run import Run
 
@@ -83,3 +83,10 @@ def test_rows_are_run_folders_and_done_once(tiny, tmp_path, capsys, monkeypatch)
 def test_a_set_without_its_source_is_a_line(tmp_path):
     with pytest.raises(SystemExit, match="needs --train SOURCE and --test SOURCE"):
         leaderboard.main(["--row", "cifar10", "byol", "0", "--runs", str(tmp_path)])
+
+
+def test_costs_are_counted(capsys):
+    method_costs.main(["--methods", "swav", "--one", "--quick", "--batch", "32"])
+    row = json.loads(capsys.readouterr().out)
+    assert row["views"] == 4 and len(row["seconds"]) == 1 and row["seconds"][0] > 0 and row["megabytes"] > 0
+    assert 2e6 < row["parameters"] < 6e6
