@@ -114,6 +114,9 @@ def evaluation_lines() -> list[dict]:
     for protocol, subject, accuracy in rows:
         line = {"protocol": protocol, "subject": subject, "accuracy": accuracy, **sizes}
         line |= {"interval": [accuracy - 0.0085, accuracy + 0.0082], "details": details.get(protocol, {})}
+        if subject == "trained":
+            gain = accuracy - numbers["untrained"][protocol == "linear"]
+            line["gains"] = {"untrained": {"difference": gain, "interval": [gain - 0.015, gain + 0.015]}}
         lines.append(line)
     return [*lines, {"diagnosis": DIAGNOSIS}]
 
@@ -133,20 +136,41 @@ def write_pictures(folder: Path, classes: tuple[str, ...], keys: tuple[str, ...]
     labels = rng.integers(0, len(classes), mapped)
     angle = 2 * np.pi * labels / len(classes)
     xy = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 6 + rng.normal(0, 1.9, (mapped, 2))
-    places = {"xy": xy.astype(np.float32), "labels": labels, "classes": np.array(classes)}
-    places |= {"made_by": np.array("t-SNE")}
-    np.savez_compressed(folder / "map.npz", thumbnails=shapes(labels, seed=3), **places)
-    queries = np.arange(len(keys)) % len(classes)
-    right = rng.random((len(keys), 6)) < 0.8
-    found = np.where(right, queries[:, None], (queries[:, None] + 1) % len(classes))
-    near = {
-        "query": shapes(queries, seed=4),
-        "neighbours": shapes(found.reshape(-1), seed=5).reshape(len(keys), 6, 32, 32, 3),
-        "similarity": -np.sort(-rng.uniform(0.6, 0.99, found.shape), axis=1).astype(np.float32),
+    names = np.array([*keys, *(f"test/{classes[label]}/{row:05d}.png" for row, label in enumerate(labels))][:mapped])
+    places = {"xy": xy.astype(np.float32), "labels": labels, "names": names, "classes": np.array(classes)}
+    places |= {
+        "made_by": np.array("t-SNE"),
+        "shows": np.array("test images"),
+        **overview_arrays(labels, len(classes), rng),
     }
-    near |= {"query_labels": queries, "neighbour_labels": found, "query_keys": np.array(keys)}
-    near |= {"classes": np.array(classes)}
-    np.savez_compressed(folder / "neighbours.npz", **near)
+    np.savez_compressed(folder / "map.npz", thumbnails=shapes(labels, seed=3), **places)
+    tested = {"labels": labels, "predicted": places["predicted"], "confidence": places["confidence"]}
+    np.savez_compressed(folder / "predictions.npz", classes=np.array(classes), protocol=np.array("linear"), **tested)
+
+
+def overview_arrays(labels: np.ndarray, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What `downstream.overview` adds to a map: neighbours, clusters, copies, predictions."""
+    m = len(labels)
+    arrays: dict[str, np.ndarray] = {}
+    for space in ("trained", "untrained", "pixels"):
+        arrays[f"near_{space}"] = np.stack(
+            [np.delete(np.arange(m), row)[rng.permutation(m - 1)[:8]] for row in range(m)]
+        )
+        arrays[f"cosine_{space}"] = -np.sort(-rng.uniform(0.6, 0.999, (m, 8)), axis=1).astype(np.float32)
+    wrong = rng.random(m) < 0.2
+    large = np.arange(0, m, 7)
+    return arrays | {
+        "cluster": labels,
+        "members": np.array([(np.flatnonzero(labels == c).tolist() + [-1] * 6)[:6] for c in range(classes)]),
+        "oddness": rng.uniform(0.2, 1.2, m).astype(np.float32),
+        "copies": np.array([[0, 5], [3, 9]]),
+        "likeness": np.array([0.99, 0.97], np.float32),
+        "queries": np.arange(8),
+        "predicted": np.where(wrong, (labels + 1) % classes, labels),
+        "confidence": rng.uniform(0.5, 1, m).astype(np.float32),
+        "large": shapes(labels[large], seed=4).repeat(3, axis=1).repeat(3, axis=2),
+        "large_rows": large,
+    }
 
 
 def fake_run(folder: Path, classes: tuple[str, ...] = CLASSES, keys: tuple[str, ...] = (), mapped: int = 60) -> Path:

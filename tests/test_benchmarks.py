@@ -164,6 +164,7 @@ def test_startup_waits_for_the_first_step(tmp_path):
         startup.until_logged([sys.executable, "-c", "raise SystemExit('no such recipe')"], tmp_path, {})
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns_as_training_from_scratch_does():
     """Both rivals of `few_labels` on a task that few steps solve; the goal compares with the better plain loop."""
     torch.manual_seed(0)

@@ -75,6 +75,7 @@ def test_other_neighbours_are_not_the_same_work(alone, monkeypatch):
         evaluation.knn(growth_arguments())
 
 
+@pytest.mark.slow
 def test_growth(capsys):
     growth.main(QUICK)
     said = capsys.readouterr().out
@@ -109,6 +110,7 @@ def test_what_a_forward_keeps():
     assert 1.8 < two / one < 2.2
 
 
+@pytest.mark.slow
 def test_goals_for_a_gpu_are_tried_on_a_cpu(capsys, tmp_path):
     """Every table of benchmarks.gpu, with next to no work; without a GPU it says so and measures nothing."""
     rng = np.random.default_rng(0)

@@ -73,9 +73,9 @@ def test_the_count_sees_what_is_embedded(trained, batches):
     diptych.embed(trained, tiny_images(), **QUIET)
     assert batches == [48]
     diptych.evaluate(trained, tiny_images(), tiny_images(), protocols=["knn"], **QUIET)
-    assert batches == [48] * 13  # six of them for two views of the test images, by two encoders
+    assert batches == [48] * 14  # six for two views of the test images, by two encoders; one resized for copies
     diptych.finetune(trained, tiny_images(), tiny_images(), labels=1.0, epochs=1, batch_size=48, **QUIET)
-    assert len(batches) == 22
+    assert len(batches) == 23
 
 
 @pytest.mark.parametrize(("train", "test", "message"), UNFIT)

@@ -211,7 +211,7 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     monkeypatch.setattr("diptych.downstream.finetune.finetune", lambda *_, **options: handed.update(options))
     monkeypatch.setattr(cli_encoders, "open_encoder", lambda *_: None)
     monkeypatch.setattr(cli_encoders, "image_options", lambda *_: {})
-    monkeypatch.setattr(cli_encoders, "open_images", lambda *_: None)
+    monkeypatch.setattr(cli_encoders, "open_labelled", lambda *_: (None, None))
     diptych(capsys, "finetune", "run", "--train", "a", "--test", "b", "--epochs", "3")
     assert handed == {"epochs": 3, "device": "auto"}
 

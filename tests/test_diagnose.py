@@ -155,7 +155,7 @@ COLLAPSED = {
 def test_health_is_left_alone(name):
     found = diagnose(HEALTHY[name])
     assert (found.verdict, found.reasons, found.advice) == ("OK", [], [])
-    assert set(found.readings) == {"spread", "rank"}
+    assert set(found.readings) == {"images", "spread", "rank"}
 
 
 @pytest.mark.parametrize("name", COLLAPSED)

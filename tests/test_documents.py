@@ -1,13 +1,16 @@
-"""What the documents show is true: programs run, links lead somewhere, the README's tree is the disk."""
+"""What the documents show is true: programs run, links lead somewhere, the tree is the disk, the tutorial's commands work."""
 
 import os
 import re
+import shlex
+import shutil
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli import diptych
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -116,14 +119,14 @@ def test_links_lead_somewhere(document):
     assert not broken
 
 
-def test_the_readme_tree_is_the_disk():
-    """One block of README opens with the line `src/diptych/` and has one line for each room of the package."""
-    trees = [text for _, text, _ in blocks("README.md") if text.split(maxsplit=1)[:1] == ["src/diptych/"]]
-    assert len(trees) == 1, "README draws the tree of src/diptych/ once"
+def test_the_tree_is_the_disk():
+    """One block of docs/architecture.md opens with the line `src/diptych/` and has one line for each folder of the package."""
+    trees = [text for _, text, _ in blocks("docs/architecture.md") if text.split(maxsplit=1)[:1] == ["src/diptych/"]]
+    assert len(trees) == 1, "the tree of src/diptych/ is drawn once"
     drawn = [line.strip().partition("  ")[::2] for line in trees[0].splitlines()[1:]]
-    assert all(description.strip() for _, description in drawn), "README's tree says nothing of a room"
+    assert all(description.strip() for _, description in drawn), "the tree says nothing of a folder"
     rooms = [f"{path.parent.name}/" for path in (ROOT / "src" / "diptych").glob("*/__init__.py")]
-    assert sorted(room for room, _ in drawn) == sorted(rooms), "README's tree is not the disk"
+    assert sorted(room for room, _ in drawn) == sorted(rooms), "the tree is not the disk"
 
 
 def test_the_readme_installs_as_ci_does():
@@ -151,3 +154,30 @@ def test_the_change_log_tells_of_numbers():
     releases = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     assert releases
     assert all("### Numbers that changed" in release for release in releases)
+
+
+def test_the_api_is_that_of_the_docstrings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_api
+
+    assert make_api.reference() == make_api.FILE.read_text("utf-8"), "run `python docs/make_api.py`"
+
+
+SMALL = {"pretrain": ["pretrain.epochs=1", "pretrain.batch_size=16", "images.size=32", "encoder.channels=[8,8,8,8]",
+                      "method.projector=[32,32]"]}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_tutorial_commands_work(reader, capsys):
+    """On the reader's 96 pictures, with a small network for one epoch in place of the budget."""
+    shutil.copytree("photos", "labelled")
+    shutil.copy("photos/cat/00.jpg", "photos/first.jpg")
+    commands = [
+        line for language, text, _ in blocks("docs/tutorial.md") if language == "bash" for line in text.splitlines()
+    ]
+    assert len(commands) == 12 and all(line.startswith("diptych ") for line in commands)
+    for line in commands:
+        words = [word for word in shlex.split(line)[1:] if not word.startswith("pretrain.budget")]
+        code, _, err = diptych(capsys, *words, *SMALL.get(words[0], []))
+        assert code == 0, f"{line}: {err}"
+    assert Path("runs/both/report.html").is_file() and Path("labels.csv").is_file() and Path("found.html").is_file()

@@ -14,7 +14,10 @@ NEEDED = {
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "detection" else [])
+    for path in sorted(EXAMPLES.glob("*.py"))
+])  # fmt: skip
 def test_example_runs(path, tmp_path, capsys):
     for package in NEEDED.get(path.stem, ("skimage",)):
         pytest.importorskip(package)

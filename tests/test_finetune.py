@@ -184,10 +184,10 @@ def test_the_command(capsys, tmp_path):
         return 0
 
     words = ["finetune", run.folder, "--train", folder, "--test", folder, "--epochs", 1, "--device", "cpu"]
-    assert not command(*words, "--labels", "2pc", "--seeds", 2)
+    assert not command(*words, "--share", "2pc", "--seeds", 2)
     told = capsys.readouterr().out
     assert "from scratch" in told and "48 test and 8 training images of 4 classes" in told and "mean of 2 seeds" in told
-    assert command(*words, "--labels", "7") == 2
+    assert command(*words, "--share", "7") == 2
     assert "10pc" in capsys.readouterr().err
     assert not command("evaluate", *words[1:6], "--protocol", "linear-keras-embedding", "--device", "cpu")
     assert "linear-keras-embedding" in capsys.readouterr().out

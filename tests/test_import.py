@@ -20,7 +20,9 @@ FUNCTIONS = {
     "diagnose",
     "export",
     "load",
+    "overview",
     "report",
+    "split",
 }
 OTHERS = {"Preprocessing", "Trained", "View", "views", "methods", "losses", "optimizers", "schedules"}
 

@@ -85,7 +85,7 @@ def test_the_verbs_take_it(here, capsys, tmp_path):
         capsys, "classify", "run", "photos.npz", "--train", "photos.npz", "--out", tmp_path / "labels.csv", *OWN
     )
     assert code == 0 and "held-out accuracy" in out, err
-    code, out, err = diptych(capsys, "finetune", "run", *SETS, "--labels", "3pc", "--epochs", 1, *OWN)
+    code, out, err = diptych(capsys, "finetune", "run", *SETS, "--share", "3pc", "--epochs", 1, *OWN)
     assert code == 0 and "\nfrom scratch " in out, err
     code, out, err = diptych(capsys, "export", "run", "--to", "torch-export", "--out", tmp_path / "exported", *OWN)
     assert code == 0 and (tmp_path / "exported" / "encoder.pt2").is_file(), err

@@ -17,9 +17,15 @@ from diptych.reporting.report import report
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 
-slow = [pytest.param(name, marks=pytest.mark.slow) for name in SIBLINGS]
-every_method = pytest.mark.parametrize("name", [*OWN, *slow])
-with_swav = pytest.mark.parametrize("name", [*OWN, "swav", *(row for row in slow if row.values != ("swav",))])
+
+def quick_for(*names: str) -> pytest.MarkDecorator:
+    """All methods, the others in the slow tests."""
+    rows = [pytest.param(name, marks=[] if name in names else [pytest.mark.slow]) for name in [*OWN, *SIBLINGS]]
+    return pytest.mark.parametrize("name", rows)
+
+
+every_method = quick_for(*OWN, "swav")
+with_processes = quick_for("queue_and_target")  # the quick suite starts them for one method
 
 
 def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -28,7 +34,7 @@ def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolera
         torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@with_swav  # two queues, prototypes, a third view
+@with_processes
 def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
     child = get_context("spawn").Process(target=own_run, args=(name, str(tmp_path / "run"), 5))
     child.start()
@@ -59,7 +65,7 @@ def test_in_pieces_it_is_the_batch(name, tmp_path):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
 
 
-@every_method
+@with_processes
 def test_in_two_processes_it_is_one(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = Path(__file__).with_name("own_methods.py")

@@ -142,6 +142,7 @@ def test_frozen_protocols_learn_and_leave_the_encoder(task, monkeypatch):
         require_unmoved(before, encoder)
 
 
+@pytest.mark.slow
 def test_every_protocol_stands_in_the_table(run):
     photos, network = tiny_images(), TinyEncoder()
     trained = load(run, network)

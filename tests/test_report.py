@@ -20,12 +20,14 @@ SECTIONS = [
     "verdict",
     "accuracy",
     "next",
+    "map",
+    "neighbours",
+    "contents",
+    "errors",
     "training",
     "watched",
     "views",
     "correlation",
-    "map",
-    "neighbours",
     "run",
 ]
 
@@ -56,7 +58,7 @@ def test_everything_is_there_in_order(page, finished):
         *DIAGNOSIS["advice"],
         "Worth its cost OK",
         "Collapse OK Do different images have different embeddings?",
-        "2-D map: do not interpret its distances. Made by t-SNE.",
+        "ignore the axes and the distances between groups. Placed by t-SNE.",
     ):
         assert text in page.text
     for text in (
@@ -69,8 +71,8 @@ def test_everything_is_there_in_order(page, finished):
     ):
         assert text in page.text
     assert [path.name for path in finished.iterdir() if path.name.startswith("report")] == ["report.html"]
-    links = {link[1:] for link in page.attributes("href") if link.startswith("#")}
-    assert links == set(SECTIONS) - {"verdict"}
+    links = [attributes["href"][1:] for tag, attributes in page.tags if tag == "a"]
+    assert links == SECTIONS[1:]
 
 
 def test_accuracies_stand_in_the_right_cells(page):
@@ -80,10 +82,9 @@ def test_accuracies_stand_in_the_right_cells(page):
         [], ["20.0", "20.0"], ["35.2", "39.4"], ["42.1", "46.8"], ["83.1", "86.8"],
     ]  # fmt: skip
     assert re.findall(r"(\d+\.\d) to (\d+\.\d)", rows[4]) == [("82.2", "83.9"), ("86.0", "87.6")]
-    assert re.findall(r"([\d.]+) points above untrained, intervals (\w+)", rows[4]) == [
-        ("41.0", "apart"),
-        ("40.0", "apart"),
-    ]
+    assert re.findall(r"([+\d.]+) over ([a-z ]+) \[([^]]+)\]", rows[4]) == [
+        ("+41.0", "untrained", "+39.5, +42.5"), ("+40.0", "untrained", "+38.5, +41.5"),
+    ]  # fmt: skip
     assert "86.8 % (linear accuracy), 40.0 points more than the same encoder untrained" in page.text
     assert "50,000 training images, 10,000 test images, 5 classes. k 200, temperature 0.1, seed 0" in page.text
 
@@ -96,14 +97,34 @@ def test_pictures_are_the_arrays(page, finished):
     for uri, name in zip(shown, ("originals", "view_0", "view_1"), strict=False):
         image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
         assert np.array_equal(np.asarray(image), arrays[name][0])
-    assert len([tag for tag, _ in page.tags if tag == "image"]) == 60
-    alts = [alt for alt in page.attributes("alt") if alt.startswith("neighbour")]
-    arrays = np.load(finished / "pictures" / "neighbours.npz")
-    right = (arrays["neighbour_labels"] == arrays["query_labels"][:, None]).ravel()
-    assert [alt.endswith("same class") for alt in alts] == right.tolist()
-    same = int(right.sum())
-    assert len(alts) == 48 and f"{same} of 48 neighbours" in page.text
-    assert page.text.count("✓") == same + 1 and page.text.count("✗") == 48 - same + 1
+
+
+def test_neighbours_in_three_spaces(page, finished):
+    arrays = np.load(finished / "pictures" / "map.npz")
+    texts = [
+        text for text in page.attributes("aria-label") if re.match(r"(trained|untrained|raw pixels) neighbour", text)
+    ]
+    assert len(texts) == 8 * 3 * 4, "of eight images, four in each space"
+    near = arrays["near_trained"][0, :4]
+    assert texts[:4] == [f"trained neighbour {i + 1}: {arrays['names'][row]}" for i, row in enumerate(near)]
+    labels = arrays["labels"]
+    share = 100 * np.mean(labels[arrays["near_trained"]] == labels[:, None])
+    assert f"(of the 8 nearest of all 60 images): trained {share:.1f}" in page.text
+    shown = np.concatenate([arrays[f"near_{space}"][:8, :4] for space in ("trained", "untrained", "pixels")], axis=1)
+    right = int((labels[shown] == labels[:8, None]).sum())
+    assert page.text.count("✓") == right + 1 and page.text.count("✗") == 96 - right + 1
+
+
+def test_errors_are_counted(page, finished):
+    arrays = np.load(finished / "pictures" / "predictions.npz")
+    wrong = int((arrays["labels"] != arrays["predicted"]).sum())
+    assert wrong and f"{wrong} of 60 test images are predicted wrongly" in page.text
+    table = page.source[page.source.index('<table class="matrix">') :]
+    cells = re.findall(r'<td class="(right|wrong)[^>]*>(\d*)</td>', table[: table.index("</table>")])
+    assert len(cells) == 25
+    diagonal = sorted(int(text or 0) for kind, text in cells if kind == "right")
+    labels, predicted = arrays["labels"], arrays["predicted"]
+    assert diagonal == sorted(round(100 * (predicted[labels == c] == c).mean()) for c in range(5))
 
 
 def test_views_of_any_number_and_size_are_shown(run):
@@ -155,8 +176,8 @@ MISSING = {
     "log.jsonl": ("Nothing is logged yet", "diptych pretrain shapes/ --out runs/first --resume"),
     "pictures/views.npz": ("No views were kept", "diptych pretrain shapes/ --out runs/first --resume"),
     "pictures/correlation.npz": ("No correlation matrix was kept", "--resume"),
-    "pictures/map.npz": ("No map was made yet", "diptych evaluate {run}"),
-    "pictures/neighbours.npz": ("No neighbours were looked up yet", "diptych evaluate {run}"),
+    "pictures/map.npz": ("No map was made yet", "diptych report {run} --images shapes/"),
+    "pictures/predictions.npz": ("Map of the images", ""),
 }
 
 
@@ -166,12 +187,10 @@ def test_what_is_missing_is_told_with_its_command(run, name):
     text, command = MISSING[name]
     page = Page(report(run))
     assert text in page.text and command.format(run=run) in page.text
-    assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
-
-
-def test_neighbours_keep_their_names_without_a_map(run):
-    (run / "pictures" / "map.npz").unlink()
-    assert any(alt.startswith("neighbour 1: disc, similarity 0.") for alt in Page(report(run)).attributes("alt"))
+    gone = {"pictures/map.npz": {"neighbours", "contents"}, "pictures/predictions.npz": {"errors"}}.get(name, set())
+    sections = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert set(sections) == set(SECTIONS) - gone
+    assert [attributes["href"][1:] for tag, attributes in page.tags if tag == "a"] == sections[1:]
 
 
 def test_a_run_that_has_just_begun(tmp_path):
@@ -224,7 +243,8 @@ def test_numbers_that_are_not_finite_are_left_out(run):
 @pytest.mark.parametrize("trained, words", [(0.47, "cannot be distinguished from"), (0.40, "6.8 points less than")])
 def test_training_that_did_not_pay_is_said_so(run, trained, words):
     lines = evaluation_lines()
-    lines[-2] |= {"accuracy": trained, "interval": [trained - 0.008, trained + 0.008]}
+    ends = [trained - 0.468 - 0.01, trained - 0.468 + 0.01]
+    lines[-2] |= {"accuracy": trained, "gains": {"untrained": {"difference": trained - 0.468, "interval": ends}}}
     write_lines(run / "evaluations.jsonl", lines)
     page = Page(report(run))
     assert words in page.text and "has learned little" in page.text and "diptych embed" not in page.text
@@ -282,13 +302,22 @@ def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
 
 
 def test_a_run_without_labels(run):
-    near, places = (dict(np.load(run / "pictures" / f"{name}.npz")) for name in ("neighbours", "map"))
-    near["query_labels"][:], near["neighbour_labels"][:], places["labels"][:] = -1, -1, -1
-    np.savez(run / "pictures" / "neighbours.npz", **near)
-    np.savez(run / "pictures" / "map.npz", **places)
+    """Accuracy comes last, and no command is proposed that would refuse these images."""
+    places = dict(np.load(run / "pictures" / "map.npz"))
+    places["labels"][:] = -1
+    np.savez(
+        run / "pictures" / "map.npz", **{key: places[key] for key in places if key not in ("predicted", "confidence")}
+    )
+    (run / "pictures" / "predictions.npz").unlink()
+    write_lines(run / "evaluations.jsonl", evaluation_lines()[-1:])
     page = Page(report(run))
-    assert "Labels are not known" in page.text and "have no labels" in page.text
-    assert "✗" not in page.text and "knone" in page.source
+    sections = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert sections.index("contents") < sections.index("accuracy") and "errors" not in sections
+    assert "These images have no labels" in page.text and "marked by cluster" in page.source
+    todo = page.source[page.source.index('class="todo"') :]
+    todo = todo[: todo.index("</ol>")]
+    assert "diptych embed" in todo and "diptych audit shapes/ --encoder" in todo and "evaluate" not in todo
+    assert "✗" not in page.text
 
 
 def test_folders_and_files_that_cannot_be(run, tmp_path):

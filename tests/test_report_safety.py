@@ -1,4 +1,4 @@
-"""The report meets hostile names, damaged files, ten thousand pictures, and eyes that need contrast."""
+"""The report meets hostile names, damaged files, five thousand pictures, and eyes that need contrast."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_run import DIAGNOSIS, ENVIRONMENT, evaluation_lines, fake_run, log_lines, write_lines
+from fake_run import DIAGNOSIS, ENVIRONMENT, evaluation_lines, fake_run, log_lines, overview_arrays, write_lines
 from page import Page
 
 from diptych.reporting.page import TEMPLATES
@@ -39,17 +39,19 @@ def run(finished, tmp_path) -> Path:
 def test_nothing_comes_from_outside(page):
     assert "http:" not in page.source and "https:" not in page.source
     for name in ("src", "href"):
-        assert all(re.match(r"#|data:(image/png;base64,|,$)", value) for value in page.attributes(name))
-    assert "url(" not in page.source and "@import" not in page.source
+        assert all(re.match(r"#|data:(image/(png|jpeg);base64,|,$)", value) for value in page.attributes(name))
+    styles = page.source[page.source.index("<style>") : page.source.index("</style>")]
+    assert "url(" not in styles and "@import" not in styles
     handlers = [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert not handlers
     assert {tag for tag, _ in page.tags} & {"iframe", "object", "embed", "base", "form"} == set()
 
 
 def test_only_our_script_may_run(page):
-    (data, hover), (code, script) = page.scripts
+    (data, hover), (places, _), (code, script) = page.scripts
     assert data == {"type": "application/json", "id": "hover"} and code == {}
-    assert script == (TEMPLATES / "report.js").read_text("utf-8")
+    assert places == {"type": "application/json", "id": "explorer-data"}
+    assert script == "".join((TEMPLATES / name).read_text("utf-8") for name in ("report.js", "explore.js"))
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     wanted = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; ")
@@ -91,14 +93,15 @@ def test_hostile_names_are_only_text(tmp_path):
     hostile = Page(report(hostile_run(folder, NAMES)))
     assert hostile.shape() == plain.shape()
     assert [attributes for attributes, _ in hostile.scripts] == [attributes for attributes, _ in plain.scripts]
-    assert len(hostile.scripts) == 2
-    json.loads(hostile.scripts[0][1])
+    assert len(hostile.scripts) == 3
+    for _, data in hostile.scripts[:2]:
+        json.loads(data)
+        assert "\u2028" not in data and "<" not in data
     for name in NAMES:
         assert any(name in text for text in hostile.texts), name
     titles = [text.strip() for text in hostile.texts]
     assert titles.count(HOSTILE) > 5, "as run, class, key, reading, protocol, subject"
     assert "<img src=x" not in hostile.source and "<script>alert" not in hostile.source
-    assert "\u2028" not in hostile.scripts[0][1] and "<" not in hostile.scripts[0][1]
 
 
 def test_a_name_that_is_no_text_is_shown_with_a_question_mark(run):
@@ -108,35 +111,36 @@ def test_a_name_that_is_no_text_is_shown_with_a_question_mark(run):
     assert "photo?.png" in Page(report(run)).text
 
 
-def test_ten_thousand_pictures_stay_small(run):
+def test_five_thousand_pictures_stay_small(run):
     """Noise does not compress: the worst that can be offered, everywhere at once."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (5_000, 48, 48, 3), dtype=np.uint8)
     big = rng.integers(0, 256, (40, 128, 128, 3), dtype=np.uint8)
     folder, m = run / "pictures", len(noise)
     np.savez(folder / "views.npz", originals=big, view_0=big, view_1=big)
     np.savez(folder / "correlation.npz", matrix=rng.uniform(-1, 1, (600, 600)).astype(np.float32))
     classes = np.array([f"class {i} " + "x" * 1000 for i in range(1000)])
     labels, xy = np.arange(m) % 1000, rng.normal(size=(m, 2)).astype(np.float32)
-    np.savez(folder / "map.npz", xy=xy, labels=labels, thumbnails=noise, classes=classes)
-    tiles = np.tile(big[None, :30, :64, :64], (40, 1, 1, 1, 1))
-    near = {"similarity": np.ones((40, 30), np.float32), "neighbour_labels": np.ones((40, 30), int)}
-    near |= {"query_labels": np.arange(40), "query_keys": np.array(["k" * 5000] * 40)}
-    np.savez(folder / "neighbours.npz", query=big[:, :64, :64], neighbours=tiles, **near)
+    places = {"names": np.array(["k" * 5000] * 2 + ["n" * 300] * (m - 2)), "shows": np.array("test images")}
+    places |= overview_arrays(labels, 1000, rng) | {"large": big.repeat(6, axis=0), "large_rows": np.arange(240)}
+    np.savez(folder / "map.npz", xy=xy, labels=labels, thumbnails=noise, classes=classes, **places)
+    tested = {"labels": labels, "predicted": places["predicted"], "confidence": places["confidence"]}
+    np.savez(folder / "predictions.npz", classes=classes, protocol=np.array("linear"), **tested)
     lines = [{"event": "step", "step": i, "parts": {f"part {k}" * 50: i**0.5 for k in range(40)}} for i in range(2000)]
     write_lines(run / "log.jsonl", lines)
     (run / "recipe.yaml").write_text("\n".join(f"key_{i}: {'y' * 5000}" for i in range(5000)))
     (run / "environment.json").write_text(json.dumps({f"{i}": "z" * 5000 for i in range(5000)}))
     page = Page(report(run))
-    assert (run / "report.html").stat().st_size < 5_000_000
-    drawn = [a for tag, a in page.tags if a.get("class", "").startswith("p ")]
-    assert len(drawn) == 800 and "800 of 10000 images are drawn" in page.text
-    assert sum(tag == "image" for tag, _ in page.tags) > 300
-    assert sum("view 1 of" in alt for alt in page.attributes("alt")) >= 5
-    assert sum(alt.startswith("query") for alt in page.attributes("alt")) >= 4
+    assert (run / "report.html").stat().st_size < 6_000_000
+    data = json.loads(page.scripts[1][1])
+    assert len(data["names"]) == 5000 and data["tile"] >= 16
+    assert sum("view 1 of" in alt for alt in page.attributes("alt")) >= 4
+    assert sum(a.get("id", "").startswith("large-") for tag, a in page.tags if tag == "image") >= 15
+    np.savez(folder / "map.npz", **dict(np.load(folder / "map.npz")) | {"xy": np.zeros((5001, 2), np.float32)})
+    assert "pictures/map.npz cannot be drawn" in Page(report(run)).text
 
 
-@pytest.mark.parametrize("name", ["views", "correlation", "map", "neighbours"])
+@pytest.mark.parametrize("name", ["views", "correlation", "map", "predictions"])
 @pytest.mark.parametrize("damage", ["junk", "truncated", "objects", "shapes"])
 def test_damaged_pictures_are_left_out_and_noted(run, name, damage):
     path = run / "pictures" / f"{name}.npz"
@@ -150,7 +154,7 @@ def test_damaged_pictures_are_left_out_and_noted(run, name, damage):
     elif name == "correlation":
         np.savez(path, matrix=arrays["matrix"][:5])
     else:
-        np.savez(path, **arrays | {key: arrays[key][:1] for key in list(arrays)[1:2]})
+        np.savez(path, **arrays | {key: arrays[key][:1] for key in list(arrays)[-1:]})
     page = Page(report(run))
     assert f"pictures/{name}.npz cannot be drawn" in page.text
 

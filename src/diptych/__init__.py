@@ -25,6 +25,7 @@ _DOOR = {
     "optimizers": "diptych.training.optimizers",
     "schedules": "diptych.training.schedules",
     "pretrain": "diptych.training.pretrain:pretrain",
+    "split": "diptych.data.splitting:split",
     "quick": "diptych.training.quick:quick",
     "finetune": "diptych.downstream.finetune:finetune",
     "embed": "diptych.downstream.embed:embed",
@@ -34,16 +35,19 @@ _DOOR = {
     "load": "diptych.runs.encoder:load",
     "Trained": "diptych.runs.encoder:Trained",
     "Preprocessing": "diptych.networks.inference:Preprocessing",
+    "overview": "diptych.downstream.overview:overview",
     "report": "diptych.reporting.report:report",
 }
 
 if TYPE_CHECKING:
     from diptych import methods, views
     from diptych.data.images import images
+    from diptych.data.splitting import split
     from diptych.downstream.embed import embed
     from diptych.downstream.evaluate import evaluate
     from diptych.downstream.export import export
     from diptych.downstream.finetune import finetune
+    from diptych.downstream.overview import overview
     from diptych.embeddings.diagnose import diagnose
     from diptych.methods import losses
     from diptych.networks.encoders import encoder
@@ -56,7 +60,8 @@ if TYPE_CHECKING:
     from diptych.views.view import View
 
 __all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "export", "finetune", "images",
-           "load", "losses", "methods", "optimizers", "pretrain", "quick", "report", "schedules", "views"]  # fmt: skip
+           "load", "losses", "methods", "optimizers", "overview", "pretrain", "quick", "report", "schedules", "split",
+           "views"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -76,7 +76,7 @@ ERRORS = [  # exit code, what must be named, the command
     (2, "tpu", [*TRAIN, "pretrain.device=tpu"]),
     (2, "--gpus", [*TRAIN, "--gpus", "99"]),
     (2, "knnn", ["evaluate", "run", "--train", "photos", "--test", "photos", "--protocol", "knnn"]),
-    (2, "labels", ["finetune", "run", "--train", "photos", "--test", "photos", "--labels", "lots"]),
+    (2, "labels", ["finetune", "run", "--train", "photos", "--test", "photos", "--share", "lots"]),
     (2, "demp", ["recipes", "demp"]),
     (2, "resnet51", ["download", "resnet51"]),
     (2, "tensorflow", ["export", "run", "--to", "tensorflow", "--out", "new"]),

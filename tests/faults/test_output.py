@@ -46,7 +46,9 @@ def weights(folder: Path) -> bytes:
 # ---- 35: the disk refuses
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", [
+    "optimizer.safetensors", *(pytest.param(file, marks=pytest.mark.slow) for file in ("model.safetensors", "state.json"))
+])  # fmt: skip
 def test_35_a_quota_on_files_stops_with_what_it_needs_and_goes_on_later(file, halfway, quiet, tmp_path):
     limit = (checkpoints.newest(halfway / "checkpoints") / file).stat().st_size - 1
     before = weights(halfway)

@@ -175,6 +175,7 @@ print("told " + json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_no_command_but_download_opens_a_socket(tmp_path):
     """Python tells of every socket that it makes; the network itself is closed in this process (offline/sitecustomize.py)."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=COMMANDS, capture_output=True, text=True, cwd=tmp_path)
@@ -215,6 +216,8 @@ cycler faiss-cpu fonttools frozenlist gast google-pasta h5py hydra-core imageded
 lightly lightning-utilities matplotlib multidict namex omegaconf opt-einsum optree propcache pyparsing pytorch-lightning
 pywavelets requests six tensorflow-cpu termcolor torchmetrics urllib3 wheel wrapt yarl
 """
+# The report's tests in a browser bring these.
+BROWSER = "axe-playwright-python greenlet playwright"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
@@ -255,5 +258,5 @@ def test_what_is_installed_is_known_by_name():
 
 def test_the_pins_are_those_names_and_no_others():
     pinned = [line.split("==")[0] for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()]
-    known = {*USERS.split(), *DEVELOPERS.split(), *BENCHMARKS.split()}
+    known = {*USERS.split(), *DEVELOPERS.split(), *BENCHMARKS.split(), *BROWSER.split()}
     assert set(pinned) == known, f"not the same: {sorted(set(pinned) ^ known)}"

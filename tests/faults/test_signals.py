@@ -134,6 +134,7 @@ def test_38_nobody_reads_the_pipe_of_standard_error(tmp_path):
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_38_signals_are_heard_while_waiting_for_the_first_process(tmp_path):
     """Started by hand as the second of two; the first never answers."""
     with socket.socket() as first:
@@ -203,7 +204,9 @@ def test_38_two_interrupts_end_both_though_one_is_stopped(half_stopped):
     until(lambda: not any(map(alive, pids)), 2)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_38_one_signal_is_enough_though_one_is_stopped(number, code, half_stopped):
     launcher, pids = half_stopped()
     launcher.send_signal(number)
@@ -222,7 +225,9 @@ def test_38_no_orphan_though_one_is_stopped_when_the_launcher_is_killed(half_sto
     assert "diptych: SIGTERM: saved at step" in err
 
 
-@pytest.mark.parametrize("which", [0, 1])  # the first holds the store in which they count
+@pytest.mark.parametrize(
+    "which", [0, pytest.param(1, marks=pytest.mark.slow)]
+)  # the first holds the store in which they count
 def test_38_a_process_that_does_not_run_is_noticed(which, half_stopped):
     launcher, pids = half_stopped(which, DIPTYCH_PEER_TIMEOUT=3)
     code, err = ended(launcher, 30)
@@ -234,6 +239,7 @@ def test_38_a_process_that_does_not_run_is_noticed(which, half_stopped):
     assert not any(map(alive, pids))
 
 
+@pytest.mark.slow
 def test_38_a_suspended_job_goes_on(half_stopped):
     """Stopped for longer than the limit, all of them: nobody blames anybody afterwards."""
     launcher, pids = half_stopped(DIPTYCH_PEER_TIMEOUT=3)
@@ -248,6 +254,7 @@ def test_38_a_suspended_job_goes_on(half_stopped):
     assert code == 75 and "diptych: SIGTERM: saved at step" in err
 
 
+@pytest.mark.slow
 def test_38_slow_work_of_one_process_is_waited_for(tmp_path):
     launcher = start(
         "-c", LAUNCHER, HERE / "endless.py", tmp_path / "run", "slow", env=environment(DIPTYCH_PEER_TIMEOUT=3)
@@ -274,8 +281,12 @@ def test_38_a_reader_that_goes_ends_no_run(stream, tmp_path):
     assert Run(tmp_path / "run").finished
 
 
-@pytest.mark.parametrize("gpus", [[], ["--gpus", "2"]], ids=["one", "two"])
-@pytest.mark.parametrize("wrapper", [FRESH, NOHUP], ids=["terminal", "nohup"])
+@pytest.mark.parametrize(("wrapper", "gpus"), [
+    pytest.param(FRESH, [], id="terminal-one"),
+    pytest.param(NOHUP, [], id="nohup-one", marks=pytest.mark.slow),
+    pytest.param(FRESH, ["--gpus", "2"], id="terminal-two", marks=pytest.mark.slow),
+    pytest.param(NOHUP, ["--gpus", "2"], id="nohup-two"),
+])  # fmt: skip
 def test_38_a_terminal_that_closes_loses_nothing(wrapper, gpus, tmp_path):
     """The hang-up saves; under nohup it is not heard, and SIGTERM saves later. No message can be written any more."""
     ours, terminal = os.openpty()

@@ -39,6 +39,7 @@ def test_46_a_missing_extra_is_one_line_that_names_it(missing, words, extra, tmp
     assert not list(tmp_path.glob("OUT/checkpoints/step_*"))
 
 
+@pytest.mark.slow
 def test_46_turkish_letters_stay_four_classes(tmp_path):
     """In that locale the lower case of I is a letter of its own; names are compared as they are."""
     if (
@@ -76,6 +77,7 @@ def test_46_a_temporary_folder_that_is_missing_or_full(kind, tmp_path):
             subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_46_another_number_of_processes_goes_on(tmp_path):
     """Loss and gradient are those of the same global batch, so that the number of processes is no part of a run."""
     photographs(tmp_path / "photos", count=20)

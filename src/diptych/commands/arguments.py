@@ -13,6 +13,13 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
+TestOption = Annotated[
+    str | None, typer.Option(help="Labelled images to test on (SOURCE) [a part of --train, see --split].")
+]
+SplitOption = Annotated[float, typer.Option(help="Share of each class that is tested on, without --test.")]
+GroupByOption = Annotated[
+    str | None, typer.Option(help="Pattern in file names; images of one group are not split.", metavar="REGEX")
+]
 LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 EncoderOption = Annotated[

@@ -12,24 +12,31 @@ from diptych.commands import finetune_options as of_finetune
 from diptych.commands.arguments import (
     DeviceOption,
     EncoderOption,
+    GroupByOption,
     LabelsOption,
     RunArgument,
     SourceArgument,
+    SplitOption,
+    TestOption,
     print_result,
 )
 from diptych.commands.defaults import given
-from diptych.commands.opening import image_options, open_encoder, open_images, section_of
+from diptych.commands.opening import image_options, open_encoder, open_images, open_labelled, section_of
 from diptych.commands.places import out_option, require_outside
 
 
 def evaluate(
     run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to fit on (SOURCE).")],
-    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    test: TestOption = None,
+    split: SplitOption = 0.2,
+    group_by: GroupByOption = None,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
-    seed: Annotated[int | None, typer.Option(help="Seed of the split that chooses the probe's regularisation.")] = None,
-    protocol: Annotated[list[str] | None, typer.Option(help="knn, linear, ... (repeat for several).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="knn, linear, linear-sgd, finetune, ...; repeat for several.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="Of the embedding: float32 or bfloat16.")] = None,
     encoder: EncoderOption = None,
 ) -> None:
@@ -39,7 +46,7 @@ def evaluate(
 
     trained = open_encoder(run, encoder)
     options = image_options(trained) | {"labels": labels}
-    bank, queries = (open_images(source, options) for source in (train, test))
+    bank, queries = open_labelled(train, test, options, split, group_by, seed or 0)
     options_given = given(seed=seed, protocols=protocol or None, precision=precision)
     settings = section_of(trained, "evaluate") | options_given
     settings.pop("encoder", None)  # a key of runs older than `--encoder`
@@ -50,7 +57,9 @@ def evaluate(
 def finetune(
     run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to train on (SOURCE).")],
-    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    test: TestOption = None,
+    split: SplitOption = 0.2,
+    group_by: GroupByOption = None,
     labels: of_finetune.Labels = None,
     epochs: of_finetune.Epochs = None,
     steps: of_finetune.Steps = None,
@@ -68,16 +77,27 @@ def finetune(
     from diptych.downstream.finetune import finetune as finetune_encoder
 
     trained = open_encoder(run, encoder)
-    bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
+    bank, queries = open_labelled(train, test, image_options(trained), split, group_by, seed or 0)
     options = given(labels=labels, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
                     head_lr=head_lr, scratch_lr=scratch_lr, published=published, seeds=seeds, seed=seed)  # fmt: skip
     print_result(str(finetune_encoder(trained, bank, queries, device=device, **options)))
 
 
-def report(run: RunArgument, out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None) -> None:
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="First map these images; they need no labels.", metavar="SOURCE")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
     """Write report.html, one file made from the run folder alone."""
+    from diptych.downstream.overview import overview
     from diptych.reporting.report import report as write_report
+    from diptych.runs.encoder import load
 
+    if images is not None:
+        overview(run, open_images(images, image_options(load(run))), device=device)
     print_result(str(write_report(run, out)))
 
 

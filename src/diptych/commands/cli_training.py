@@ -86,7 +86,9 @@ def views(
     require_outside(require_free_picture(out), source)
     sections = read_recipe(recipe, overrides or [])
     views = build_views(sections["views"])
-    photos = open_images(source, sections["images"], views[0].size)
+    photos = open_images(
+        source, sections["images"] | {"resident": False}, views[0].size
+    )  # of all images, `count` are read
     write_picture(out, view_sheet(photos, views, count, sections["pretrain"]["seed"]))
     print_result(str(out))
 

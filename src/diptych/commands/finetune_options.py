@@ -4,7 +4,9 @@ from typing import Annotated
 
 from diptych.commands.defaults import option_of_finetune as option
 
-Labels = Annotated[str | None, option("labels", help="The share of every class, 0.01 to 1.0, or 10pc: 10 per class.")]
+Labels = Annotated[
+    str | None, option("labels", flag="--share", help="The share of every class, 0.01 to 1.0, or 10pc: 10 per class.")
+]
 Epochs = Annotated[int | None, option("epochs", help="Instead of steps.", min=1)]
 Steps = Annotated[int | None, option("steps", min=1)]
 BatchSize = Annotated[int | None, option("batch_size", min=2)]

@@ -37,6 +37,20 @@ def open_images(source: str, options: dict, size: int | None = None):
     return photos
 
 
+def open_labelled(train: str, test: str | None, options: dict, split: float, group_by: str | None, seed: int):
+    """Both sets of an evaluation: of two sources, or of one that is split.
+
+    Raises RecipeError where both ways are given.
+    """
+    if test is not None:
+        if group_by is not None:
+            raise RecipeError("--group-by splits --train: leave it out, or leave out --test")
+        return open_images(train, options), open_images(test, options)
+    from diptych.data.splitting import split as split_images
+
+    return split_images(open_images(train, options), split, group_by=group_by, seed=seed)
+
+
 def open_encoder(folder: Path, own: str | None) -> "Trained":
     """The trained encoder of a run or encoder folder; own: `package.module:function` that returns the user's network.
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from diptych.base.errors import RecipeError
 from diptych.base.placement import place
-from diptych.base.processes import rank
+from diptych.base.processes import barrier, rank
 from diptych.base.random_at import random_at
 from diptych.base.terminal import ProgressBar
 from diptych.commands.build import Built, build, build_watches
 from diptych.commands.launch import launch, launched
 from diptych.commands.opening import open_images
+from diptych.commands.paging import page_watch, write_page
 from diptych.commands.places import require_outside
 from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
@@ -65,13 +66,19 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             for advice in filter(None, (worth, advice_on_flips(sections["views"], photos))):
                 progress.say(advice)
     was_finished = first and continued and Run(out).finished
-    watch = build_watches(sections, built, photos)
+    watch = [*build_watches(sections, built, photos), page_watch(out)]
     run = pretrain(built.method, photos, built.views, built.optimizer, schedule=built.schedule, watch=watch, out=out,
                    resume=resume or extend is not None, overwrite=overwrite, record=record,
                    **call_arguments(pretrain, sections["pretrain"]))  # fmt: skip
-    if rank() != 0:
-        return ""
-    return f"{out} had finished: nothing was trained\n{run_summary(run)}" if was_finished else run_summary(run)
+    lines = [f"{out} had finished: nothing was trained"] if was_finished else []
+    if rank() == 0:
+        lines.append(run_summary(run))
+        if not was_finished:  # its page may show an evaluation
+            lines.append(
+                write_page(run, photos, seed=sections["pretrain"]["seed"], device=sections["pretrain"]["device"])
+            )
+    barrier()  # a process that ends is a lost one to those that still work
+    return "\n".join(lines) if rank() == 0 else ""
 
 
 def start_from_encoder(folder: Path | None, record: dict, continued: Run | None, encoder: nn.Module) -> None:

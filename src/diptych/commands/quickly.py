@@ -7,11 +7,13 @@ from typing import Any
 from diptych.base.errors import OutputError
 from diptych.base.files import require_free_folder
 from diptych.commands.opening import open_images
+from diptych.commands.paging import write_page
 from diptych.commands.places import require_outside
 from diptych.commands.tables import last_diagnosis
 from diptych.downstream.results import verdict_of
 from diptych.runs.contents import require_place
 from diptych.runs.encoder import load
+from diptych.runs.run import Run
 from diptych.training.quick import quick
 
 
@@ -30,10 +32,11 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
         record |= {"join": str(join)}
     trained = quick(photos, out=out, size=size, join=beside, record=record, overwrite=overwrite, **options)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    page = write_page(Run(out), photos, seed=options["seed"], device=options["device"])
     network: Any = trained.encoder
     width, mirrored = network.num_features, (network if beside is None else network.dictionary).mirrored
     flips = "averaged over mirror images" if mirrored else "mirror images look unlike: not averaged"
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
             f"{verdict_of(last_diagnosis(out)[0])}\n"
             f"next: diptych evaluate {out} --train SOURCE --test SOURCE\n"
-            f"      diptych embed {out} {source} --out vectors")  # fmt: skip
+            f"      diptych embed {out} {source} --out vectors\n{page}")  # fmt: skip

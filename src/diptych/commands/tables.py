@@ -12,7 +12,7 @@ from diptych.runs.run import Run
 def run_summary(run: Run) -> str:
     """The run's folder, its encoder and stem, the last verdict and the next command."""
     diagnosis = last_diagnosis(run.folder)
-    after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE, or diptych report {run.folder}"
+    after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE (labelled images)"
     encoder = run.section("encoder")
     stem = f"encoder {encoder.get('name')}, stem {encoder.get('stem')}"
     return "\n".join([str(run.folder), stem, *map(verdict_of, diagnosis), after])

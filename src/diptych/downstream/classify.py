@@ -102,7 +102,7 @@ def classify(
     check_classes(class_names(train, "labelled"))
     with ProgressBar("classify", len(train) + len(images), show) as progress:
         z_ME, z_NE = embed_sets(
-            trained, (train, images), device=where, precision="float32", progress=progress, what="embedded"
+            trained, (train, images), device=where, precision="float32", progress=progress, what="encoder"
         )
         progress.say("fitting the head ...")
         labels, probabilities, held_out, sharpness = label(z_ME, labels_of_embedded(train), z_NE, seed)

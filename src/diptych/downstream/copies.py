@@ -36,27 +36,29 @@ def find_copies(
     mirrored: Tensor | None = None,
     apart: Tensor | None = None,
     wrong: float = WRONG,
+    proposed: int = PROPOSED,
+    decoys: int = DECOYS,
     seed: int = 0,
 ) -> Pairs:
     """Pairs of images of which one is a copy of the other: the same, resized, encoded again, mirrored or cropped.
 
     vectors: embeddings (M, E); mirrored: those of the mirror images; thumbnails: (M, 3, 32, 32) uint8 of the same images.
     apart: (M,) bool, two sets (training and test) whose nearest images of the other set are compared in any case.
-    The nearest neighbours by embedding are compared by `likeness`, which is their score. wrong: the share of the returned
-    pairs that may be expected to be wrong. The null is the likeness of farther neighbours, the 6th to 10th, which are as
-    much of one kind but rarely copies. Raises DataError as `nearest_others`.
+    The `proposed` nearest neighbours by embedding are compared by `likeness`, which is their score. wrong: the share of the
+    returned pairs that may be expected to be wrong. The null is the likeness of `decoys` farther neighbours, the 6th to
+    10th, which are as much of one kind but rarely copies. Raises DataError as `nearest_others`.
     """
     cosine, index = nearest_others(vectors, NEIGHBOURS)
     lists = [(cosine, index)]
     if mirrored is not None:
         lists.append(others_only(*nearest(mirrored, vectors, PROPOSED + 1)))
-    first, second, _ = (part.cpu() for part in pairs_of(lists))
+    first, second, _ = (part.cpu() for part in pairs_of(lists, proposed))
     if apart is not None:
         ours, others = apart.nonzero()[:, 0], (~apart).nonzero()[:, 0]
         across = others[nearest(vectors[ours], vectors[others], PROPOSED)[1].cpu()]
         pairs = torch.stack([ours[:, None].expand_as(across).reshape(-1), across.reshape(-1)]).sort(0).values
         first, second = torch.cat([torch.stack([first, second]), pairs], 1).unique(dim=1)
-    return verified(thumbnails, first, second, farther(index.cpu(), seed), wrong)
+    return verified(thumbnails, first, second, farther(index.cpu(), decoys, seed), wrong)
 
 
 def verified(
@@ -77,12 +79,13 @@ def verified(
     return Pairs(first[order], second[order], score[order], expected).surest(wrong)
 
 
-def farther(index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Some pairs of rows and their 6th to 10th neighbours: the nearest after those that may be copies; index: neighbours (M, k)
-    in order."""
+def farther(index: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """At most `count` pairs of rows and their 6th to 10th neighbours, the nearest after those that may be copies.
+
+    index: neighbours (M, k) in order."""
     beyond = index[:, PROPOSED : 2 * PROPOSED] if index.shape[1] > PROPOSED else index[:, -1:]
     rows, columns = torch.arange(len(index)).repeat_interleave(beyond.shape[1]), beyond.reshape(-1)
-    chosen = torch.randperm(len(rows), generator=random_at(seed, "copies", "decoys"))[:DECOYS]
+    chosen = torch.randperm(len(rows), generator=random_at(seed, "copies", "decoys"))[:count]
     return rows[chosen], columns[chosen]
 
 

@@ -231,12 +231,12 @@ def embed_sets(
 
     seen: called with every batch (n, 3, S, S) uint8, in order.
     """
-    total, vectors = sum(map(len, sets)), []
+    progress.total, vectors = sum(map(len, sets)), []
     for images in sets:
         before = sum(len(earlier) for earlier in sets[: len(vectors)])
 
         def count(done: int, before: int = before) -> None:
-            progress(before + done, f"{what} of {total:,} images")
+            progress(before + done, f"embedding with the {what}")
 
         batches = stream(images) if seen is None else passing(stream(images), seen)
         vectors.append(trained(batches, device=device, output_device=device, precision=precision, progress=count))

@@ -1,6 +1,6 @@
 """Evaluate a trained encoder on labelled images, beside chance, raw pixels and the untrained encoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from diptych.base.device import choose_device
 from diptych.base.errors import CheckpointError
 from diptych.base.files import require_writable
-from diptych.base.random_at import random_at
 from diptych.base.ranges import Count, Device, Positive, Seed, Words, checked
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
@@ -20,18 +19,17 @@ from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
 from diptych.downstream.leaks import PixelDigests, find_leaks
+from diptych.downstream.overview import FEWEST, chosen_rows, overview_of, predictions_of
 from diptych.downstream.protocols import ON_EMBEDDINGS, PROTOCOLS, require_protocols
 from diptych.downstream.results import Evaluation
 from diptych.downstream.subjects import CHANCE, CLOSED_FORM, JOINED, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
 from diptych.downstream.worth import closed_form, gains, with_worth
-from diptych.embeddings import plane
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.lamps import Lamp
-from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
 from diptych.networks.inference import centred, raw_pixels, require_precision
 from diptych.networks.joined import Joined
-from diptych.reporting import pictures
+from diptych.reporting.explore import SPACES
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.pictures import picture_path, read_picture, save_picture
 from diptych.runs.run import Run, is_run
@@ -39,9 +37,6 @@ from diptych.training.joining import join_embeddings
 from diptych.training.learned import LOOKED_AT, recognition
 
 DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
-MAPPED = 600  # test images in the map of the report
-QUERIES, SHOWN_NEIGHBOURS = 10, 6  # rows and columns of neighbours in the report
-THUMBNAIL = 48  # pixels
 
 
 @checked
@@ -89,8 +84,11 @@ def evaluate(
                     progress)  # fmt: skip
         references = baselines and not ON_EMBEDDINGS.isdisjoint(protocols)
         options = {"baselines": baselines, "references": references, "precision": precision, "progress": progress}
+        shown, spaces = chosen_rows(len(test), seed), {}
         for subject in subjects(trained, task, seen=digests, **options):
             scores += scores_of(subject, task, protocols, progress)
+            if subject.name in SPACES:
+                spaces[subject.name] = subject.test[shown.to(subject.test.device)]
             if subject.pretrained:
                 after = subject
             elif subject.name == UNTRAINED:
@@ -98,14 +96,17 @@ def evaluate(
         assert after is not None  # `subjects` ends with it
         progress.say("leaks from training to test ...")
         leaks = find_leaks(after.train, after.test, digests.digests, train, test)
+        if run is not None:
+            progress.say(f"map of {len(shown):,} test images ...")
+            keep_pictures(run, test, shown, spaces, scores, seed)
     scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
     diagnosis = diagnose(after.test, projections, untrained=None if before is None else before.test)
     lamp = learned(trained, None if before is None else before.network, test, where)
-    judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED))
+    own = run is not None and "pretrain" in run.recipe
+    judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED), own=own)
     evaluation = Evaluation(scores, judged, leaks)
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
-        keep_pictures(run, after.train, after.test, train=train, test=test, seed=seed)
     return evaluation
 
 
@@ -192,26 +193,18 @@ def last_projections(run: Run | None) -> tuple[np.ndarray, np.ndarray] | None:
     return z1, z2
 
 
-def keep_pictures(run: Run, bank: Tensor, queries: Tensor, *, train: Images, test: Images, seed: int) -> None:
-    """Store arrays for the report: a map of some test images, and the nearest training images of a few."""
-    order = torch.randperm(len(queries), generator=random_at(seed, "pictures"))[:MAPPED]
-    xy, algorithm = plane.map_2d(queries[order.to(queries.device)].cpu().numpy(), seed)
-    classes, name_of_algorithm = test.classes or [], {"made_by": np.array(algorithm)}
-    save_picture(run.folder, "map", xy=xy, labels=np.array([(test.labels or [-1] * len(test))[int(i)] for i in order]),
-                thumbnails=load_thumbnails(test, order), classes=np.array(classes), **name_of_algorithm)  # fmt: skip
-    shown = order[:QUERIES]
-    similarity, index = (part.cpu() for part in nearest(queries[shown.to(queries.device)], bank, SHOWN_NEIGHBOURS))
-    neighbours = load_thumbnails(train, index.flatten())
-    number_of = {name: i for i, name in enumerate(classes)}
-    labels = [number_of.get(name, -1) for name in class_names(train, "training")]
-    save_picture(run.folder, "neighbours", query=load_thumbnails(test, shown), similarity=similarity.numpy(),
-                neighbours=neighbours.reshape(*index.shape, *neighbours.shape[1:]),
-                query_labels=np.array([(test.labels or [])[int(i)] for i in shown]),
-                neighbour_labels=np.array([[labels[int(i)] for i in row] for row in index]),
-                query_keys=np.array([test.keys[int(i)] for i in shown]), classes=np.array(classes))  # fmt: skip
+def keep_pictures(
+    run: Run, test: Images, rows: Tensor, spaces: Mapping[str, Tensor], scores: Sequence[Score], seed: int
+) -> None:
+    """Store arrays for the report: the overview of some test images, and the predicted classes of all.
 
-
-def load_thumbnails(images: Images, rows: Tensor) -> np.ndarray:
-    """The images at `rows` as (n, t, t, 3) uint8, t at most THUMBNAIL."""
-    squares = torch.stack([images.load(int(i)) for i in rows]).permute(0, 2, 3, 1).numpy()
-    return pictures.shrink_to_fit(squares, THUMBNAIL)
+    The predictions are the probe's where it was fitted, else those of another protocol that has some.
+    """
+    predicting = [score for score in scores if score.subject == TRAINED and score.confidence is not None]
+    score = next(iter(sorted(predicting, key=lambda score: score.protocol != "linear")), None)
+    if score is not None:
+        save_picture(run.folder, "predictions", **predictions_of(test, score))
+    if len(rows) >= FEWEST:
+        pixels = torch.cat([batch for _, batch in test.read(rows.numpy(), 512)])
+        view = overview_of(test, rows, spaces, pixels=pixels, shows="test images", seed=seed, score=score)
+        view.save(run)

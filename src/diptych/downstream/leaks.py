@@ -115,7 +115,7 @@ def near_pairs(z_ME: Tensor, z_NE: Tensor, train: Images, test: Images, wrong: f
     first, second = torch.arange(len(index)).repeat_interleave(width), index[:, :width].reshape(-1)
     distance = (1 - cosine[:, :width]) / (1 - cosine[:, -1:]).clamp_min(1e-6)  # in units of the farthest neighbour's
     chosen = distance.reshape(-1).argsort(stable=True)[:MOST_PAIRS]
-    decoys = [part[:DECOYS] for part in farther(index, 0)]
+    decoys = farther(index, DECOYS, 0)
     tests, place_of_test = torch.cat([first[chosen], decoys[0]]).unique(return_inverse=True)
     trains, place_of_train = torch.cat([second[chosen], decoys[1]]).unique(return_inverse=True)
     thumbnails = torch.cat([small(test, tests), small(train, trains)])

@@ -30,7 +30,11 @@ def knn(subject: Subject, task: Task) -> Score:
 def linear(subject: Subject, task: Task) -> Score:
     """Softmax regression, its penalty chosen on a held-out part of the training set: `embeddings.scores.linear_probe`."""
     arrays = subject.train, task.train_labels, subject.test, task.test_labels
-    return with_source(linear_probe(*arrays, seed=task.seed), "decision 6: L-BFGS, chosen penalty", "embedding")
+    return with_source(
+        linear_probe(*arrays, seed=task.seed),
+        "softmax regression by L-BFGS, its penalty chosen on a held-out part",
+        "embedding",
+    )
 
 
 def with_source(score: Score, as_in: str, on: str) -> Score:

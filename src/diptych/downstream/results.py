@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from diptych.base.errors import RecipeError
 from diptych.downstream.comparison import verdict_on_labels
 from diptych.downstream.leaks import Leaks
-from diptych.downstream.subjects import TRAINED
+from diptych.downstream.subjects import JOINED, TRAINED
+from diptych.downstream.worth import gains
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.scores import Score
 
@@ -37,6 +38,10 @@ class Evaluation:
         Every line has one of the keys "protocol", "leaks" and "diagnosis"; readers pass over lines with none that they know.
         """
         lines = [score.line() for score in self.scores]
+        for line in lines:
+            over = gains(self.scores, line["subject"]) if line["subject"] in (TRAINED, JOINED) else []
+            own = {gain.reference: gain.line() for gain in over if gain.protocol == line["protocol"]}
+            line |= {"gains": own} if own else {}
         lines += [] if self.leaks is None else [self.leaks.line(self.scores)]
         return lines if self.diagnosis is None else [*lines, {"diagnosis": vars(self.diagnosis)}]
 

@@ -24,6 +24,10 @@ class Gain:
     reference: str
     paired: Paired
 
+    def line(self) -> dict:
+        """As a line of evaluations.jsonl has it."""
+        return {"difference": self.paired.difference, "interval": list(self.paired.interval)}
+
     def __str__(self) -> str:
         low, high = (100 * end for end in self.paired.interval)
         points = 100 * self.paired.difference
@@ -74,18 +78,19 @@ def worth(compared: Sequence[Gain]) -> Lamp:
 
 
 def with_worth(
-    diagnosis: Diagnosis, learning: Lamp, compared: Sequence[Gain], joined: Sequence[Gain] = ()
+    diagnosis: Diagnosis, learning: Lamp, compared: Sequence[Gain], joined: Sequence[Gain] = (), *, own: bool = True
 ) -> Diagnosis:
     """The verdict of all three lamps, and what to do where a reference is better.
 
+    own: whether the encoder was trained here, so that advice on its training can be followed.
     joined: the gains of the closed form and the encoder side by side; where they are clear, it is advised.
     """
     losing = [gain for gain in compared if gain.paired.difference < 0]
     collapsed = diagnosis.verdict == "COLLAPSED"
-    return judge(diagnosis, learning, worth(compared), advice(losing, joined) if losing and not collapsed else ())
+    return judge(diagnosis, learning, worth(compared), advice(losing, joined, own) if losing and not collapsed else ())
 
 
-def advice(losing: Sequence[Gain], joined: Sequence[Gain]) -> list[str]:
+def advice(losing: Sequence[Gain], joined: Sequence[Gain], own: bool) -> list[str]:
     better = {gain.reference for gain in losing}
     beside = [gain for gain in joined if gain.reference == CLOSED_FORM]
     clear = [gain for gain in beside if gain.paired.interval[0] > 0]
@@ -98,6 +103,6 @@ def advice(losing: Sequence[Gain], joined: Sequence[Gain]) -> list[str]:
         )
     elif better:
         texts.append("do not use this encoder on these images; try `diptych quick SOURCE --out RUN`")
-    texts.append("train longer (--extend), and look at the views (`diptych views`): centred objects need crops of scale "
-                 "[0.6, 1], and letters no flips")  # fmt: skip
-    return texts
+    training = ("train longer (--extend), and look at the views (`diptych views`): centred objects need crops of scale "
+                "[0.6, 1], and letters no flips")  # fmt: skip
+    return [*texts, training] if own else texts

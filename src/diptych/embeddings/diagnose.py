@@ -110,7 +110,7 @@ def diagnose(
     """
     z_NE = _thinned(embeddings)
     breadth, rank = spread(z_NE), effective_rank(z_NE)
-    readings = {"spread": breadth, "rank": rank}
+    readings = {"images": len(z_NE), "spread": breadth, "rank": rank}  # the rank grows with the number of images
     findings = _findings("embeddings", breadth, rank, EMBEDDING_SPREAD, min(z_NE.shape))
     if untrained is not None:
         before = _thinned(untrained)

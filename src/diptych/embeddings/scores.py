@@ -7,7 +7,7 @@ from separate folders: their numbers may differ when one folder lacks a class.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +35,17 @@ class Score:
     seed: int | None = None  # None: no randomness in this protocol
     details: dict = field(default_factory=dict)
     subject: str | None = None  # whose accuracy, such as "trained" or "untrained"; None: of the given arrays
-    correct: Tensor | None = field(default=None, repr=False, compare=False)  # (N,) or (seeds, N) bool, on the CPU
+    # Of each test image, on the CPU, only in memory: whether it was right (N,) or (seeds, N) bool, the predicted class (N,)
+    # as a number in `names`, and the probability that the protocol gave it (N,).
+    correct: Tensor | None = field(default=None, repr=False, compare=False)
+    predicted: Tensor | None = field(default=None, repr=False, compare=False)
+    confidence: Tensor | None = field(default=None, repr=False, compare=False)
+    names: Sequence = field(default=(), repr=False, compare=False)
 
     def line(self) -> dict:
-        """A line of evaluations.jsonl; without `correct`, which is only for comparisons in memory."""
-        line = {"protocol": self.protocol, "subject": self.subject} | asdict(replace(self, correct=None))
-        line.pop("correct")
+        """A line of evaluations.jsonl; without what is known of single images."""
+        kept = [known.name for known in fields(self) if known.compare]
+        line = {"protocol": self.protocol, "subject": self.subject} | {name: getattr(self, name) for name in kept}
         return line | {"interval": list(self.interval)}
 
 
@@ -77,7 +82,9 @@ def knn_accuracy(
     details = {"k": min(k, len(sets.y_M)), "temperature": temperature, "similarity": "cosine"}
     if k > len(sets.y_M):
         details["note"] = f"k was {k}; there are only {len(sets.y_M)} training images"
-    return score("knn", votes_NK, sets.y_N, len(sets.y_M), len(sets.classes), None, details)
+    shares_NK = votes_NK / votes_NK.sum(1, keepdim=True)
+    result = score("knn", votes_NK, sets.y_N, len(sets.y_M), len(sets.classes), None, details)
+    return replace(result, confidence=shares_NK.amax(1).cpu(), names=sets.classes)
 
 
 def neighbours_for(y_M: Tensor) -> int:
@@ -138,7 +145,9 @@ def linear_probe(
     }
     if not probe.tried:
         details["note"] = "one image per class: the penalty could not be chosen, so it is the middle one"
-    return score("linear", probe.scores(sets.z_NE), sets.y_N, len(sets.y_M), len(sets.classes), seed, details)
+    scores_NK = probe.scores(sets.z_NE)
+    result = score("linear", scores_NK, sets.y_N, len(sets.y_M), len(sets.classes), seed, details)
+    return replace(result, confidence=scores_NK.softmax(1).amax(1).cpu(), names=sets.classes)
 
 
 def chance(labels: Labels) -> Score:
@@ -222,8 +231,10 @@ def score(
     protocol: str, scores_NK: Tensor, y_N: Tensor, train_images: int, classes: int, seed: int | None, details: dict
 ) -> Score:
     """Accuracy and interval of the classes with the highest scores (N, K), against the true ones (N,)."""
-    correct = (scores_NK.argmax(1) == y_N).cpu()
+    predicted = scores_NK.argmax(1)
+    correct = (predicted == y_N).cpu()
     if classes > 5:
         details = details | {"top5_accuracy": top_k_accuracy(scores_NK, y_N, 5)}
     accuracy, interval = correct.double().mean().item(), accuracy_interval(correct)
-    return Score(protocol, accuracy, interval, train_images, len(y_N), classes, seed, details, correct=correct)
+    return Score(protocol, accuracy, interval, train_images, len(y_N), classes, seed, details, correct=correct,
+                 predicted=predicted.cpu())  # fmt: skip

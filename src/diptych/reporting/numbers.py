@@ -5,7 +5,7 @@ import statistics
 from diptych.reporting.charts import number
 from diptych.reporting.figures import values
 from diptych.reporting.keras import KERAS_PROTOCOL_TEXTS
-from diptych.reporting.record import Record, clip, real
+from diptych.reporting.record import Record, clip, interval, real
 from diptych.runs.run import flatten
 
 # In the order of the table, references first.
@@ -84,17 +84,39 @@ def subjects_in_order(run: Record) -> list[str]:
 
 
 def cell(line: dict | None, untrained: dict | None) -> dict | None:
-    """One accuracy with its interval; for the trained encoder also the difference to the untrained one, in points."""
+    """One accuracy with its interval and its gains over the references.
+
+    "gain" is the difference to the untrained encoder in points, "apart" whether that is more than chance explains.
+    """
     if line is None:
         return None
     accuracy, ends = line["accuracy"], line["interval"]
+    paired = paired_gains(line)
     gain = apart = better = None
     if line["subject"] == "trained" and untrained:
         gain = 100 * (accuracy - untrained["accuracy"])
-        if ends and untrained["interval"]:
+        if "untrained" in paired:
+            apart = not paired["untrained"][1] <= 0 <= paired["untrained"][2]
+        elif ends and untrained["interval"]:
             apart = ends[0] > untrained["interval"][1] or ends[1] < untrained["interval"][0]
         better = gain > 0 and apart is not False
-    return {"value": accuracy, "ends": ends, "gain": gain, "apart": apart, "better": better}
+    texts = [f"{100 * value:+.1f} over {name} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "\N{MINUS SIGN}")
+             for name, (value, low, high) in paired.items()]  # fmt: skip
+    if gain is not None and "untrained" not in paired:
+        texts.append(f"{gain:+.1f} over untrained".replace("-", "\N{MINUS SIGN}"))
+    return {"value": accuracy, "ends": ends, "gain": gain, "apart": apart, "better": better, "gains": texts}
+
+
+def paired_gains(line: dict) -> dict[str, tuple[float, float, float]]:
+    """Reference -> (difference, low, high) of a score's line."""
+    known = {}
+    for name, entry in (line["gains"] if isinstance(line.get("gains"), dict) else {}).items():
+        if name not in SUBJECTS:
+            continue
+        ends = interval(entry.get("interval")) if isinstance(entry, dict) else None
+        if ends is not None and (value := real(entry.get("difference"))) is not None:
+            known[name] = (value, *ends)
+    return known
 
 
 def protocol_note(name: str, results: list[dict]) -> dict:
@@ -103,8 +125,9 @@ def protocol_note(name: str, results: list[dict]) -> dict:
     line = next((line for line in lines if line["subject"] == "trained"), lines[0])
     title, explained = PROTOCOL_TEXTS.get(name, (name, PROTOCOL_TEXTS.get(name.split(",")[0], ("", ""))[1]))
     sizes = [(real(line.get(key)), what) for key, what in SIZE_TEXTS.items()]
-    details = flatten(line["details"]) if isinstance(line.get("details"), dict) else {}
-    details = dict(list(details.items())[:12]) | {"seed": line.get("seed")}
+    details = line["details"] if isinstance(line.get("details"), dict) else {}
+    details = {key: value for key, value in details.items() if not isinstance(value, (dict, list))}
+    details = dict(list(details.items())[:16]) | {"seed": line.get("seed")}
     return {
         "title": title,
         "text": explained,

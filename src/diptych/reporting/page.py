@@ -1,5 +1,6 @@
 """The templates of pages for people: everything from a run or a folder is escaped."""
 
+import functools
 from pathlib import Path
 
 import jinja2
@@ -7,6 +8,7 @@ import jinja2
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
+@functools.cache  # compiling takes a third of a second
 def page_template(name: str) -> jinja2.Template:
     """A template of an HTML page; a variable that it lacks is an error."""
     jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,

@@ -9,6 +9,7 @@ import numpy as np
 from diptych.base.errors import CheckpointError, DataError, RecipeError
 from diptych.base.files import read_json_lines, read_object, read_plain
 from diptych.base.strict_yaml import parse
+from diptych.reporting.arrays import check_arrays
 from diptych.runs.contents import is_run
 from diptych.runs.pictures import PICTURES, picture_path, read_picture
 
@@ -39,6 +40,11 @@ class Record:
     def closed_form(self) -> bool:
         """Whether the run is one of `diptych quick`, which trains nothing."""
         return "quick" in self.recipe
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether its images are known to have no labels: none of those on the map has one, and nothing was evaluated."""
+        return "map" in self.pictures and not self.results and bool((self.pictures["map"]["labels"] < 0).all())
 
     @property
     def name(self) -> str:
@@ -125,43 +131,13 @@ def add_picture(run: Record, name: str, first: str) -> None:
         return
     try:
         arrays = read_picture(run.folder, name)
-        check_shapes(name, arrays)
+        check_arrays(name, arrays)
     except (CheckpointError, ValueError) as error:
         reason = clip(str(error).removeprefix(f"{path}: "), 120)
         run.notes.append(f"pictures/{name}.npz cannot be drawn ({reason})")
         return
     if len(arrays[first]):
         run.pictures[name] = arrays
-
-
-def check_shapes(name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError for arrays that do not belong together."""
-    images = {"thumbnails": 4, "query": 4, "neighbours": 5} | (dict.fromkeys(arrays, 4) if name == "views" else {})
-    for key, array in arrays.items():
-        if key in images and not (
-            array.ndim == images[key] and array.shape[-1] == 3 and array.dtype == np.uint8 and 0 not in array.shape[-3:]
-        ):
-            raise ValueError(f"{key} is {array.shape} {array.dtype}, not images (..., H, W, 3) uint8")
-        if key == "classes" and array.ndim != 1:
-            raise ValueError("classes is not a list of names")
-        if key in ("labels", "query_labels", "neighbour_labels") and array.dtype.kind not in "iu":
-            raise ValueError(f"{key} are not whole numbers")
-        if key in ("matrix", "xy", "similarity") and not (array.dtype.kind == "f" and np.isfinite(array).all()):
-            raise ValueError(f"{key} holds values that are not finite numbers")
-    if name == "views":
-        fits = len({len(array) for array in arrays.values()}) == 1
-    elif name == "correlation":
-        fits = arrays["matrix"].ndim == 2 and arrays["matrix"].shape[0] == arrays["matrix"].shape[1]
-    elif name == "map":
-        m = len(arrays["thumbnails"])
-        fits = arrays["xy"].shape == (m, 2) and arrays["labels"].shape == (m,)
-    else:
-        q, k = arrays["neighbours"].shape[:2]
-        fits = arrays["similarity"].shape == arrays["neighbour_labels"].shape == (q, k)
-        fits = fits and arrays["query"].shape == (q, *arrays["neighbours"].shape[2:])
-        fits = fits and arrays["query_labels"].shape == arrays["query_keys"].shape == (q,)
-    if not fits:
-        raise ValueError("its arrays do not belong together: " + ", ".join(f"{k} {a.shape}" for k, a in arrays.items()))
 
 
 def read_valid_lines(run: Record, name: str) -> list[dict]:

@@ -9,6 +9,7 @@ from diptych.base.files import HTML_MARK, PNG_MARK, make_folder, require_free_fi
 from diptych.embeddings.lamps import NOT_MEASURED
 from diptych.reporting import figures, pictures
 from diptych.reporting.charts import HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, number
+from diptych.reporting.explore import explored
 from diptych.reporting.left_out import left_out_rows
 from diptych.reporting.numbers import (
     accuracy_section,
@@ -37,20 +38,21 @@ VERDICTS = {
 }
 
 
-def report(run_folder: Run | str | Path, out: str | Path | None = None) -> Path:
+def report(run_folder: Run | str | Path, out: str | Path | None = None, *, live: bool = False) -> Path:
     """Write `report.html`, and its figures as PNG, into the run folder (or only the page, as `out`); return its path.
 
-    The page names what the folder lacks, with the command that makes it. Raises `DataError` when the
+    The page names what the folder lacks, with the command that makes it. live: the page reloads itself until it is written
+    without this flag, and no PNG is written. Raises `DataError` when the
     folder is not a run's, and `OutputError` when the page cannot be written, or would replace a file that is no report.
     """
     run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
     path = require_free_file(Path(out) if out is not None else run.folder / "report.html", HTML_MARK)
-    if out is None:
+    if out is None and not live:
         for name in FIGURES:  # before anything is written
             require_free_file(make_folder(run.folder / "figures") / f"{name}.png", PNG_MARK)
     # A file name may contain bytes that are not text (lone surrogates); they become question marks.
-    write_file(path, render(run).encode("utf-8", "replace"))
-    if out is None:
+    write_file(path, render(run, live=live).encode("utf-8", "replace"))
+    if out is None and not live:
         save_figures(run)
     return path
 
@@ -66,17 +68,18 @@ def save_figures(run: Record) -> None:
         write_picture(folder / "views.png", pictures.contact_sheet(originals, views))
 
 
-def render(run: Record) -> str:
+def render(run: Record, *, live: bool = False) -> str:
     """The page's HTML. Everything that comes from the run is escaped; only report.css and report.js are not."""
-    style, script = text_of("report.css"), text_of("report.js")
+    style, script = text_of("report.css"), text_of("report.js", "explore.js")
     training, watched, speed = (
         figures.training_charts(run),
         figures.watch_charts(run),
         figures.speed_chart(run),
     )
-    accuracy = accuracy_section(run)
+    accuracy, explorable = accuracy_section(run), explored(run)
     return page_template("report.html.jinja").render(
         name=run.name,
+        reload=RELOADED if live else None,
         facts=facts(run),
         status=status(run),
         closed_form=run.closed_form,
@@ -91,9 +94,10 @@ def render(run: Record) -> str:
         hover={c["name"]: [line["hover"] for line in c["lines"]] for c in [*training, *watched, speed] if c},
         views=figures.view_rows(run),
         correlation=figures.correlation(run),
-        map=figures.map_figure(run),
+        **explorable,
         map_size=(MAP_WIDTH, MAP_HEIGHT),
-        neighbours=figures.neighbours(run),
+        parts=parts_of(run, accuracy, explorable),
+        no_accuracy=NO_LABELS if run.unlabelled else NOT_EVALUATED,
         recipe=run.recipe_text,
         environment=environment_rows(run),
         cost=cost(run),
@@ -105,12 +109,31 @@ def render(run: Record) -> str:
     )
 
 
+RELOADED = 20  # seconds, of a page of a run that still trains
+NOT_EVALUATED = "The encoder has not been evaluated. This needs labelled images:"
+NO_LABELS = (
+    "These images have no labels, so no accuracy is known. To measure one, put some of them into a folder for each "
+    "class, or give their labels with --labels:"
+)
 JOIN = "join"  # the option of `diptych quick`
+
+
+def parts_of(run: Record, accuracy: dict | None, explorable: dict) -> list[tuple[str, str]]:
+    """The sections of the page, (id, name), in its order."""
+    shown = {"neighbours": "Neighbours", "lists": "Contents", "mistakes": "Errors"}
+    ids = {"lists": "contents", "mistakes": "errors"}
+    map_parts = [("map", "Map")] + [(ids.get(key, key), name) for key, name in shown.items() if explorable[key]]
+    training = [("training", "Training"), ("watched", "Over time"), ("views", "Views"), ("correlation", "Correlation")]
+    measured = [("accuracy", "Accuracy")]
+    parts = [*(measured if accuracy else []), ("next", "What next"), *map_parts, *([] if accuracy else measured)]
+    return [*parts, *([] if run.closed_form else training), ("run", "Run")]
 
 
 def commands(run: Record) -> dict[str, str]:
     """The commands that make the parts a run may lack."""
     folder, command = shlex.quote(clip(run.folder)), run.environment.get("command")
+    source = run.recipe.get("source")
+    source = shlex.quote(clip(source)) if isinstance(source, str) and source else "SOURCE"
     train = f"diptych pretrain SOURCE --out {folder}"
     if isinstance(command, list) and command[1:2] in (["pretrain"], ["demo"]):
         words = [str(word) for word in command[1:] if word not in ("--resume", "--overwrite")]
@@ -118,7 +141,10 @@ def commands(run: Record) -> dict[str, str]:
     return {
         "resume": f"{train} --resume",
         "evaluate": f"diptych evaluate {folder} --train SOURCE --test SOURCE",
-        "embed": f"diptych embed {folder} SOURCE --out vectors",
+        "embed": f"diptych embed {folder} {source} --out vectors",
+        "search": "diptych search vectors IMAGE --out like-it.html",
+        "audit": f"diptych audit {source} --encoder {folder} --out audit",
+        "overview": f"diptych report {folder} --images {source}",
         "load": f"trained = diptych.load({clip(run.folder)!r})",
         "report": f"diptych report {folder}",
         JOIN: f"diptych quick SOURCE --{JOIN} {folder} --out both",
@@ -203,7 +229,11 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; then start again.", ""))
     elif state != "finished":
         steps.append(("Let training go on to its end. It continues from the last checkpoint.", command["resume"]))
-    if word in (None, "UNPROVEN") or accuracy is None or (trained["better"] is None and not run.closed_form):
+    if run.unlabelled and state == "finished":
+        steps.append(("Turn the images into embeddings.", command["embed"]))
+        steps.append(("Find the images that are similar to one of yours.", command["search"]))
+        steps.append(("List duplicates, outliers and damaged files of the source.", command["audit"]))
+    elif word in (None, "UNPROVEN") or accuracy is None or (trained["better"] is None and not run.closed_form):
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
     if any(f"--{JOIN} " in text for text in verdict(run)["advice"]):

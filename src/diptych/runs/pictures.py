@@ -32,10 +32,32 @@ PICTURES = {
     "views": Picture(("originals", "view_0")),  # and view_1, view_2, ...
     "correlation": Picture(("matrix",)),
     "projections": Picture(("z1", "z2"), drawn=False),  # `evaluate` diagnoses them
-    "map": Picture(("xy", "labels", "thumbnails"), ("classes", "made_by")),
-    "neighbours": Picture(
-        ("query", "neighbours", "similarity", "query_labels", "neighbour_labels", "query_keys"), ("classes",)
+    # m mapped images, k neighbours; `shows` says what they are. Keys that name images hold their places, 0 to m - 1.
+    "map": Picture(
+        ("xy", "labels", "thumbnails", "names", "shows"),
+        (
+            "classes",
+            "made_by",
+            "near_trained",
+            "near_untrained",
+            "near_pixels",
+            "cosine_trained",
+            "cosine_untrained",
+            "cosine_pixels",
+            "cluster",
+            "members",
+            "oddness",
+            "copies",
+            "likeness",
+            "queries",
+            "predicted",
+            "confidence",
+            "large",
+            "large_rows",
+        ),
     ),
+    # Of every test image, by one protocol.
+    "predictions": Picture(("labels", "predicted", "confidence", "classes", "protocol")),
 }
 # The charts and the contact sheet that a report also leaves as figures/NAME.png.
 FIGURES = ("loss", "gradient_norm", "lr", "knn_accuracy", "rank", "spread", "correlation", "images_per_second", "views")

@@ -1,5 +1,5 @@
 "use strict";
-// Optional: the page has the same content without it. Adds values on curves, pictures on the map, enlarged pictures.
+// Optional: the page has the same content without it. Adds values on curves and enlarged pictures.
 (() => {
   const SVG = document.documentElement.querySelector("svg").namespaceURI;
   const hover = JSON.parse(document.getElementById("hover").textContent);
@@ -46,37 +46,8 @@
     });
   }
 
-  // Map: the image under the pointer, enlarged.
-  const plane = document.querySelector(".plane");
-  if (plane) {
-    const tip = document.createElement("div"), image = new Image(), text = document.createElement("div");
-    tip.className = "tip";
-    tip.hidden = true;
-    image.className = "px";
-    image.alt = "";
-    tip.append(image, text);
-    plane.append(tip);
-    for (const point of plane.querySelectorAll(".p")) {  // a tip with the picture instead of the browser's
-      const title = point.querySelector("title");
-      point.dataset.name = title.textContent;
-      title.remove();
-    }
-    function describe(event) {
-      const point = event.target.closest(".p"), box = plane.getBoundingClientRect();
-      tip.hidden = !point;
-      if (!point) return;
-      const picture = point.querySelector("image");
-      image.hidden = !picture;
-      if (picture) image.src = picture.getAttribute("href");
-      text.textContent = point.dataset.name;
-      tip.style.left = `${Math.min(Math.max(event.clientX - box.left, 60), box.width - 60)}px`;
-      const below = Math.min(box.height, window.innerHeight - box.top);  // the lower edge of what is seen of the map
-      tip.style.top = `${event.clientY - box.top - (event.clientY - box.top > below - 150 ? 165 : 0)}px`;
-    }
-    plane.addEventListener("pointermove", describe);
-    plane.addEventListener("pointerdown", describe);
-    plane.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tip.hidden = true; });
-  }
+  // A run that still trains: its page is written again and again.
+  if (document.body.dataset.reload) setTimeout(() => location.reload(), 1000 * Number(document.body.dataset.reload));
 
   // Pictures: click or Enter enlarges.
   const big = document.getElementById("big");
