@@ -59,6 +59,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(leaderboard, "in_a_process", lambda task, arguments, words: leaderboard.do(task, arguments))
 
 
+@pytest.mark.slow
 def test_rows_are_run_folders_and_done_once(tiny, tmp_path, capsys, monkeypatch):
     words = ["--sets", "demo", "--methods", "vicreg", "simclr", "--quick", "--runs", str(tmp_path / "runs")]
     leaderboard.main(words)
