@@ -1,6 +1,7 @@
 """Every example runs."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -31,3 +32,17 @@ def test_example_runs(path, tmp_path, capsys):
 def test_every_example_is_listed():
     text = (EXAMPLES / "README.md").read_text()
     assert all(f"]({path.name})" in text for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells from top to bottom, on a tenth of the demo's squares."""
+    monkeypatch.setattr("diptych.data.photographs.TRAIN", 30)
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "first_hour.ipynb").read_text("utf-8"))
+    program: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "a notebook is kept without its outputs"
+            exec("".join(cell["source"]), program)
+    assert program["vectors"].shape == (540, 64) and (tmp_path / "runs" / "notebook-quick" / "report.html").is_file()

@@ -14,6 +14,8 @@ FUNCTIONS = {
     "encoder",
     "pretrain",
     "quick",
+    "compare",
+    "labels",
     "embed",
     "evaluate",
     "finetune",

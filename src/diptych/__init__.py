@@ -30,7 +30,9 @@ _DOOR = {
     "finetune": "diptych.downstream.finetune:finetune",
     "embed": "diptych.downstream.embed:embed",
     "evaluate": "diptych.downstream.evaluate:evaluate",
+    "compare": "diptych.downstream.compare:compare",
     "export": "diptych.downstream.export:export",
+    "labels": "diptych.downstream.label_curve:labels",
     "diagnose": "diptych.embeddings.diagnose:diagnose",
     "load": "diptych.runs.encoder:load",
     "Trained": "diptych.runs.encoder:Trained",
@@ -43,10 +45,12 @@ if TYPE_CHECKING:
     from diptych import methods, views
     from diptych.data.images import images
     from diptych.data.splitting import split
+    from diptych.downstream.compare import compare
     from diptych.downstream.embed import embed
     from diptych.downstream.evaluate import evaluate
     from diptych.downstream.export import export
     from diptych.downstream.finetune import finetune
+    from diptych.downstream.label_curve import labels
     from diptych.downstream.overview import overview
     from diptych.embeddings.diagnose import diagnose
     from diptych.methods import losses
@@ -59,8 +63,9 @@ if TYPE_CHECKING:
     from diptych.training.quick import quick
     from diptych.views.view import View
 
-__all__ = ["Preprocessing", "Trained", "View", "diagnose", "embed", "encoder", "evaluate", "export", "finetune", "images",
-           "load", "losses", "methods", "optimizers", "overview", "pretrain", "quick", "report", "schedules", "split",
+__all__ = ["Preprocessing", "Trained", "View", "compare", "diagnose", "embed", "encoder", "evaluate", "export", "finetune",
+           "images", "labels", "load", "losses", "methods", "optimizers", "overview", "pretrain", "quick", "report", "schedules",
+           "split",
            "views"]  # fmt: skip
 
 

@@ -137,6 +137,9 @@ pick vectors --budget 3 --out picked.csv
 classify run photos --train photos --out labels.csv
 finetune run --train photos --test photos --labels 1.0 --epochs 1
 report run
+compare run --out compare.html
+labels run --train photos --test photos --no-scratch --out curves.html
+plan photos --recipe demo encoder.channels=[4,4,4,4] method.projector=[8,8] pretrain.batch_size=8 watch.images=4
 export run --to onnx --to torch-export --out exported
 import-weights nothing.pth --out imported
 download barlow-twins-resnet50

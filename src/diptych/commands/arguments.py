@@ -22,6 +22,12 @@ GroupByOption = Annotated[
 ]
 LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Make this many runs, OUT/seed-0 and so on (unfinished ones are continued), and their table.", min=1
+    ),
+]
 EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", help="Your own network: the module is imported, from this directory too, and the function "

@@ -101,6 +101,46 @@ def report(
     print_result(str(write_report(run, out)))
 
 
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; those that differ only in their seed are grouped.", metavar="RUN..."),
+    ],
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Groups of test images: folder, FILE.csv:COLUMN or a pattern as '(video_[0-9]+)'."),
+    ] = None,
+    out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("compare.html"),
+) -> None:
+    """Compare runs: recipes, curves, and accuracies on the same test images with intervals of their differences."""
+    from diptych.downstream.compare import compare as compare_runs
+
+    print_result(str(compare_runs(*runs, group_by=group_by, out=out)))
+
+
+def labels(
+    run: RunArgument,
+    train: Annotated[str, typer.Option(help="Labelled images to fit on (SOURCE).")],
+    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    draws: Annotated[int, typer.Option(help="Draws of every number of labels, 5 or more.")] = 5,
+    scratch: Annotated[bool, typer.Option(help="Also train the network from scratch, which takes longest.")] = True,
+    target: Annotated[float | None, typer.Option(help="Accuracy whose number of labels is asked for, as 0.9.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    device: DeviceOption = "auto",
+    out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("labels.html"),
+    encoder: EncoderOption = None,
+) -> None:
+    """Accuracy over the number of labels, with a forecast for more of them."""
+    from diptych.downstream.label_curve import labels as label_curves
+    from diptych.reporting.gallery import require_page
+
+    require_outside(require_page(out), train, test)
+    trained = open_encoder(run, encoder)
+    bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
+    options = {"draws": draws, "scratch": scratch, "target": target, "seed": seed, "device": device, "out": out}
+    print_result(str(label_curves(trained, bank, queries, **options)))
+
+
 def classify(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="ENCODER")],
     source: SourceArgument,

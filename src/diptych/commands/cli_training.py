@@ -12,6 +12,7 @@ from diptych.commands.arguments import (
     DeviceOption,
     OverridesArgument,
     RecipeOption,
+    SeedsOption,
     SourceArgument,
     print_result,
 )
@@ -24,10 +25,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of crops, weights and views.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
+    seeds: SeedsOption = None,
 ) -> None:
     """Train and evaluate an encoder on photographs of scikit-image and scikit-learn: no download, no GPU."""
-    from diptych.commands.demo import run_demo
+    from diptych.commands.demo import run_demo, run_demos
 
+    if seeds is not None:
+        return print_result(run_demos(out, seed, seeds, overwrite))
     run_demo(out, seed, resume, overwrite)
 
 
@@ -45,10 +49,14 @@ def pretrain(
     start_from: Annotated[
         Path | None, typer.Option(help="Start with the encoder of this run instead of random weights.", metavar="RUN")
     ] = None,
+    seeds: SeedsOption = None,
 ) -> None:
     """Train an encoder on unlabelled images."""
-    from diptych.commands.pretraining import run_pretraining
+    from diptych.commands.pretraining import run_pretraining, run_pretrainings
 
+    if seeds is not None:
+        return print_result(run_pretrainings(seeds, source, overrides or [], recipe, out, overwrite=overwrite, gpus=gpus,
+                                             extend=extend, start_from=start_from))  # fmt: skip
     print_result(run_pretraining(source, overrides or [], recipe, out, resume=resume, overwrite=overwrite, gpus=gpus,
                                  extend=extend, start_from=start_from))  # fmt: skip
 
@@ -98,6 +106,18 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
     from diptych.commands.shelf import list_recipes, print_recipe
 
     print_result(list_recipes() if name is None else print_recipe(name))
+
+
+def plan(
+    source: SourceArgument,
+    overrides: OverridesArgument = None,
+    recipe: RecipeOption = "barlow-twins-small",
+    budget: Annotated[str, typer.Option(help="The time that training may take, as 20m or 2h.")] = "20m",
+) -> None:
+    """Before training: the images at a glance, what a recipe takes on this machine, and a command that fits both."""
+    from diptych.commands.planning import run_plan
+
+    print_result(run_plan(source, overrides or [], recipe, budget))
 
 
 def doctor(

@@ -22,6 +22,7 @@ from diptych.commands.paging import page_watch, write_page
 from diptych.commands.places import require_outside
 from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
+from diptych.commands.seeds import run_seeds
 from diptych.commands.tables import run_summary
 from diptych.data.images import Images
 from diptych.networks.encoders import built_with
@@ -58,6 +59,7 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
         built = build(sections, begin)
         record = {"recipe": recipe, "source": source, **with_stem(sections, built), **started}
         photos = open_images(source, sections["images"], built.views[0].size)
+        record["images"] = sections["images"] | {"gray_range": list(photos.squares.gray_range)}
         if extend is not None and first:
             extend_run(out, extend, photos, record)
         if first and not continued:
@@ -85,6 +87,22 @@ def start_from_encoder(folder: Path | None, record: dict, continued: Run | None,
     """Load the weights of `folder` into a recipe's encoder, if there is one, and say so in `record`."""
     if folder is not None:
         record["start_from"] = start_encoder(encoder, folder, continued)
+
+
+def run_pretrainings(count: int, source: str, overrides: Sequence[str], recipe: str, out: Path, *, overwrite: bool,
+                     extend: int | None, **options: Any) -> str:  # fmt: skip
+    """`run_pretraining` with `count` seeds from that of the recipe on, in folders of `out`; returns their table.
+
+    options: gpus and start_from.
+    """
+    first = read_recipe(recipe, overrides)["pretrain"]["seed"]
+
+    def one(seed: int, folder: Path) -> None:
+        run_pretraining(source, [*overrides, f"pretrain.seed={seed}"], recipe, folder, resume=not overwrite,
+                        overwrite=overwrite, extend=None, **options)  # fmt: skip
+
+    require_outside(out, source)
+    return run_seeds(count, first, out, one, extend=extend)
 
 
 def with_stem(sections: dict, built: Built) -> dict:

@@ -27,7 +27,11 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
         raise OutputError(f"{out} is the run to join, which would be replaced; choose another --out")
     opened = size if beside is None else beside.preprocessing.opened
     photos = open_images(source, {"size": opened, "labels": "none"})
-    record = {"made_by": "diptych quick", "source": source, "images": {"size": opened}}
+    record = {
+        "made_by": "diptych quick",
+        "source": source,
+        "images": {"size": opened, "gray_range": list(photos.squares.gray_range)},
+    }
     if join is not None:
         record |= {"join": str(join)}
     trained = quick(photos, out=out, size=size, join=beside, record=record, overwrite=overwrite, **options)

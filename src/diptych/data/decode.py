@@ -14,6 +14,7 @@ from diptych.data.formats import EXTENSIONS, format_of
 from diptych.data.limits import CountedReads, refuse_costly
 from diptych.data.untrusted import FAULTS, BadImage
 
+GrayRange = Callable[[], tuple[float, float]]
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "fit_square", "header_size", "open_image", "remarks"]
 
 MAX_PIXELS = 64_000_000
@@ -44,19 +45,28 @@ def decode(data: bytes, max_pixels: float = MAX_PIXELS, background: str = "white
 
 
 def open_image(
-    data: bytes, max_pixels: float = MAX_PIXELS, background: str = "white", enough: int | None = None
+    data: bytes,
+    max_pixels: float = MAX_PIXELS,
+    background: str = "white",
+    enough: int | None = None,
+    gray_range: GrayRange | None = None,
 ) -> Image.Image:
     """As `decode`, but a Pillow image, RGB or gray (L); a JPEG may be reduced to 1/2, 1/4 or 1/8, its short side `enough` or
-    more."""
+    more. gray_range: returns the values of a 16-bit image that become 0 and 255; None: 0 and 65535."""
     image = _open(data, max_pixels)
     try:
         if enough is not None:
             image.draft(None, (enough, enough))
         image.load()
-        turn, image = _turn(image), _without_alpha(image, background)
+        turn, image = _turn(image), _without_alpha(image, background, gray_range)
         return image if turn is None else image.transpose(turn)
     except PILLOW_FAULTS as error:
         raise BadImage(str(error) or type(error).__name__) from error
+
+
+def lazily_opened(data: bytes, max_pixels: float = MAX_PIXELS) -> Image.Image:
+    """A Pillow image whose pixels are not decoded yet. Raises BadImage."""
+    return _open(data, max_pixels)
 
 
 def header_size(data: bytes, max_pixels: float = MAX_PIXELS) -> tuple[int, int]:
@@ -132,10 +142,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _without_alpha(image: Image.Image, background: str) -> Image.Image:
+def _without_alpha(image: Image.Image, background: str, gray_range: GrayRange | None) -> Image.Image:
     """The image as RGB, or as 8-bit gray (L)."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _to_8_bit(image)
+        return _to_8_bit(image, gray_range)
     if image.has_transparency_data:
         return _in_parts(image, "RGB", lambda part: _laid_on(part, background))
     gray = image.mode in ("1", "L")
@@ -166,21 +176,26 @@ def _boxes(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
             yield left, top, min(left + columns, image.width), min(top + rows, image.height)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def _to_8_bit(image: Image.Image, gray_range: GrayRange | None) -> Image.Image:
     """Gray beyond 8 bits -> L over its range.
 
-    That is 0..65535 for 16-bit files; else what the TIFF declares; else the smallest of 0..1 (float), 0..255
+    That is `gray_range()` or 0..65535 for 16-bit files; else what the TIFF declares; else the smallest of 0..1 (float), 0..255
     and 0..65535 that holds every value; else minimum to maximum.
     """
-    if image.mode.startswith("I;16") or isinstance(image, PpmImagePlugin.PpmImageFile):
+    ends = (0.0, 65535.0) if gray_range is None or not has_16_bits(image) else gray_range()
+    if has_16_bits(image) and ends == (0.0, 65535.0):
         return _in_parts(image, "L", lambda part: Image.fromarray(SIXTEEN_TO_EIGHT[np.asarray(part)]))
-    low, high = _range(image)
+    low, high = ends if has_16_bits(image) else _range(image)
 
     def scale(part: Image.Image) -> Image.Image:
         scaled = (np.asarray(part).astype(np.float64) - low) * (255.0 / max(high - low, 1e-30))
-        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+        return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
 
     return _in_parts(image, "L", scale)
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "I")
 
 
 def _range(image: Image.Image) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from diptych.base.ranges import Range, Side, Words, checked
 from diptych.base.threads import in_order
 from diptych.data.arrays import Pixels
 from diptych.data.decode import MAX_PIXELS
+from diptych.data.gray import Gray, gray_ends
 from diptych.data.labels import all_labels
 from diptych.data.open import NAMED, Source, open_source
 from diptych.data.resident import Decoded, decode_rows, empty_batch, fits_in_memory, move
@@ -39,6 +40,7 @@ def images(
     max_pixels: Annotated[float, Range(1, math.inf)] = MAX_PIXELS,
     background: str = "white",
     fit: Annotated[str, Words("crop|squash")] = "crop",
+    gray_range: tuple[Gray, Gray] | Annotated[str, Words("auto", "auto or two values, [low, high]")] = "auto",
     follow_symlinks: bool = False,
     resident: bool | Annotated[str, Words("auto", "auto, true or false")] = "auto",
     fingerprint: Annotated[str, Words("sampled|full")] = "sampled",
@@ -46,13 +48,12 @@ def images(
 ) -> "Images":
     """The images of a source, as squares of `size` pixels. Only labels and a few headers are read now.
 
-    source: a path or a name (see `open_source`), a Source, or uint8 pixels (N, H, W, 3), (N, 3, H, W) or (N,
-    H, W).
+    source: a path or a name (see `open_source`), a Source, or uint8 pixels (N, H, W, 3), (N, 3, H, W) or (N, H, W).
     size: pixels; None for the native size, when all images are squares of one size.
     labels: "auto", "folder" or "none" (see `open_source`), or one class number or name per image.
     on_bad: an unreadable image is left out, see `.failed` ("skip"; up to 1 % or 10), or raises ("error").
-    max_pixels, background: see `decode`.
-    fit: "crop" (short side to `size`, then the centre) or "squash" (both sides to `size`).
+    fit: "crop" (short side to `size`, then the centre) or "squash" (both sides to `size`). max_pixels, background: see `decode`.
+    gray_range: 16-bit gray values that become 0 and 255; "auto": see `gray_range_of`. A run records them for later images.
     resident: True decodes the images once into memory (3 * size * size bytes an image), False decodes them anew each
     time they are read. "auto" decodes once a set that takes at most half of the memory that is free at the first read,
     and at most 32 GiB.
@@ -72,7 +73,7 @@ def images(
         raise DataError("the source holds no images")
     if skipped := getattr(source, "skipped", ()):
         warnings.warn(left_out(skipped), stacklevel=3)
-    squares = Squares(source, size, max_pixels, background, fit)
+    squares = Squares(source, size, max_pixels, background, fit, gray_ends(gray_range))
     numbers, classes = (None, None) if given_labels is None and labels == "none" else all_labels(source, given_labels)
     in_memory = None if resident == "auto" else bool(resident)
     photos = Images(squares, numbers, classes, on_bad=on_bad, resident=in_memory, progress=progress)

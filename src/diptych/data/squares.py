@@ -1,6 +1,7 @@
 """One image of a source -> a square of pixels: read, decode, turn upright, resize, crop."""
 
 import errno
+import functools
 import threading
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageColor
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.data.decode import BadImage, fit_square, header_size, open_image
+from diptych.data.gray import gray_range_of
 from diptych.data.source import Source
 
 HEADERS_READ = 8  # headers read to determine the native size
@@ -20,13 +22,22 @@ class Squares:
     Raises DataError when there is no native size, RecipeError for unknown options.
     """
 
-    def __init__(self, source: Source, size: int | None, max_pixels: float, background: str, fit: str):
+    def __init__(
+        self,
+        source: Source,
+        size: int | None,
+        max_pixels: float,
+        background: str,
+        fit: str,
+        gray_range: tuple[float, float] | None = None,
+    ):
         try:
             if not all(0 <= part <= 255 for part in ImageColor.getrgb(background)):
                 raise ValueError("out of range")
         except ValueError as error:
             raise RecipeError(f"background={background!r} is not a colour: use white, #808080 or the like") from error
         self.source, self.max_pixels, self.background, self.fit = source, max_pixels, background, fit
+        self._gray_range = gray_range
         self.reading: dict[int, int] = {}  # thread -> its row, for the warning of a slow read
         self.native = size is None
         self.size = self._native_size() if size is None else size
@@ -52,19 +63,26 @@ class Squares:
 
     def square(self, row: int, data: bytes | np.ndarray) -> np.ndarray:
         """The square from what `read` has returned. Raises BadImage."""
-        if isinstance(data, np.ndarray):
-            if data.shape[:2] == (self.size, self.size):
-                return data
-            image = Image.fromarray(np.ascontiguousarray(data))
-        else:
-            # a JPEG may be decoded smaller, to at least twice the size, for the antialiasing filter
-            enough = None if self.native else 2 * self.size
-            image = open_image(data, self.max_pixels, self.background, enough)
+        if isinstance(data, np.ndarray) and data.shape[:2] == (self.size, self.size):
+            return data
+        # a JPEG may be decoded smaller, to at least twice the size, for the antialiasing filter
+        image = self.opened(data, None if self.native else 2 * self.size)
         if self.native and image.size != (self.size, self.size):
             width, height = image.size
             difference = f"{self.source.key(row)} is {width} x {height}, others are {self.size} x {self.size}"
             raise DataError(f"{difference}: pass size, such as size={self.size}")
         return fit_square(image, self.size, self.fit)
+
+    def opened(self, data: bytes | np.ndarray, enough: int | None = None) -> Image.Image:
+        """What `read` has returned as an image at its full size, RGB or gray; `enough`: see `open_image`. Raises BadImage."""
+        if isinstance(data, np.ndarray):
+            return Image.fromarray(np.ascontiguousarray(data))
+        return open_image(data, self.max_pixels, self.background, enough, lambda: self.gray_range)
+
+    @functools.cached_property
+    def gray_range(self) -> tuple[float, float]:
+        """The values of 16-bit images that become 0 and 255: those given, else looked up when the first such image is met."""
+        return self._gray_range or gray_range_of(self.source, self.max_pixels)
 
     def _native_size(self) -> int:
         known = getattr(self.source, "native_size", None)

@@ -40,7 +40,7 @@ def verdict_on_labels(scores: Sequence[Score]) -> list[str]:
         text = f"no difference can be told between the fine-tuned encoder and {' or '.join(level)}{advice}"
     else:
         text = "the fine-tuned encoder is better than every other row"
-    lines = [f"  trained less {name}: {points(pair)}{probability(pair)}" for name, pair in pairs.items()]
+    lines = [f"  trained less {name}: {points(pair)}{probability(pair.p)}" for name, pair in pairs.items()]
     return [f"verdict on {labels:,} labels: {text}", *lines, f"  points, [95 % interval, {covered(scores)}]"]
 
 
@@ -52,11 +52,9 @@ def points(pair: Paired, sign: int = 1) -> str:
     return f"{number} [{low:.1f} to {high:.1f}]"
 
 
-def probability(pair: Paired) -> str:
-    """`, p = 0.012`, of McNemar's test; nothing for several seeds."""
-    if pair.p is None:
-        return ""
-    return ", p < 0.001" if pair.p < 0.001 else f", p = {pair.p:.3f}"
+def probability(p: float) -> str:
+    """`, p = 0.012`."""
+    return ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
 
 
 def covered(scores: Sequence[Score]) -> str:

@@ -15,6 +15,7 @@ from diptych.base.files import require_writable
 from diptych.base.ranges import Count, Device, Positive, Seed, Words, checked
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
+from diptych.downstream.answers import keep_answers
 from diptych.downstream.classifier import class_names, readable, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.frozen import Subject, Task
@@ -107,6 +108,7 @@ def evaluate(
     evaluation = Evaluation(scores, judged, leaks)
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
+        keep_answers(run, train, test, scores)
     return evaluation
 
 

@@ -17,6 +17,7 @@ from diptych.base.random_at import seed_at
 from diptych.base.ranges import Count, Device, Range, Rate, Seed, checked
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
+from diptych.downstream.answers import keep_answers
 from diptych.downstream.classifier import Tell, class_names, readable
 from diptych.downstream.few_labels import parse_labels, require_labels, take_labels
 from diptych.downstream.references import Reference, reference_scores, references_of
@@ -101,6 +102,7 @@ def finetune(
     evaluation = Evaluation(lines + [mean_score(scores, labels) for scores in several.values()])
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
+        keep_answers(run, train, test, evaluation.scores)
     return evaluation
 
 

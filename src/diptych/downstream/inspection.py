@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.base.errors import DataError
 from diptych.base.threads import in_order
-from diptych.data.decode import fit_square, open_image
+from diptych.data.decode import fit_square
 from diptych.data.images import Images
 from diptych.data.squares import Squares
 from diptych.data.untrusted import BadImage
@@ -80,9 +80,7 @@ def look(images: Images, row: int) -> tuple | str:
 def open_entire(squares: Squares, row: int) -> tuple[bytes | np.ndarray, Image.Image]:
     """What the source returns for an image, and the image, RGB, at its full size. Raises BadImage."""
     data = squares.read(row)
-    if isinstance(data, np.ndarray):
-        return data, Image.fromarray(np.ascontiguousarray(data))
-    return data, open_image(data, squares.max_pixels, squares.background).convert("RGB")
+    return data, squares.opened(data).convert("RGB")
 
 
 def odd_sizes(sizes: np.ndarray) -> list[tuple[int, float]]:

@@ -19,7 +19,7 @@ from diptych.base.errors import DataError
 from diptych.base.random_at import random_at
 from diptych.base.ranges import Count, Device, Seed, checked
 from diptych.base.terminal import ProgressBar
-from diptych.data.decode import fit_square, open_image
+from diptych.data.decode import fit_square
 from diptych.data.images import Images
 from diptych.downstream.copies import THUMBNAIL as COMPARED
 from diptych.downstream.copies import find_copies
@@ -193,12 +193,7 @@ def large_pictures(images: Images, rows: Tensor, shown: list[int]) -> dict[str, 
     """The pictures that the report shows one by one, LARGE pixels where the sources have as many: `large`, `large_rows`."""
     squares, pictures, places = images.squares, [], []
     for place in shown:
-        row = int(images.rows[rows[place]])
-        data = squares.read(row)
-        if isinstance(data, np.ndarray):
-            image = Image.fromarray(np.ascontiguousarray(data))
-        else:
-            image = open_image(data, squares.max_pixels, squares.background, 2 * LARGE)
+        image = squares.opened(squares.read(int(images.rows[rows[place]])), 2 * LARGE)
         pictures.append(Image.fromarray(fit_square(image, min(LARGE, *image.size), squares.fit)))
         places.append(place)
     side = min((picture.width for picture in pictures), default=1)

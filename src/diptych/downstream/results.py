@@ -35,7 +35,8 @@ class Evaluation:
     def lines(self) -> list[dict]:
         """Lines of a run's evaluations.jsonl: one per score, one with the leaks, then one with the diagnosis.
 
-        Every line has one of the keys "protocol", "leaks" and "diagnosis"; readers pass over lines with none that they know.
+        Every line has one of the keys "protocol", "leaks", "diagnosis" and "label_curve" (of `labels`); readers pass over
+        lines with none that they know.
         """
         lines = [score.line() for score in self.scores]
         for line in lines:

@@ -32,6 +32,8 @@ PICTURES = {
     "views": Picture(("originals", "view_0")),  # and view_1, view_2, ...
     "correlation": Picture(("matrix",)),
     "projections": Picture(("z1", "z2"), drawn=False),  # `evaluate` diagnoses them
+    # of the last evaluation, for `compare` (answers.py)
+    "answers": Picture(("protocols", "subjects", "right", "names", "labels", "digests"), drawn=False),
     # m mapped images, k neighbours; `shows` says what they are. Keys that name images hold their places, 0 to m - 1.
     "map": Picture(
         ("xy", "labels", "thumbnails", "names", "shows"),

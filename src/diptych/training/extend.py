@@ -13,6 +13,7 @@ from diptych.base.errors import CheckpointError, RecipeError
 from diptych.base.files import require_free_file, write_file
 from diptych.data.images import Images
 from diptych.runs import checkpoints
+from diptych.runs.pictures import picture_path
 from diptych.runs.run import Run, compare_records, take_lock
 
 
@@ -21,8 +22,8 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
 
     epochs: the new total. record: as for `pretrain`; it is compared with that of the run. recipe.yaml gets the new total and
     a line of history, `extended: [{from: 20, to: 40}]`. evaluations.jsonl becomes evaluations_20_epochs.jsonl, as its
-    accuracies are of the encoder so far; encoder/ stays until the new one replaces it. A run that has been extended to
-    `epochs` already, and was stopped on the way or has finished, is left as it is.
+    accuracies are of the encoder so far; the answers by image are deleted; encoder/ stays until the new one replaces it. A
+    run that has been extended to `epochs` already, and was stopped on the way or has finished, is left as it is.
 
     Raises RecipeError for no more epochs than the run has and for a run with early stopping, CheckpointError for one that has
     not finished, has no checkpoint, or was made with another record or other images, DataError where there is no run.
@@ -54,6 +55,7 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
         run.rewind(step)  # without the line of its end
         if scores.exists():
             os.replace(scores, kept_scores)
+        picture_path(run.folder, "answers").unlink(missing_ok=True)
 
 
 def are_extensions(history: object) -> bool:

@@ -135,10 +135,14 @@ class Keeper:
 
         best: whether early stopping keeps the best weights too.
         """
-        weights = sum(t.numel() * t.element_size() for t in self.method.state_dict().values())
-        moments = 2 if "betas" in self.optimizer.defaults else 1  # Adam and LAMB remember two numbers a weight
-        held = len(checkpoints.steps(self.folder))
-        return 2 * weights + (checkpoints.KEEP + 1 - held) * (1 + moments + best) * weights
+        return bytes_to_write(self.method, self.optimizer, len(checkpoints.steps(self.folder)), best)
+
+
+def bytes_to_write(method: Method, optimizer: torch.optim.Optimizer, held: int = 0, best: bool = False) -> int:
+    """`Keeper.room`, for a run that has `held` checkpoints already."""
+    weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
+    moments = 2 if "betas" in optimizer.defaults else 1  # Adam and LAMB remember two numbers a weight
+    return 2 * weights + (checkpoints.KEEP + 1 - held) * (1 + moments + best) * weights
 
 
 def texts(parts: Mapping[str, torch.Tensor]) -> dict[str, str]:

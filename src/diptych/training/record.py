@@ -18,5 +18,6 @@ def describe_arguments(
     built = built_with(method.encoder) or {"name": type(method.encoder).__name__}
     groups = [{k: v for k, v in row.items() if isinstance(v, str | int | float | bool)} for row in describe(optimizer)]
     return {"made_by": "diptych.pretrain in Python", "encoder": built, "method": {"name": type(method).__name__},
-            "images": {"count": len(images), "size": images.size}, "views": [view.describe() for view in views],
+            "images": {"count": len(images), "size": images.size,
+                       "gray_range": list(images.squares.gray_range)}, "views": [view.describe() for view in views],
             "optimizer": groups, "pretrain": settings}  # fmt: skip
