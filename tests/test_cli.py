@@ -112,6 +112,20 @@ def test_views_writes_a_picture(photos, capsys, tmp_path):
 def test_recipes_and_doctor(capsys, photos):
     code, out, _ = diptych(capsys, "recipes")
     assert code == 0 and "demo" in out
+    by_method = dict(group.partition("\n")[::2] for group in out.split("\n\n")[:-1])
+    assert {
+        "barlow_twins",
+        "simsiam",
+        "simclr",
+        "byol",
+        "moco",
+        "moco_v3",
+        "swav",
+        "vicreg",
+        "dino",
+    } <= by_method.keys()
+    assert "simsiam-keras-published" in by_method["simsiam"] and "two CPU cores" in by_method["barlow_twins"]
+    assert "time: 18 minutes" in by_method["simsiam"] and "8 GPUs" in by_method["moco"]
     code, out, _ = diptych(capsys, "recipes", "demo")
     assert code == 0 and out.startswith("# ") and "encoder:" in out
     code, out, _ = diptych(capsys, "doctor", photos)

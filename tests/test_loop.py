@@ -76,7 +76,7 @@ class Breaks(type(tiny_method())):
         return compared._replace(loss=compared.loss * float("nan")) if self.done == self.bad_step else compared
 
     def after_step(self, kept, progress) -> None:
-        self.done = round(float(progress) * TOTAL)
+        self.done = round(float(progress) * TOTAL) + 1
 
 
 def breaking(step: int) -> Breaks:

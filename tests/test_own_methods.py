@@ -1,4 +1,7 @@
-"""What the contract promises to methods that nobody here wrote: names of their own, three views, a queue and a target network."""
+"""What the contract promises to methods that nobody here wrote: names of their own, three views, a queue and a target network.
+
+And to those of the package that have targets, queues, centres and prototypes, most of them in the slow tests.
+"""
 
 import subprocess
 import sys
@@ -7,17 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_methods import OWN, own_run
+from own_methods import OWN, SIBLINGS, own_run
 from tiny import SIGKILL, told, weights_of
 
 from diptych.reporting.report import report
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 
-every_method = pytest.mark.parametrize("name", OWN)
-with_processes = pytest.mark.parametrize(  # the quick suite starts them for one method
-    "name", [pytest.param(name, marks=[] if name == "queue_and_target" else [pytest.mark.slow]) for name in OWN]
-)
+
+def quick_for(*names: str) -> pytest.MarkDecorator:
+    """All methods, the others in the slow tests."""
+    rows = [pytest.param(name, marks=[] if name in names else [pytest.mark.slow]) for name in [*OWN, *SIBLINGS]]
+    return pytest.mark.parametrize("name", rows)
+
+
+every_method = quick_for(*OWN, "swav")
+with_processes = quick_for("queue_and_target")  # the quick suite starts them for one method
 
 
 def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -45,6 +53,8 @@ def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
 @every_method
 def test_in_pieces_it_is_the_batch(name, tmp_path):
     """Pieces of 4 of 12 images, float64: the same weights, queue and target. Moving averages of statistics move once a piece."""
+    if name == "moco":
+        pytest.skip("its key network sees the images of a piece in another order: other groups share statistics")
     batch, pieces = (own_run(name, tmp_path / str(size), precision="float64", micro_batch=size) for size in (None, 4))
     ours, theirs = (
         {key: value for key, value in weights_of(run).items() if "running" not in key and "tracked" not in key}

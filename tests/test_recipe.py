@@ -14,17 +14,20 @@ from diptych.commands.schema import call_arguments
 from diptych.data.images import images
 from diptych.training.pretrain import pretrain
 
-LARGE = {"barlow-twins-imagenet"}  # a projector of 8,192
+LARGE = {name for name in shelf.recipe_names() if name.endswith(("-imagenet", "-cifar10"))}
+LARGE -= {"barlow-twins-cifar10", "simsiam-cifar10"}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in shelf.recipe_names()]
 )
 def test_every_recipe_trains_two_steps(name, tmp_path):
-    """On synthetic images, with a batch and projector small enough for a laptop; widths and views as they stand."""
+    """On synthetic images, with a batch and heads small enough for a laptop; encoders and views as they stand."""
     asked = recipes.read_recipe(name, ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32"])
-    projector = asked["method"]["projector"]
-    asked["method"]["projector"] = [64] * len(projector)
+    method = asked["method"]
+    method |= {"projector": [64] * len(method["projector"])}
+    small = {"predictor": 32, "prototypes": 50, "statistics_rows": 2, "queue": 8}
+    method |= {key: value for key, value in small.items() if method.get(key) is not None}
     built = build(asked)
     size = asked["images"]["size"] or built.views[0].size
     pixels = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
@@ -207,6 +210,22 @@ def test_watches_are_those_that_the_section_asks_for():
     assert len(watches(built, unlabelled, 0)) == 1
     with pytest.raises(RecipeError, match=r"watch.images is 1; it must be at least 2 .or watch.collapse=false"):
         watches(built, photos, 0, images=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["byol-cifar10-small", "moco-cifar10-small", "moco-v3-cifar10-small", "dino-cifar10-small"]
+)
+def test_weights_are_loaded_before_a_method_copies_the_encoder(name):
+    """Else a target network would be a copy of random weights, and DINO's student would start with them."""
+
+    def begin(encoder: torch.nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.fill_(0.25)
+
+    method = build(recipes.read_recipe(name, ["encoder.channels=[4, 4, 4, 4]"]), begin).method
+    copies = [method.encoder, method.student[0] if name.startswith("dino") else method.target[0]]
+    assert all(bool(p.eq(0.25).all()) for network in copies for p in network.parameters())
 
 
 def test_hostile_yaml_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from torch import nn
 
 from diptych.base.errors import RecipeError
 from diptych.base.random_at import random_at, seed_at
@@ -31,8 +32,11 @@ class Built:
     schedule: Callable[[float], float]
 
 
-def build(recipe: dict) -> Built:
-    """Method, views, optimizer and schedule of a recipe checked by `read_recipe`. Its seed draws the weights."""
+def build(recipe: dict, begin: Callable[[nn.Module], object] = bool) -> Built:
+    """Method, views, optimizer and schedule of a recipe checked by `read_recipe`. Its seed draws the weights.
+
+    begin: called with the encoder before a method is built on it, which may copy it: the place to load weights.
+    """
     views = build_views(recipe["views"])
     pixels = recipe["images"]["size"]
     try_views(views, pixels)
@@ -42,6 +46,7 @@ def build(recipe: dict) -> Built:
         network = encoder(**call_arguments(encoder, recipe["encoder"]) | {"size": size})
         for other in {view.size or pixels for view in views} - {size, None}:
             embedding_width(network, recipe["encoder"]["name"], other)
+        begin(network)
         method = construct(METHODS, recipe["method"], network)
     return Built(
         method, views, construct(OPTIMIZERS, recipe["optimizer"], method), construct(SCHEDULES, recipe["schedule"])

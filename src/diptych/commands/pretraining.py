@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diptych.base.errors import RecipeError
 from diptych.base.placement import place
@@ -52,13 +54,12 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
     with ProgressBar("pretrain", show=first) as progress:
         for line in changes:
             progress.say(line)
-        built = build(sections)
-        record = {"recipe": recipe, "source": source, **with_stem(sections, built)}
+        continued, started = is_run(out) and (resume or extend is not None), {}
+        begin = partial(start_from_encoder, start_from, started, Run(out) if continued else None)
+        built = build(sections, begin)
+        record = {"recipe": recipe, "source": source, **with_stem(sections, built), **started}
         photos = open_images(source, sections["images"], built.views[0].size)
         record["images"] = sections["images"] | {"gray_range": list(photos.squares.gray_range)}
-        continued = is_run(out) and (resume or extend is not None)
-        if start_from is not None:
-            record["start_from"] = start_encoder(built.method.encoder, start_from, Run(out) if continued else None)
         if extend is not None and first:
             extend_run(out, extend, photos, record)
         if first and not continued:
@@ -80,6 +81,12 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
             )
     barrier()  # a process that ends is a lost one to those that still work
     return "\n".join(lines) if rank() == 0 else ""
+
+
+def start_from_encoder(folder: Path | None, record: dict, continued: Run | None, encoder: nn.Module) -> None:
+    """Load the weights of `folder` into a recipe's encoder, if there is one, and say so in `record`."""
+    if folder is not None:
+        record["start_from"] = start_encoder(encoder, folder, continued)
 
 
 def run_pretrainings(count: int, source: str, overrides: Sequence[str], recipe: str, out: Path, *, overwrite: bool,

@@ -1,6 +1,7 @@
 """The recipes that ship with the package: names, files and texts. Does not import torch."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -8,13 +9,26 @@ from typing import NoReturn
 from diptych.base.errors import RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
+# What is read of a recipe without building it.
+METHOD = re.compile(r"^method: {name: (\w+)", re.MULTILINE)
+HARDWARE, TIME = (re.compile(rf"^# {word} +(.+)", re.MULTILINE) for word in ("hardware", "time"))
 
 
 def list_recipes() -> str:
-    """The names of the recipes with the first line of their files."""
-    rows = [(path.stem, path.read_text().splitlines()[0].lstrip("# ")) for path in sorted(FOLDER.glob("*.yaml"))]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {first}" for name, first in rows) + "\n\n`diptych recipes NAME` prints one."
+    """The recipes by method: name, first line, hardware and time of each."""
+    width = max(map(len, recipe_names()))
+    methods: dict[str, list[str]] = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        text = path.read_text()
+        first, *_ = text.splitlines()
+        method, hardware, time = (
+            match.group(1) for match in (find.search(text) for find in (METHOD, HARDWARE, TIME)) if match
+        )
+        row = f"  {path.stem:<{width}}  {first.lstrip('# ')}\n  {'':<{width}}  {hardware}; time: {time}"
+        group = next((known for known in methods if method.endswith(known)), method)  # with the variants of a method
+        methods.setdefault(group, []).append(row)
+    groups = ("\n".join([method, *rows]) for method, rows in methods.items())
+    return "\n\n".join([*groups, "`diptych recipes NAME` prints one."])
 
 
 def print_recipe(name: str) -> str:

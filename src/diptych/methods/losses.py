@@ -20,14 +20,14 @@ def barlow_twins(
     a scalar, and its two sums {"on_diagonal", "off_diagonal"} before the weight, detached. Raises ValueError when
     the shapes differ.
     """
-    _check_pair(z1_ND, z2_ND)
+    check_pair(z1_ND, z2_ND)
     counts = row_counts(len(z1_ND))
     if _gram_is_cheaper(sum(counts), z1_ND.shape[1]):
         z1_ND, z2_ND = standardize(z1_ND, eps), standardize(z2_ND, eps)
-        c_ii = _mean_of_all((z1_ND * z2_ND).sum(0), rows=len(z1_ND))
+        c_ii = mean_of_all((z1_ND * z2_ND).sum(0), rows=len(z1_ND))
         # |z1' z2|^2 = <z1 z1', z2 z2'>, exactly: two (N, N) matrices instead of one (D, D), rows of this process by all rows
         all1_ND, all2_ND = gather_rows(z1_ND, counts), gather_rows(z2_ND, counts)
-        own_squares = (_matmul(z1_ND, all1_ND.T) * _matmul(z2_ND, all2_ND.T)).sum()
+        own_squares = (matmul(z1_ND, all1_ND.T) * matmul(z2_ND, all2_ND.T)).sum()
         all_squares = mean_over_ranks(own_squares) * len(counts) / len(all1_ND) ** 2
     else:
         c_DD = cross_correlation(z1_ND, z2_ND, eps)
@@ -45,16 +45,16 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     p_ND, z_ND: (N, D). Returns a scalar in [-1, 1]. Nothing is detached here: the method applies the
     stop-gradient. Raises ValueError when the shapes differ.
     """
-    _check_pair(p_ND, z_ND)
+    check_pair(p_ND, z_ND)
     cosine_N = F.cosine_similarity(wide(p_ND), wide(z_ND), dim=1)
-    return -_mean_of_all(cosine_N.sum(), rows=len(p_ND))
+    return -mean_of_all(cosine_N.sum(), rows=len(p_ND))
 
 
 def cross_correlation(z1_ND: Tensor, z2_ND: Tensor, eps: float) -> Tensor:
     """(D, D) correlations of each dimension of one view with each of the other: Barlow Twins, eq. 2."""
-    _check_pair(z1_ND, z2_ND)
-    sum_DD = _matmul(standardize(z1_ND, eps).T, standardize(z2_ND, eps))
-    return _mean_of_all(sum_DD, rows=len(z1_ND))
+    check_pair(z1_ND, z2_ND)
+    sum_DD = matmul(standardize(z1_ND, eps).T, standardize(z2_ND, eps))
+    return mean_of_all(sum_DD, rows=len(z1_ND))
 
 
 def standardize(z_ND: Tensor, eps: float) -> Tensor:
@@ -64,8 +64,8 @@ def standardize(z_ND: Tensor, eps: float) -> Tensor:
     dimension becomes 0, with finite gradients as long as eps > 0.
     """
     z_ND = wide(z_ND)
-    centred_ND = z_ND - _mean_of_all(z_ND.sum(0), rows=len(z_ND))
-    variance_D = _mean_of_all(centred_ND.square().sum(0), rows=len(z_ND))
+    centred_ND = z_ND - mean_of_all(z_ND.sum(0), rows=len(z_ND))
+    variance_D = mean_of_all(centred_ND.square().sum(0), rows=len(z_ND))
     return centred_ND * (variance_D + eps).rsqrt()
 
 
@@ -74,7 +74,7 @@ def _gram_is_cheaper(rows: int, width: int) -> bool:
     return 2 * rows < width
 
 
-def _mean_of_all(total: Tensor, rows: int) -> Tensor:
+def mean_of_all(total: Tensor, rows: int) -> Tensor:
     """The mean over the rows of all ranks, from this rank's sum; ranks may have different numbers of rows."""
     return mean_over_ranks(total) / mean_over_ranks(total.new_full((), rows))
 
@@ -83,14 +83,13 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """A product in full precision: the only operation here that autocast would round to 16 bits."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
 
-def _check_pair(first: Tensor, second: Tensor) -> None:
+def check_pair(first: Tensor, second: Tensor) -> None:
     """Prevents broadcasting, which would return a meaningless number."""
     if first.ndim != 2 or first.shape != second.shape:
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise ValueError(f"expected two (N, D) of one shape, got {shapes}")
+        raise ValueError(f"expected two (N, D) of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")

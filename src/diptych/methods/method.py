@@ -26,19 +26,19 @@ class Compared(NamedTuple):
 class Method(nn.Module, ABC):
     """Trains an encoder: holds it, the networks on top of it, and a loss.
 
-    The two halves allow the exact loss of a batch that does not fit into memory (gradient caching): `project` runs the
-    networks on pieces of a batch, `compare` sees the projections of the complete batch. The sum of the losses of pieces
-    would be a different loss.
+    The two halves allow the exact loss of a batch that does not fit into memory (gradient caching): `project` runs on pieces
+    of it, `compare` sees all projections. The sum of the losses of pieces would be a different loss.
 
     Everything that changes during training is a parameter or a buffer and is changed in place, so that checkpoints, a
-    resumed run and the handling of a step that is not finite include it. A method accepts any number of rows from two
-    on: before step 0 it is tried on a few images.
+    resumed run and a step that is not finite include it. Before step 0 a method is tried on a few images, two or more.
     """
 
     encoder: nn.Module  # remains after training: it is saved, watched and evaluated
     views: range = range(2, 3)  # numbers of views that it accepts
     statistics_rows: int | None = None  # rows that share batch statistics; None: all rows of a step, over all processes
     rules: Sequence[Rule] = ()  # parameter groups that it requires; an optimizer's own `groups` take precedence
+    collapses: Mapping[str, tuple[float, float]] = {}  # bounds within which the loss or a part of it shows a collapse
+    remedies: Sequence[str] = ()  # against it, for the diagnosis
 
     def draw(self, n: int, rng: torch.Generator) -> Draw:
         """Draw random numbers for `n` images, on the CPU: named tensors (n, ...). The loop gives each process its rows."""
@@ -58,7 +58,7 @@ class Method(nn.Module, ABC):
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:  # noqa: B027
         """Update in place what has no gradient (target, queue, centre), after each optimizer step.
 
-        kept: from `compare` of this step. progress: after the step. Over several processes it must do the same on each:
+        kept: from `compare` of this step. progress: that of `compare`. Over several processes it must do the same on each:
         `gather` the rows it needs.
         """
 
@@ -71,8 +71,9 @@ def embedding_width(encoder: nn.Module, width: int | None) -> int:
     """E: `width` if given, else the encoder's `num_features`. Raises RecipeError if both are missing."""
     columns = getattr(encoder, "num_features", None) if width is None else width
     if not isinstance(columns, int):
-        name = type(encoder).__name__
-        raise RecipeError(f"{name} has no num_features: pass width=E, the columns of its embedding (N, E)")
+        raise RecipeError(
+            f"{type(encoder).__name__} has no num_features: pass width=E, the columns of its embedding (N, E)"
+        )
     return columns
 
 

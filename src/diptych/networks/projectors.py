@@ -17,6 +17,7 @@ def mlp(
     last_bias: bool | None = None,
     last_norm: Literal["plain", "affine"] | None = None,
     batch_norm: Callable[..., nn.Module] = nn.BatchNorm1d,
+    activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Linear-BN-ReLU for every width but the last, then Linear: (N, widths[0]) -> (N, widths[-1]).
 
@@ -27,7 +28,7 @@ def mlp(
 
     bias: biases in the Linear layers; last_bias: in the last one, by default as `bias`.
     last_norm: a BN after the last Linear, "plain" (no learned scale and shift) or "affine".
-    batch_norm: a callable that returns a BN of a given width and accepts `affine` as torch's does.
+    batch_norm: a callable that returns a BN of a given width and accepts `affine` as torch's does; nn.Identity: no BN.
 
     Raises RecipeError without an output width.
     """
@@ -36,8 +37,7 @@ def mlp(
     check_parameters(sum(width * wider for width, wider in pairwise(widths)), "a projector or predictor")
     layers: list[nn.Module] = []
     for width, wider in pairwise(widths[:-1]):
-        layers += [nn.Linear(width, wider, bias=bias), batch_norm(wider), nn.ReLU()]
+        layers += [nn.Linear(width, wider, bias=bias), batch_norm(wider), activation()]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=bias if last_bias is None else last_bias))
-    if last_norm is not None:
-        layers.append(batch_norm(widths[-1], affine=last_norm == "affine"))
+    layers += [batch_norm(widths[-1], affine=last_norm == "affine")] if last_norm else []
     return nn.Sequential(*layers)

@@ -1,12 +1,13 @@
 """The verdict where no labels are known: at the end of training, and of a computation in closed form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diptych.embeddings.diagnose import Diagnosis, diagnose
+from diptych.embeddings.diagnose import ADVICE, Diagnosis, diagnose
 from diptych.embeddings.lamps import NOT_MEASURED, Lamp, judge
 from diptych.embeddings.recognition import learning, recognition_shares
 from diptych.methods import Method
@@ -39,7 +40,21 @@ def judged(
         after = recognition_shares(embedding, embedded(method.encoder, views[1]))
         at_first = recognition_shares(*(embedded(before.eval(), view) for view in views[:2]))
         lamp = learning(after, at_first, reference="before training", images="training images in new views")
-    return judge(diagnose(embedding, shown), lamp)
+    steps = run.lines("step")[-1:]
+    readings = {"loss": steps[0]["loss"], **steps[0]["parts"]} if steps else {}
+    return judge(with_method(diagnose(embedding, shown), method, readings), lamp)
+
+
+def with_method(diagnosis: Diagnosis, method: Method, readings: Mapping[str, float]) -> Diagnosis:
+    """The diagnosis, COLLAPSED too where the last step's loss or parts show what the method knows as such; its remedies first."""
+    signs = [
+        f"{name} is {value:.4g}: {type(method).__name__} shows a collapse between {low:.4g} and {high:.4g}"
+        for name, (low, high) in method.collapses.items()
+        if low <= (value := readings.get(name, float("nan"))) <= high
+    ]
+    reasons = [*signs, *diagnosis.reasons]
+    advice = [*method.remedies, *(diagnosis.advice or ADVICE)] if reasons else []
+    return replace(diagnosis, verdict="COLLAPSED" if signs else diagnosis.verdict, reasons=reasons, advice=advice)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Learner:
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.remember()
-        loss, parts, kept = self.differentiate(step, self.at(step / total), views)
+        loss, parts, kept = self.differentiate(step, progress := self.at(step / total), views)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         self.fine = self.fine & on_all_ranks((loss.detach() + norm).isfinite())
         if self.clip_norm is not None:
@@ -73,7 +73,7 @@ class Learner:
         with self.guard.update(self.fine) as moves:
             if moves:
                 self.optimizer.step()
-                self.method.after_step(kept, self.at((step + 1) / total))
+                self.method.after_step(kept, progress)
         return Taken(step, loss.detach(), parts, norm, [group["lr"] for group in self.optimizer.param_groups])
 
     def differentiate(self, step: int, progress: Tensor, views: list[Tensor]) -> Compared:
