@@ -1,0 +1,186 @@
+"""Training on a device that is not there (tests/pretend.py): nothing is mixed or waited for, and the CPU's numbers come out."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_source import Fake, values_of
+from pretend import DEVICE, There, pretended_device
+from tiny import TinyEncoder, tiny_images
+
+from diptych.data.images import images
+from diptych.methods import BarlowTwins, Method, SimSiam
+from diptych.methods.keras import keras_barlow_twins, keras_simsiam
+from diptych.networks.batch_norm import shared_statistics
+from diptych.networks.keras import KerasResNet20v2, KerasResNet34
+from diptych.training import optimizers
+from diptych.training.diary import Diary, State
+from diptych.training.feed import Feed
+from diptych.training.learner import Learner
+from diptych.training.pretrain import loop
+from diptych.training.schedules import warmup_cosine
+from diptych.training.watch import Watches, collapse_watch, knn_watch
+from diptych.views import View, barlow_twins, simsiam
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch):
+    monkeypatch.setattr("diptych.data.resident.free_bytes", lambda where: 2**40)
+
+
+@pytest.fixture
+def device():
+    with pretended_device() as pretended:
+        yield pretended
+
+
+class WithoutBias(TinyEncoder):
+    """A bias before batch normalisation has a gradient of rounding errors, which LAMB blows up to the weights' size."""
+
+    def __init__(self):
+        super().__init__()
+        self[0].bias = None
+
+
+class Kept:
+    """A keeper and a run that write nothing but remember the lines."""
+
+    def __init__(self):
+        self.lines: list[dict] = []
+
+    def log(self, event, **fields):
+        self.lines.append({"event": event, **fields})
+
+    def due(self) -> bool:
+        return False
+
+
+def small(kind: Callable, encoder: Callable = WithoutBias, **options) -> Callable[[], Method]:
+    def make() -> Method:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return kind(encoder(), projector=(16, 16), **options)
+
+    return make
+
+
+def train(make: Callable[[], Method], where: torch.device, optimizer: str = "lars", *, views: list[View] | None = None,
+          watched: bool = False, precision: str = "float32", epochs: int = 1, batch: int = 12,
+          statistics: int | None = None, **options) -> tuple[Method, list[dict]]:  # fmt: skip
+    """The loop of `pretrain` over 48 tiny images; (the method, the lines of the log)."""
+    photos = tiny_images()
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    method = make().to(where, dtype).to(memory_format=torch.channels_last)
+    made = getattr(optimizers, optimizer)(method, lr=0.05)
+    views = views or barlow_twins(12)
+    feed = Feed(photos, views, epochs=epochs, batch_size=batch, device=where, dtype=dtype)
+    run, watches = Kept(), []
+    if watched:
+        pixels = photos.pixels()
+        watches = [collapse_watch(method, pixels[:8], views), knn_watch(pixels, photos.labels, (0.5,) * 3, (0.25,) * 3)]
+    with torch.random.fork_rng(), shared_statistics(method, statistics):
+        learner = Learner(method, made, warmup_cosine(0.2), precision=precision, **options)
+        diary = Diary(run, State(), total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch,
+                      log_steps=3, waits=where.type != "cpu")  # fmt: skip
+        readings = Watches(watches, method.encoder, diary)
+        loop(feed, learner, diary, run, watches=readings, stopping=None, request=SimpleNamespace(signal_name=None))
+    return method, run.lines
+
+
+def numbers(lines: list[dict]) -> list[float]:
+    """All numbers of a log but those of clocks."""
+    clocks = ("elapsed_seconds", "images_per_second")
+    return [value for line in lines for key, entry in line.items() if key not in clocks
+            for value in (entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else [entry])
+            if isinstance(value, int | float)]  # fmt: skip
+
+
+def compare(make: Callable[[], Method], within: float, **options) -> None:
+    there, lines = train(make, DEVICE, **options)
+    here, wanted = train(make, torch.device("cpu"), **options)
+    assert {parameter.device for parameter in there.parameters()} == {DEVICE}
+    steps = {line["step"] for line in lines}
+    assert numbers(lines) == pytest.approx(numbers([line for line in wanted if line["step"] in steps]), rel=within)
+    for (name, mine), his in zip(there.state_dict().items(), here.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine.cpu(), his, rtol=within, atol=within, msg=name)
+
+
+def test_the_pretended_device_can_fail(device):
+    here = torch.ones(3, 2)
+    there = here.to(DEVICE)
+    assert isinstance(there, There) and there.device == DEVICE
+    with pytest.raises(RuntimeError, match="mixes"):
+        there + here
+    with pytest.raises(RuntimeError, match="mixes"):
+        there[torch.tensor([0])]
+    assert device.launched == {"_to_copy.default": 1} and device.waits == [] and device.uploads == [24]
+    with device.counting():
+        assert float(there.sum()) == 6 and there[there[:, 0] > 0].shape == (3, 2) and there.t().cpu().shape == (2, 3)
+    assert [name for name, _ in device.waits] == ["_local_scalar_dense.default", "index.Tensor", "_to_copy.default"]
+    assert "t.default" not in device.launched and device.launched["sum.default"] == 1
+    weight = there.clone().requires_grad_()
+    with torch.autocast("pretend", torch.bfloat16):
+        product = weight.t() @ there
+    product.float().sum().backward()
+    assert product.dtype == torch.bfloat16 and torch.equal(weight.grad.cpu(), torch.full((3, 2), 2.0))
+
+
+ALL = {
+    "barlow_twins": (small(BarlowTwins), {}),
+    "simsiam": (small(SimSiam, predictor=8), {"optimizer": "sgd", "views": simsiam(12)}),
+    "micro_batch": (small(BarlowTwins), {"micro_batch": 6, "optimizer": "adamw"}),
+    "lamb": (small(SimSiam, predictor=8), {"optimizer": "lamb", "clip_norm": 1.0}),
+    "bfloat16": (small(BarlowTwins), {"precision": "bfloat16"}),
+    "float64": (small(SimSiam, predictor=8), {"precision": "float64"}),
+    "watches": (small(BarlowTwins), {"watched": True}),
+    "groups of rows": (small(BarlowTwins), {"statistics": 4}),
+    "the Keras ResNet-34": (
+        small(keras_barlow_twins, KerasResNet34, eps=1e-5),
+        {"batch": 24, "optimizer": "sgd", "precision": "float64"},
+    ),
+    "the Keras ResNet-20": (small(keras_simsiam, KerasResNet20v2, predictor=8), {"optimizer": "sgd"}),
+}
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=pytest.mark.slow if "34" in what else ()) for what in ALL])
+def test_a_run_on_the_device_is_the_cpus(what, device):
+    make, options = ALL[what]
+    compare(make, 3e-2 if what == "bfloat16" else 1e-4, **options)
+
+
+@pytest.mark.parametrize("what", ["barlow_twins", "micro_batch", "lamb", "bfloat16"])
+def test_between_looks_nothing_is_waited_for(what, device, monkeypatch):
+    looked: list[tuple[int, int]] = []  # waits before a look, and in it
+    look = Diary.look
+
+    def counted(diary, *flags):
+        before = len(device.waits)
+        result = look(diary, *flags)
+        looked.append((before, len(device.waits) - before))
+        device.waits.clear()
+        return result
+
+    monkeypatch.setattr(Diary, "look", counted)
+    make, options = ALL[what]
+    train(make, DEVICE, **options)
+    assert len(looked) == 3, "after steps 0, 2 and 3"
+    assert [between for between, _ in looked[1:]] == [0] * 2
+    assert looked[0][0] <= 1, "an optimizer that begins to remember"
+
+
+@pytest.mark.parametrize(("free", "copied"), [(4 * 50 * 48, True), (4 * 50 * 48 - 1, False)])
+def test_a_resident_set_is_on_the_device_once_if_it_fits(free, copied, device, monkeypatch):
+    asked = []
+    monkeypatch.setattr("diptych.data.resident.free_bytes", lambda where: asked.append(where) or free)
+    photos, order = images(Fake(50), size=4, resident=True), list(range(49, -1, -1))
+    photos.prepare()
+    for _ in range(2):
+        batches = [pixels for _, pixels in photos.read(order, 16, device=DEVICE)]
+        assert [tuple(pixels.shape) for pixels in batches] == [(n, 3, 4, 4) for n in (16, 16, 16, 2)]
+        assert {pixels.device for pixels in batches} == {DEVICE}
+        monkeypatch.setattr("diptych.data.resident.free_bytes", None)  # never asked again
+    assert asked == [DEVICE]
+    assert max(device.uploads) == (50 * 48 if copied else 16 * 48), "at once, or batch by batch"
+    assert values_of(torch.cat([batch.cpu() for batch in batches])) == order
+    assert values_of(next(photos.read(order, 50))[1]) == order  # the CPU still has them
