@@ -17,6 +17,7 @@ from diptych.networks.keras import KerasResNet20v2, KerasResNet34
 from diptych.training import optimizers
 from diptych.training.diary import Diary, State
 from diptych.training.feed import Feed
+from diptych.training.fused import Updates
 from diptych.training.learner import Learner
 from diptych.training.pretrain import loop
 from diptych.training.schedules import warmup_cosine
@@ -184,3 +185,27 @@ def test_a_resident_set_is_on_the_device_once_if_it_fits(free, copied, device, m
     assert max(device.uploads) == (50 * 48 if copied else 16 * 48), "at once, or batch by batch"
     assert values_of(torch.cat([batch.cpu() for batch in batches])) == order
     assert values_of(next(photos.read(order, 50))[1]) == order  # the CPU still has them
+
+
+def one_step(make: Callable[[], Method], optimizer: str, device, **options) -> dict[str, int]:
+    """Launches of the second step's update, by what they do."""
+    counted: list[dict[str, int]] = []
+    take = Updates.take
+
+    def counts(updates, fine):
+        before = device.launched.copy()
+        take(updates, fine)
+        counted.append(dict(device.launched - before))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Updates, "take", counts)
+        train(make, DEVICE, optimizer, **options)
+    return counted[1]
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "lamb", "sgd", "adamw"])
+def test_an_update_takes_ten_launches(optimizer, device):
+    launched = one_step(small(BarlowTwins), optimizer, device)
+    staged = {"_to_copy.default": 2, "logical_not.default": 1}  # rates, and whether the step is fine
+    assert sum(launched.values()) - sum(staged.values()) <= 10, launched
+    assert staged.items() <= launched.items()

@@ -16,12 +16,13 @@ class Guard:
     """Remembers before a step what the step will move, and puts it back when the step turns out not to be fine.
 
     On a CPU it costs nothing to read the flag: the update is left out, and the buffers, which the forward pass has moved
-    already, are put back. On a GPU the update is made, and undone by arithmetic with the flag. That costs a copy of all that
-    moves (weights, buffers, the optimizer's memory) and a few passes over it, 0.2 % of a step of ResNet-50.
+    already, are put back. On a GPU the update is made, and undone by arithmetic with the flag. An optimizer that skips such a
+    step itself (`training.fused`) leaves to the guard what it does not train: buffers, and weights that follow others. Of any
+    other one all that moves is copied, weights and the optimizer's memory too.
     """
 
-    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, undoes: bool):
-        self.method, self.optimizer, self.undoes = method, optimizer, undoes
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, undoes: bool, optimizer_skips: bool = False):
+        self.method, self.optimizer, self.undoes, self.optimizer_skips = method, optimizer, undoes, optimizer_skips
         self.copies: list[Tensor] = []
         # Of each step since `settle`: the optimizer's dicts, and what they held.
         self.memories: list[list[tuple[dict, dict]]] = []
@@ -64,6 +65,9 @@ class Guard:
         buffers = list(self.method.buffers())
         if not self.undoes:
             return buffers
+        if self.optimizer_skips:
+            trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            return [*buffers, *(p.data for p in self.method.parameters() if id(p) not in trained)]
         remembered = (value for memory in self.memory() for value in memory.values() if isinstance(value, Tensor))
         weights = [parameter.data for parameter in self.method.parameters()]
         return [*buffers, *weights, *(value for value in remembered if value.device == weights[0].device)]

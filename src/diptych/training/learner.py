@@ -10,6 +10,7 @@ from diptych.base.device import waits_for
 from diptych.base.processes import mean_over_ranks, rank, world_size, wrap
 from diptych.base.random_at import random_at, seed_at
 from diptych.methods.method import Compared, Draw, Method
+from diptych.training.fused import Updates
 from diptych.training.gradients import in_pieces
 from diptych.training.guard import Guard
 from diptych.training.optimizers import set_rates
@@ -51,13 +52,12 @@ class Learner:
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self.arithmetic = partial(
-            torch.autocast, self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
-        )  # each use makes a fresh context
-        model = wrap(method)
-        self.model = torch.compile(model) if torch_compile else model
+        low = precision == "bfloat16"
+        self.arithmetic = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=low)  # fresh at each use
+        self.model = torch.compile(wrap(method)) if torch_compile else wrap(method)
         self.fine = torch.ones((), dtype=torch.bool, device=self.device)
-        self.guard = Guard(method, optimizer, undoes=waits_for(self.device))
+        self.updates = Updates(optimizer, self.device)
+        self.guard = Guard(method, optimizer, undoes=waits_for(self.device), optimizer_skips=self.updates.skips)
 
     def step(self, step: int, total: int, views: list[Tensor]) -> Taken:
         """Take step number `step` of `total` on this process' views, (n, 3, s, s) each."""
@@ -72,7 +72,7 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         with self.guard.update(self.fine) as moves:
             if moves:
-                self.optimizer.step()
+                self.updates.take(self.fine)
                 self.method.after_step(kept, self.at((step + 1) / total))
         return Taken(step, loss.detach(), parts, norm, [group["lr"] for group in self.optimizer.param_groups])
 
