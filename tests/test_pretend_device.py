@@ -166,8 +166,7 @@ def test_between_looks_nothing_is_waited_for(what, device, monkeypatch):
     make, options = ALL[what]
     train(make, DEVICE, **options)
     assert len(looked) == 3, "after steps 0, 2 and 3"
-    assert [between for between, _ in looked[1:]] == [0] * 2
-    assert looked[0][0] <= 1, "an optimizer that begins to remember"
+    assert looked == [(0, 1)] * 3, "one wait for all that is printed"
 
 
 @pytest.mark.parametrize(("free", "copied"), [(4 * 50 * 48, True), (4 * 50 * 48 - 1, False)])

@@ -124,7 +124,7 @@ def test_undoing_is_exact_and_takes_any_number(dtype):
 
 
 def taken(step: int, loss: float = 1.0) -> Taken:
-    return Taken(step, torch.tensor(loss), {"term": torch.tensor(2.0)}, torch.tensor(3.0), [0.1])
+    return Taken(step, ["loss", "norm", "term"], torch.tensor([loss, 3.0, 2.0]), [0.1])
 
 
 def test_a_diary_counts_logs_and_finds_the_bad_step():

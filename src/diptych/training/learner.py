@@ -21,9 +21,8 @@ class Taken(NamedTuple):
     """A step that was taken, its numbers on the device: to read one is to wait for it."""
 
     step: int
-    loss: Tensor  # scalar
-    parts: dict[str, Tensor]  # named terms of the loss, scalars
-    norm: Tensor  # of the gradient, before it is clipped
+    names: list[str]  # "loss", "norm" (of the gradient, before it is clipped), and the named terms of the loss
+    numbers: Tensor  # one a name
     rates: list[float]  # learning rate of each parameter group
 
 
@@ -74,7 +73,8 @@ class Learner:
             if moves:
                 self.updates.take(self.fine)
                 self.method.after_step(kept, self.at((step + 1) / total))
-        return Taken(step, loss.detach(), parts, norm, [group["lr"] for group in self.optimizer.param_groups])
+        numbers = torch.stack((loss.detach(), norm, *parts.values()))
+        return Taken(step, ["loss", "norm", *parts], numbers, [group["lr"] for group in self.optimizer.param_groups])
 
     def differentiate(self, step: int, progress: Tensor, views: list[Tensor]) -> Compared:
         """The loss of the global batch; every parameter has its gradient."""
