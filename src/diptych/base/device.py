@@ -1,7 +1,8 @@
 """The device and the number formats of a run, and the memory that is free on the device."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,6 +40,23 @@ def choose_device(name: str) -> torch.device:
 def waits_for(device: torch.device) -> bool:
     """Whether reading a number from `device` waits for all the work queued there."""
     return device.type != "cpu"
+
+
+def upload(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A few numbers of the CPU on `device`, without waiting for it."""
+    pinned = numbers.pin_memory() if device.type == "cuda" else numbers
+    return pinned.to(device, non_blocking=True)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, a GPU multiplies float32 matrices as float32, whatever TF32 the process allows elsewhere."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def free_bytes(device: torch.device) -> int:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.base.device import upload
+
 TORCHS_OWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # exactly these, whose fused forms skip
 
 
@@ -82,7 +84,7 @@ class Updates:
         if not self.skips:
             self.optimizer.step()
             return
-        rates = on_device(torch.tensor([group["lr"] for group in self.optimizer.param_groups]), self.device)
+        rates = upload(torch.tensor([group["lr"] for group in self.optimizer.param_groups]), self.device)
         with self.fused(rates, found_inf=fine.logical_not().float()):
             self.optimizer.step()
 
@@ -105,12 +107,6 @@ class Updates:
             del optimizer.found_inf  # pyrefly: ignore[missing-attribute]
             for group, old in zip(optimizer.param_groups, before, strict=True):
                 group |= {key: old[key] for key in ("lr", *form) if key in old}
-
-
-def on_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """A few numbers of the CPU on the device, in a copy that waits for nothing."""
-    pinned = numbers.pin_memory() if device.type == "cuda" else numbers
-    return pinned.to(device, non_blocking=True)
 
 
 def ready(p: Tensor, memory: dict) -> None:
