@@ -28,7 +28,8 @@ except AttributeError:  # torch before 2.10
 
 aten = torch.ops.aten
 MOVES = {aten._to_copy.default, aten.copy_.default}
-LEAVES_NUMBERS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+LEAVES_NUMBERS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default,
+                  aten._linalg_check_errors.default}  # fmt: skip
 # The shape of the result depends on numbers, which the CPU must have to allocate it.
 SHAPES = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
           aten.bincount.default, aten.repeat_interleave.Tensor}  # fmt: skip
@@ -141,6 +142,8 @@ class PretendDevice(TorchDispatchMode):
         self.waits: list[tuple[str, tuple[int, ...]]] = []
         self.uploads: list[int] = []
         self.new_tensors = NewTensors()
+        self.tape: list[tuple] | None = None
+        self.memory: dict[int, tuple] = {}
 
     def __enter__(self):
         self.new_tensors.__enter__()
@@ -174,7 +177,11 @@ class PretendDevice(TorchDispatchMode):
         if "device" in kwargs:
             kwargs = kwargs | {"device": torch.device("cpu")}
         plain = tree_map(lambda leaf: leaf.held if isinstance(leaf, There) else leaf, (args, kwargs))
+        if self.tape is not None:
+            self.before_recording(function, plain, mixed=len(here) < len(leaves))
         made = function(*plain[0], **plain[1])
+        if self.tape is not None:
+            self.tape.append((function, plain, made))
         if self.leaves(function, args, target, made):
             return made
         if "out" in kwargs:
@@ -182,6 +189,14 @@ class PretendDevice(TorchDispatchMode):
         if function._schema.is_mutable and isinstance(args[0], There) and not isinstance(made, tuple | list):
             return args[0]
         return tree_map(lambda leaf: There(leaf) if isinstance(leaf, Tensor) else leaf, made)
+
+    def before_recording(self, function, plain: tuple, *, mixed: bool) -> None:
+        """A graph that is being recorded refuses to talk to the CPU, and launches nothing: memory is put back afterwards."""
+        if mixed or function in SHAPES | LEAVES_NUMBERS:
+            raise RuntimeError(f"{function} is not permitted while a graph is recorded")
+        for leaf in tree_leaves(plain):
+            if isinstance(leaf, Tensor) and (place := leaf.untyped_storage().data_ptr()) not in self.memory:
+                self.memory[place] = leaf.untyped_storage(), leaf.untyped_storage().clone()
 
     def leaves(self, function, args: tuple, target: object, made: object) -> bool:
         """Count an operation; whether its result is for the CPU."""
@@ -204,6 +219,33 @@ class PretendDevice(TorchDispatchMode):
         return function in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default) and any(
             isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
+
+
+class PretendGraph:
+    """What `base.graph.CudaGraph` is on a GPU: the operations of a recording, on the same memory, with other numbers."""
+
+    def __init__(self, device: PretendDevice):
+        self.device, self.tape = device, []
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        self.device.tape, random = self.tape, torch.get_rng_state()
+        try:
+            yield
+        finally:
+            self.device.tape = None
+            torch.set_rng_state(random)
+            for storage, before in self.device.memory.values():
+                storage.copy_(before)
+            self.device.memory.clear()
+
+    def replay(self) -> None:
+        self.device.launched["replay"] += 1
+        for function, (args, kwargs), made in self.tape:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
 
 def is_view(function) -> bool:

@@ -7,6 +7,7 @@ import torch
 from pretend import DEVICE, pretended_device
 from test_views import everything, photos
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from diptych.base.random_at import random_at
 from diptych.views import (
@@ -135,3 +136,18 @@ def test_two_views_take_sixty_launches_on_a_device(name):
             made = chain.apply(images, packed)
         assert device.launches <= 60 and device.waits == device.uploads == [], device.launched
         assert all(view.is_contiguous(memory_format=torch.channels_last) for view in made)
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "barlow_twins, original"])
+def test_no_shape_depends_on_a_draw(name):
+    """Traced on fake tensors, which have no numbers to depend on; the trace makes the views of other draws."""
+    views, images = SETS[name], photos(8)
+    [(_, chain)] = chains(views)
+    first, other = (chain.pack([view.sample(8, random_at(which, i)) for i, view in enumerate(views)], 8, 32, 32)
+                    for which in "ab")  # fmt: skip
+    chain.apply(images, first)  # tables and constants
+    traced = make_fx(
+        lambda pixels, packed: chain.apply(pixels, packed), tracing_mode="fake", _allow_non_fake_inputs=True
+    )(images, first)
+    for mine, wanted in zip(traced(images, other), chain.apply(images, other), strict=True):
+        assert torch.equal(mine, wanted)

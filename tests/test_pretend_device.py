@@ -6,15 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_source import Fake, values_of
-from pretend import DEVICE, There, pretended_device
+from pretend import DEVICE, PretendGraph, There, pretended_device
 from tiny import TinyEncoder, tiny_images
 
+from diptych.base.errors import RecipeError
 from diptych.data.images import images
-from diptych.methods import BarlowTwins, Method, SimSiam
+from diptych.methods import BarlowTwins, CodingRate, Method, SimSiam
 from diptych.methods.keras import keras_barlow_twins, keras_simsiam
 from diptych.networks.batch_norm import shared_statistics
 from diptych.networks.keras import KerasResNet20v2, KerasResNet34
 from diptych.training import optimizers
+from diptych.training.capture import capture, check_graph
 from diptych.training.diary import Diary, State
 from diptych.training.feed import Feed
 from diptych.training.fused import Updates
@@ -68,7 +70,8 @@ def small(kind: Callable, encoder: Callable = WithoutBias, **options) -> Callabl
 
 def train(make: Callable[[], Method], where: torch.device, optimizer: str = "lars", *, views: list[View] | None = None,
           watched: bool = False, precision: str = "float32", epochs: int = 1, batch: int = 12,
-          statistics: int | None = None, slow_views: bool = False, **options) -> tuple[Method, list[dict]]:  # fmt: skip
+          statistics: int | None = None, slow_views: bool = False,
+          graph: bool | str = False, **options) -> tuple[Method, list[dict]]:  # fmt: skip
     """The loop of `pretrain` over 48 tiny images; (the method, the lines of the log)."""
     photos = tiny_images()
     dtype = torch.float64 if precision == "float64" else torch.float32
@@ -83,6 +86,8 @@ def train(make: Callable[[], Method], where: torch.device, optimizer: str = "lar
         watches = [collapse_watch(method, pixels[:8], views), knn_watch(pixels, photos.labels, (0.5,) * 3, (0.25,) * 3)]
     with torch.random.fork_rng(), shared_statistics(method, statistics):
         learner = Learner(method, made, warmup_cosine(0.2), precision=precision, **options)
+        if graph:
+            capture(learner, feed, graph, print)
         diary = Diary(run, State(), total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch,
                       log_steps=3, waits=where.type != "cpu")  # fmt: skip
         readings = Watches(watches, method.encoder, diary)
@@ -129,6 +134,7 @@ def test_the_pretended_device_can_fail(device):
 
 
 ALL = {
+    "coding_rate": (small(CodingRate), {"optimizer": "adamw", "slow_views": True}),
     "barlow_twins": (small(BarlowTwins), {}),
     "simsiam": (small(SimSiam, predictor=8), {"optimizer": "sgd", "views": simsiam(12)}),
     "micro_batch": (small(BarlowTwins), {"micro_batch": 6, "optimizer": "adamw"}),
@@ -195,9 +201,9 @@ def one_step(make: Callable[[], Method], optimizer: str, device, **options) -> d
     counted: list[dict[str, int]] = []
     take = Updates.take
 
-    def counts(updates, fine):
+    def counts(updates, fine, rates):
         before = device.launched.copy()
-        take(updates, fine)
+        take(updates, fine, rates)
         counted.append(dict(device.launched - before))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -209,6 +215,96 @@ def one_step(make: Callable[[], Method], optimizer: str, device, **options) -> d
 @pytest.mark.parametrize("optimizer", ["lars", "lamb", "sgd", "adamw"])
 def test_an_update_takes_ten_launches(optimizer, device):
     launched = one_step(small(BarlowTwins), optimizer, device)
-    staged = {"_to_copy.default": 2, "logical_not.default": 1}  # rates, and whether the step is fine
+    staged = {"_to_copy.default": 1, "logical_not.default": 1}  # whether the step is fine
     assert sum(launched.values()) - sum(staged.values()) <= 10, launched
     assert staged.items() <= launched.items()
+
+
+class Averages(BarlowTwins):
+    """With a weight that follows another one, by a share that depends on progress; and a draw of its own."""
+
+    def __init__(self, encoder, projector):
+        super().__init__(encoder, projector)
+        self.target = torch.nn.Parameter(torch.zeros(16, 8), requires_grad=False)
+
+    def draw(self, n, rng):
+        return {"noise": torch.randn(n, 16, generator=rng)}
+
+    def project(self, views, draw):
+        z = super().project(views, draw)
+        return z | {"z1": z["z1"] + 0.1 * draw["noise"]}
+
+    def after_step(self, kept, progress):
+        self.target.lerp_(self.projector[0].weight.detach(), 1 - progress)
+
+
+CAPTURED = {
+    "barlow_twins": (small(BarlowTwins), {}),
+    "simsiam, sgd": (small(SimSiam, predictor=8), {"optimizer": "sgd", "views": simsiam(12)}),
+    "lamb": (small(SimSiam, predictor=8), {"optimizer": "lamb", "clip_norm": 1.0}),
+    "adamw, bfloat16": (small(CodingRate), {"optimizer": "adamw", "precision": "bfloat16"}),
+    "draws and targets": (small(Averages), {}),
+    "slow views": (small(BarlowTwins), {"slow_views": True}),
+    "the Keras ResNet-20": (small(keras_simsiam, KerasResNet20v2, predictor=8), {"optimizer": "lamb"}),
+}
+
+
+@pytest.mark.parametrize("what", CAPTURED)
+def test_a_captured_step_is_the_eager_one(what, device, monkeypatch):
+    """Bit for bit: a recording that is replayed on other numbers, in the memory that it was made with. Steps 3 to 7 are."""
+    monkeypatch.setattr("diptych.base.graph.new_graph", lambda where: PretendGraph(device))
+    make, options = CAPTURED[what]
+    eager, wanted = train(make, DEVICE, epochs=2, **options)
+    with device.counting():
+        captured, lines = train(make, DEVICE, epochs=2, graph=True, **options)
+    assert device.launched["replay"] == 5 * (1 if "slow_views" in options else 2)
+    assert numbers(lines) == numbers(wanted)
+    for (name, mine), his in zip(captured.state_dict().items(), eager.state_dict().values(), strict=True):
+        assert torch.equal(mine.cpu(), his.cpu()), name
+
+
+class Reads(BarlowTwins):
+    def compare(self, projections, progress):
+        return super().compare(projections, float(progress))
+
+
+def test_a_step_that_cannot_be_captured_goes_on_without(device, monkeypatch, capsys):
+    """One line says why; `true` refuses."""
+    monkeypatch.setattr("diptych.base.graph.new_graph", lambda where: PretendGraph(device))
+    eager, wanted = train(small(Reads), DEVICE, "lamb", epochs=2)
+    captured, lines = train(small(Reads), DEVICE, "lamb", epochs=2, graph="auto")
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and said[0].startswith("note: steps run without a CUDA graph: aten._local_scalar_dense")
+    assert numbers(lines) == numbers(wanted)
+    assert all(torch.equal(mine.cpu(), his.cpu())
+               for mine, his in zip(captured.state_dict().values(), eager.state_dict().values(), strict=True))  # fmt: skip
+    with pytest.raises(RecipeError, match="cuda_graph: a step cannot be captured: .*; set it to auto or false"):
+        train(small(Reads), DEVICE, epochs=2, graph=True)
+
+
+def test_a_hindrance_is_said_on_a_device(device, capsys):
+    learner = SimpleNamespace(device=DEVICE)
+    capture(learner, None, "auto", print, hindrance="it does not go together with micro_batch")
+    assert capsys.readouterr().out == "note: steps run without a CUDA graph: it does not go together with micro_batch\n"
+    capture(learner, None, False, print, hindrance="cuda_graph is false")
+    capture(
+        SimpleNamespace(device=torch.device("cpu")), None, "auto", print, hindrance="there are graphs on a GPU only"
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"device": "cpu"}, "on a GPU only"),
+        ({"micro_batch": 4}, "micro_batch"),
+        ({"torch_compile": True}, "torch_compile"),
+    ],
+)
+def test_what_cannot_be_captured_is_said_before_training(options, reason):
+    options = {"device": "cuda"} | options
+    where = torch.device(options.pop("device"))
+    assert reason in check_graph("auto", where, **options)
+    assert check_graph(False, where, **options) == "cuda_graph is false"
+    with pytest.raises(RecipeError, match=f"cuda_graph: .*{reason}"):
+        check_graph(True, where, **options)

@@ -73,9 +73,8 @@ class Diary:
 
     def due(self, step: int) -> bool:
         """Whether to look when this step has been taken: at the first one, at those that are logged, at an epoch's end."""
-        return (
-            not self.waits or step == self.first_step or self.is_logged(step) or (step + 1) % self.steps_per_epoch == 0
-        )
+        ends_epoch = (step + 1) % self.steps_per_epoch == 0
+        return not self.waits or step == self.first_step or ends_epoch or self.is_logged(step)
 
     def is_logged(self, step: int) -> bool:
         """The first step, every `log_steps`-th and the last: a resumed run logs the same ones, each once."""
@@ -87,8 +86,8 @@ class Diary:
         numbers = iter(torch.cat([step.numbers for step in taken]).tolist())  # the one wait for the device
         own = [[next(numbers) for _ in step.names] for step in taken]
         average = means(*flags, *(number for row in own for number in row))
-        raised, average = [share > 0 for share in average[: len(flags)]], iter(average[len(flags) :])
-        rows = [[next(average) for _ in row] for row in own]
+        raised, losses = [share > 0 for share in average[: len(flags)]], iter(average[len(flags) :])
+        rows = [[next(losses) for _ in row] for row in own]
         good = next((i for i, row in enumerate(rows) if not math.isfinite(row[0] + own[i][1])), len(taken))
         for i in range(good):
             self.count(taken[i], [rows[i][0], own[i][1], *rows[i][2:]])

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.base.device import upload
-
 TORCHS_OWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # exactly these, whose fused forms skip
 
 
@@ -75,18 +73,24 @@ class Updates:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
         self.optimizer, self.device = optimizer, device
         self.torchs_own = type(optimizer) in TORCHS_OWN
+        self.form = {"fused": True, "foreach": False} if self.torchs_own else {}
+        if "capturable" in optimizer.defaults:
+            self.form["capturable"] = True
         groups = ([p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups)
         honours = self.torchs_own or getattr(type(optimizer), "skips_bad_steps", False)
         self.skips = honours and all(is_fused(parameters) for parameters in groups)
 
-    def take(self, fine: Tensor) -> None:
-        """One step; unless the 0-d `fine`, of an optimizer that skips, one that moves nothing."""
+    def take(self, fine: Tensor, rates: Tensor) -> None:
+        """One step; unless the 0-d `fine`, of an optimizer that skips, one that moves nothing. rates: (G,), of the groups."""
         if not self.skips:
             self.optimizer.step()
             return
-        rates = upload(torch.tensor([group["lr"] for group in self.optimizer.param_groups]), self.device)
         with self.fused(rates, found_inf=fine.logical_not().float()):
             self.optimizer.step()
+
+    def replayed(self) -> None:
+        """The device has taken a step of its own: count it on the host."""
+        getattr(self.optimizer, "count_on_host", lambda: None)()
 
     @contextmanager
     def fused(self, rates: Tensor, found_inf: Tensor) -> Iterator[None]:
@@ -94,7 +98,7 @@ class Updates:
 
         Afterwards all is as a checkpoint on any device wants it.
         """
-        optimizer, form = self.optimizer, {"fused": True, "foreach": False} if self.torchs_own else {}
+        optimizer, form = self.optimizer, self.form
         before = [dict(group) for group in optimizer.param_groups]
         optimizer.found_inf = found_inf  # pyrefly: ignore[missing-attribute]
         for group, rate in zip(optimizer.param_groups, rates.unbind(), strict=True):

@@ -27,6 +27,11 @@ class Guard:
         # Of each step since `settle`: the optimizer's dicts, and what they held.
         self.memories: list[list[tuple[dict, dict]]] = []
 
+    def note(self) -> None:
+        """Remember the host's numbers before a step."""
+        if self.undoes:
+            self.memories.append([(memory, held(memory)) for memory in self.memory()])
+
     def remember(self) -> None:
         """Copy aside what the step that follows may move."""
         tensors = self.moved()
@@ -34,8 +39,6 @@ class Guard:
             # The first step, or the optimizer remembers more than before.
             self.copies = [torch.empty_like(t) for t in tensors]
         copy(tensors, self.copies)
-        if self.undoes:
-            self.memories.append([(memory, held(memory)) for memory in self.memory()])
 
     @contextmanager
     def update(self, fine: Tensor) -> Iterator[bool]:

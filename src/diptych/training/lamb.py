@@ -65,13 +65,21 @@ class Lamb(timm.optim.Lamb):
 
     def _count(self, group: dict, device: torch.device) -> Tensor:
         """The number of this step, 0-d on the device. The host counts too, for checkpoints."""
-        taken = group.setdefault("step", torch.tensor(0.0, device="cpu"))
-        before = int(taken)
-        taken.add_(1)
-        known, count = self._counts.get(id(group), (-1, None))
-        count = torch.full((), before + 1.0, device=device) if count is None or known != before else count.add_(1)
-        self._counts[id(group)] = before + 1, count
+        taken = int(group.setdefault("step", torch.tensor(0.0, device="cpu")))
+        known, count = self._counts.get(id(group), (-1, torch.empty(())))
+        count = count.add_(1) if known == taken else torch.full((), taken + 1.0, device=device)
+        self._counts[id(group)] = taken, count
+        self._count_on_host(group)
         return count
+
+    def count_on_host(self) -> None:
+        """After a step that was replayed as a graph: only the device has counted it."""
+        for group in self.param_groups:
+            self._count_on_host(group)
+
+    def _count_on_host(self, group: dict) -> None:
+        group["step"].add_(1)
+        self._counts[id(group)] = int(group["step"]), self._counts[id(group)][1]
 
     def _step_of(self, p: Tensor, group: dict, taken: Tensor, update: Tensor) -> None:
         assert p.grad is not None

@@ -19,6 +19,7 @@ from diptych.networks.convolution import quick_convolutions
 from diptych.runs import boards
 from diptych.runs.run import Run
 from diptych.training.budget import check_length, steps_within
+from diptych.training.capture import capture, check_graph
 from diptych.training.diary import Diary
 from diptych.training.early_stop import EarlyStop
 from diptych.training.ends import begin, check, finish, open_run
@@ -51,6 +52,7 @@ def pretrain(
     clip_norm: Positive | None = None,
     micro_batch: Annotated[int, Range(2, 2**24)] | None = None,
     torch_compile: bool = False,
+    cuda_graph: bool | Annotated[str, Words("auto", "auto, true or false")] = "auto",
     watch: Sequence[Watch] = (),
     watch_epochs: Count = 1,
     stopping: EarlyStop | None = None,
@@ -70,8 +72,8 @@ def pretrain(
     (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a time; loss and
     gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the pieces.
     torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
-    compiler. stopping: when to end early, see `EarlyStop`. record: what recipe.yaml will hold, by default a description of
-    the arguments.
+    compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it cannot. stopping: when to end early, see
+    `EarlyStop`. record: what recipe.yaml will hold, by default a description of the arguments.
 
     `method` is trained in place: afterwards it is on `device`, in the precision's type, in channels_last. The classes of its
     layers, which are exchanged for the time of training, and the process' random state are put back.
@@ -84,6 +86,7 @@ def pretrain(
     where = start(choose_device(device))
     images.prepare()  # bad images are left out before anything is counted
     check(images, method, batch_size=batch_size, micro_batch=micro_batch, torch_compile=torch_compile)
+    hindrance = check_graph(cuda_graph, where, micro_batch=micro_batch, torch_compile=torch_compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     settings = dict(epochs=epochs, budget=budget, batch_size=batch_size, seed=seed, precision=precision,
@@ -111,6 +114,7 @@ def pretrain(
         statistics = shared_statistics(method, method.statistics_rows)
         with own_random, statistics, quick_convolutions(method), StopRequest() as request, bar:
             learner = learn(method, optimizer)
+            capture(learner, feed, cuda_graph, bar.say, hindrance=hindrance)
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,
                           log_steps=log_steps, waits=waits_for(where), bar=bar)  # fmt: skip
             watches = Watches(watch, method.encoder, diary, every=watch_epochs)

@@ -1,12 +1,13 @@
 """All views of a batch in one pass, in the form for a GPU. N images, V views, M = V N rows, view by view."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diptych.base.device import full_precision, upload
+from diptych.base.graph import Captured
 from diptych.base.random_at import Draw
 from diptych.views import masked, masked_colour
 from diptych.views.keras_masked import KERAS_TWINS
@@ -47,6 +48,7 @@ class Chain:
 
     def __init__(self, links: list[Link], parts: list[list[Link | None]]):
         self.links, self.parts = links, parts
+        self.run: Callable[..., Sequence[Tensor]] = self.apply
 
     def pack(self, draws: Sequence[Sequence[Draw]], count: int, height: int, width: int) -> Tensor:
         """(M, k) from the draws of each view, for `count` images of this size."""
@@ -84,6 +86,11 @@ class Together:
     def __init__(self, views: Sequence[View]):
         self.views, self.chains = views, chains(views)
 
+    def capture(self, failed: Callable[[str], object]) -> None:
+        """Passes run as graphs from now on, see `Captured`: views are overwritten by those of the next batch."""
+        for _, chain in self.chains or ():
+            chain.run = Captured(chain.apply, failed)
+
     def apply(self, images: Tensor, draws: Sequence[list[Draw]]) -> list[Tensor]:
         """(N, 3, H, W) uint8 and the draws of each view -> (N, 3, S, S) float32 on the same device, one a view."""
         if images.device.type == "cpu" or self.chains is None:
@@ -91,7 +98,7 @@ class Together:
         views: dict[int, Tensor] = {}
         for numbers, chain in self.chains:
             packed = chain.pack([draws[number] for number in numbers], len(images), *images.shape[2:])
-            views |= zip(numbers, chain.apply(images, upload(packed, images.device)), strict=True)
+            views |= zip(numbers, chain.run(images, upload(packed, images.device)), strict=True)
         return [views[number] for number in range(len(self.views))]
 
 
