@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.device import free_bytes
+from diptych.base.device import free_bytes, held_bytes
 from diptych.base.errors import DataError
 from diptych.base.threads import in_order
 from diptych.data.decode import BadImage
@@ -102,6 +102,8 @@ class Decoded:
         if device not in self._copies:
             fit = self.pixels.nbytes <= GPU_SHARE * free_bytes(device)
             self._copies[device] = self.pixels.to(device) if fit else self.pixels
+            if fit:
+                held_bytes["the images (images.resident=false keeps them out)"] = self.pixels.nbytes
         return self._copies[device]
 
 

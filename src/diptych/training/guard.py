@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from diptych.base.device import held_bytes
 from diptych.methods import Method
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size of an element in bytes
@@ -23,6 +24,8 @@ class Guard:
 
     def __init__(self, method: Method, optimizer: torch.optim.Optimizer, undoes: bool, optimizer_skips: bool = False):
         self.method, self.optimizer, self.undoes, self.optimizer_skips = method, optimizer, undoes, optimizer_skips
+        if undoes:
+            held_bytes["weights and gradients"] = 2 * sum(p.nbytes for p in method.parameters())
         self.copies: list[Tensor] = []
         # Of each step since `settle`: the optimizer's dicts, and what they held.
         self.memories: list[list[tuple[dict, dict]]] = []

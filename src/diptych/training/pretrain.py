@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 
+from diptych.base.arithmetic import arithmetic
 from diptych.base.device import TRAINING_PRECISIONS, choose_device, waits_for
 from diptych.base.processes import rank, start, together
 from diptych.base.ranges import Count, Device, Positive, Range, Rate, Seed, Words, checked
@@ -53,6 +54,7 @@ def pretrain(
     micro_batch: Annotated[int, Range(2, 2**24)] | None = None,
     torch_compile: bool = False,
     cuda_graph: bool | Annotated[str, Words("auto", "auto, true or false")] = "auto",
+    deterministic: bool = False,
     watch: Sequence[Watch] = (),
     watch_epochs: Count = 1,
     stopping: EarlyStop | None = None,
@@ -68,12 +70,13 @@ def pretrain(
 
     How long: `epochs`, or a budget of time ("90s", "20m", "1h30m"), which the measured rate makes a number of steps before
     step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same. batch_size is the global
-    number of images a step, over all processes; a short last batch is dropped. precision is "float32", "bfloat16"
-    (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a time; loss and
-    gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the pieces.
-    torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
-    compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it cannot. stopping: when to end early, see
-    `EarlyStop`. record: what recipe.yaml will hold, by default a description of the arguments.
+    number of images a step, over all processes; a short last batch is dropped. precision is "float32", "tf32" (a GPU
+    multiplies with 10 bits in the networks), "bfloat16" (autocast) or "float64"; losses and views stay float32. micro_batch:
+    run the networks on that many images at a time; loss and gradient are the whole batch's (gradient caching: one more
+    forward pass), batch normalisation sees the pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute
+    or more at the start, and a GPU or a C++ compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it
+    cannot. deterministic: the same bits from the same run on a GPU too, by slower ways for some operations. stopping: when to
+    end early, see `EarlyStop`. record: what recipe.yaml will hold, by default a description of the arguments.
 
     `method` is trained in place: afterwards it is on `device`, in the precision's type, in channels_last. The classes of its
     layers, which are exchanged for the time of training, and the process' random state are put back.
@@ -112,7 +115,8 @@ def pretrain(
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = ProgressBar("pretrain", feed.total, show and rank() == 0)
         statistics = shared_statistics(method, method.statistics_rows)
-        with own_random, statistics, quick_convolutions(method), StopRequest() as request, bar:
+        numerics = arithmetic(precision, deterministic=deterministic)
+        with own_random, statistics, numerics, quick_convolutions(method), StopRequest() as request, bar:
             learner = learn(method, optimizer)
             capture(learner, feed, cuda_graph, bar.say, hindrance=hindrance)
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,

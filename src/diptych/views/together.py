@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.base.device import full_precision, upload
+from diptych.base.arithmetic import float32_as
+from diptych.base.device import upload
 from diptych.base.graph import Captured
 from diptych.base.random_at import Draw
 from diptych.views import masked, masked_colour
@@ -65,7 +66,7 @@ class Chain:
     def apply(self, images: Tensor, packed: Tensor) -> list[Tensor]:
         """uint8 (N, 3, H, W), and `pack`'s result on their device -> (N, 3, S, S) float32 in channels_last, one a view."""
         views, count = len(self.parts), len(images)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), full_precision():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), float32_as("ieee"):
             most = max(1, VALUES_PER_BLOCK // (views * images[:1].numel()))
             blocks = zip(images.split(most), packed.view(views, count, -1).split(most, 1), strict=True)
             passed = [self._pass(*block) for block in blocks]
