@@ -3,17 +3,19 @@
 import pytest
 import torch
 from pretend import DEVICE, pretended_device
-from tiny import tiny_images, tiny_method, tiny_run
+from test_loop import different
+from tiny import tiny_images, tiny_method, tiny_run, weights_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diptych.base import arithmetic, device, threads
 from diptych.base.arithmetic import bfloat16_gain, exact_product, float32_as
-from diptych.base.errors import RecipeError
+from diptych.base.errors import DivergedError, RecipeError
 from diptych.commands import doctor
 from diptych.commands.ending import as_diptych_error
 from diptych.data import resident
 from diptych.methods.coding_rate import coding_rate
 from diptych.methods.losses import barlow_twins
+from diptych.runs import checkpoints
 from diptych.training import guard
 from diptych.training.optimizers import sgd
 from diptych.views import Together, simsiam
@@ -130,3 +132,18 @@ def test_what_is_held_on_a_device_is_noted(monkeypatch):
         guard.Guard(method, sgd(method), undoes=True)
     weights = sum(p.numel() for p in method.parameters())
     assert list(noted.values()) == [photos.pixels().nbytes, 8 * weights]
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(2.0, "bfloat16"), (0.64, "float32")])
+def test_a_run_chooses_its_precision_once(gain, chosen, monkeypatch, tmp_path):
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda where: gain)
+    assert arithmetic.choose_precision("float64", torch.device("cpu")) == "float64"
+    method = tiny_method()
+    method.nan_at = 6
+    with pytest.raises(DivergedError):
+        tiny_run(tmp_path / "run", method, precision="auto")
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", None)  # not asked again
+    resumed = tiny_run(tmp_path / "run", precision="auto")
+    assert different(weights_of(resumed), weights_of(tiny_run(tmp_path / chosen, precision=chosen))) == []
+    state = checkpoints.read_state(checkpoints.newest(tmp_path / "run" / "checkpoints"))
+    assert state["precision"] == chosen

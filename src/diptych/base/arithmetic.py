@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diptych.base.errors import RecipeError
+from diptych.base.processes import means
 
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9; the older switches refuse to be read beside it
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without it cuBLAS is not deterministic
@@ -86,6 +87,19 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
             torch.backends.cudnn.benchmark = tuned
             if workspace is None:
                 os.environ.pop(WORKSPACE, None)
+
+
+GAIN = 1.1  # how many times as fast bfloat16 must be to be worth its rounding
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`wanted`, or for "auto" what computes faster there: bfloat16 or float32, measured on a CPU, the same for all processes."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    (gain,) = means(bfloat16_gain(device))
+    return "bfloat16" if gain > GAIN else "float32"
 
 
 def bfloat16_gain(device: torch.device | str = "cpu", repeats: int = 5) -> float:

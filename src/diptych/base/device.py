@@ -8,7 +8,7 @@ import torch
 
 from diptych.base.errors import RecipeError
 
-TRAINING_PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
+TRAINING_PRECISIONS = ("float32", "tf32", "bfloat16", "float64", "auto")
 UNKNOWN_BYTES = 8 * 2**30  # assumed free where the system does not report its memory
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

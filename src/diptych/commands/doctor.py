@@ -70,10 +70,10 @@ def devices() -> str:
 
 def bfloat16() -> str:
     """What bfloat16 gains on this CPU, measured in a tenth of a second or so. Instructions for it alone do not decide."""
-    from diptych.base.arithmetic import bfloat16_gain
+    from diptych.base.arithmetic import GAIN, bfloat16_gain
 
     gain = bfloat16_gain()
-    better = "bfloat16" if gain > 1.1 else "float32"
+    better = "bfloat16" if gain > GAIN else "float32"
     return f"{gain:.2f} times the speed of float32 on this CPU: prefer pretrain.precision={better}"
 
 

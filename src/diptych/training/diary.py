@@ -25,6 +25,7 @@ class State:
     best_epoch: int = 0
     finished: bool = False
     steps_in_budget: int = 0  # the total of a run that has a budget of time
+    precision: str = ""  # in which the run computes, where it was to choose
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def numbers(self) -> dict:
