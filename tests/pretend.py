@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import backend_registration
+from torch.utils import _foreach_utils, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -111,6 +111,9 @@ class There(Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise RuntimeError(f"{function} of a tensor of the pretended device needs `with PretendDevice()`")
+
+
+_foreach_utils._foreach_supported_types.append(There)  # as a plain tensor of a GPU
 
 
 def is_there(device: object) -> bool:

@@ -80,7 +80,9 @@ def test_taps_of_large_images_are_computed(monkeypatch):
     assert expected <= [1e-5] and again <= [1e-5]
 
 
+KERAS = [KerasCrop(32), HorizontalFlip(), KerasColorJitter(), KerasBlur(0.5), Grayscale(), KerasSolarize(), KerasClip()]
 SETS = {
+    "the published": [View(KERAS), View(KERAS)],
     "barlow_twins": barlow_twins(32),
     "simsiam": simsiam(32),
     "barlow_twins, original": barlow_twins(32, "original"),
@@ -123,7 +125,7 @@ def test_an_operation_of_ones_own_has_no_other_form():
     assert chains([View([Own()])]) is None and chains([View([type("Derived", (Grayscale,), {})()])]) is None
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "simsiam"])
+@pytest.mark.parametrize("name", ["barlow_twins", "simsiam", "the published"])
 def test_two_views_take_sixty_launches_on_a_device(name):
     with pretended_device() as device:
         assert (

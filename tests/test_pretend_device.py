@@ -212,11 +212,16 @@ def one_step(make: Callable[[], Method], optimizer: str, device, **options) -> d
     return counted[1]
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "lamb", "sgd", "adamw"])
-def test_an_update_takes_ten_launches(optimizer, device):
+def larc(module, lr):
+    return optimizers.lars(module, lr, clip=True)
+
+
+@pytest.mark.parametrize(("optimizer", "limit"), [("lars", 10), ("lamb", 10), ("sgd", 10), ("adamw", 10), ("larc", 14)])
+def test_an_update_takes_few_launches(optimizer, limit, device, monkeypatch):
+    monkeypatch.setattr(optimizers, "larc", larc, raising=False)
     launched = one_step(small(BarlowTwins), optimizer, device)
     staged = {"_to_copy.default": 1, "logical_not.default": 1}  # whether the step is fine
-    assert sum(launched.values()) - sum(staged.values()) <= 10, launched
+    assert sum(launched.values()) - sum(staged.values()) <= limit, launched
     assert staged.items() <= launched.items()
 
 

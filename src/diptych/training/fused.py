@@ -48,11 +48,13 @@ def memory_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], na
     return [optimizer.state[p][name] for p in parameters]
 
 
-def norm_quotients(parameters: Sequence[Tensor], updates: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """`scale` |w| / |u| of each parameter w and its update u, (T,); 1 where one of the lengths is 0."""
+def norm_quotients(parameters: Sequence[Tensor], updates: Sequence[Tensor], scale: float = 1.0, *,
+                   share: float = 0.0, eps: float = 0.0) -> Tensor:  # fmt: skip
+    """`scale` |w| / (|u| + share |w| + eps) of each parameter w and its update u, (T,); 1 where one of the lengths is 0."""
     norms = torch.stack(torch._foreach_norm([*parameters, *updates]))
-    length, slope = norms[: len(parameters)], F.threshold(norms[len(parameters) :], 0.0, math.inf)
-    quotient = length / slope if scale == 1.0 else length * scale / slope
+    length, size = norms[: len(parameters)], F.threshold(norms[len(parameters) :], 0.0, math.inf)
+    size = torch.add(size, length, alpha=share).add_(eps) if eps else size
+    quotient = length / size if scale == 1.0 else length * scale / size
     return F.threshold(quotient, 0.0, 1.0)
 
 

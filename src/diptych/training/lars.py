@@ -44,15 +44,18 @@ class Lars(torch.optim.Optimizer):
         return loss
 
     def _fused_step(self, parameters: list[Tensor], group: dict) -> None:
-        """All tensors at once: nine launches for a group that is adapted, one for another. Skips if `found_inf` says so."""
+        """All at once: nine launches for a group that is adapted (LARC: 13), else one. Skips if `found_inf` says so."""
         momenta, updates = memory_of(self, parameters, "momentum_buffer"), gradients_of(parameters)
         if group["weight_decay"] or group["always_adapt"]:
             gradients = updates
             updates = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-            if group["always_adapt"] and group["trust_clip"]:
-                torch._foreach_mul_(updates, trust_ratios(parameters, gradients, updates, group))
-            elif group["always_adapt"]:
-                ratios = norm_quotients(parameters, updates, group["trust_coeff"])
+            if group["always_adapt"]:
+                if group["trust_clip"]:
+                    share = {"share": group["weight_decay"], "eps": LARC_EPS}
+                    ratios = norm_quotients(parameters, gradients, group["trust_coeff"], **share)
+                    ratios = (ratios / group["lr"]).clamp_max_(1.0)
+                else:
+                    ratios = norm_quotients(parameters, updates, group["trust_coeff"])
                 torch._foreach_mul_(updates, list(ratios.unbind()))
         move(self, parameters, updates, group["lr"], momenta, group["momentum"])
 

@@ -1,37 +1,56 @@
 """The twins of the operations of Keras' two examples, see `masked`."""
 
+from functools import cache
+
+import torch
 from torch import Tensor
 
 from diptych.base.random_at import Draw
 from diptych.views import keras
+from diptych.views.blur import gaussian_taps
 from diptych.views.masked import Twin, cut, select
-from diptych.views.masked_colour import Blur
 from diptych.views.resample import Axis
 
 
 class KerasCrop(Twin):
-    columns = 4
+    columns, includes_flip = 4, True
 
     def key(self, step: keras.KerasCrop) -> tuple:
         return (step.size,)
 
     def pack(self, step: keras.KerasCrop, draw: Draw, height: int, width: int) -> list[Tensor]:
         top, left, side = step.boxes(draw, height, width).unbind(1)
-        return [left, side - 1, top, side - 1]
+        return [left, side - 1 + width * draw.get("mirrored", torch.tensor(0)), top, side - 1]
 
     def run(self, step: keras.KerasCrop, images: Tensor, columns: Tensor) -> Tensor:
         axes = (Axis(pixels, step.size, "bilinear", antialias=False) for pixels in images.shape[:1:-1])
         return cut(images, columns, *axes)
 
 
+@cache
+def blur_matrix(sigma: float, pixels: int, device: torch.device) -> Tensor:
+    """(P, P): the blur of an axis, on a device; computed on the CPU once."""
+    with torch.inference_mode(False):
+        line, weight = gaussian_taps(torch.tensor([sigma]), 3, pixels)
+        return torch.zeros(pixels, pixels).scatter_add_(1, line[0], weight[0]).to(device)
+
+
 class KerasBlur(Twin):
-    neutral = (0.0, 1.0)
+    neutral = (0.0,)
+
+    def key(self, step: keras.KerasBlur) -> tuple:
+        return (step.sigma,)
 
     def pack(self, step: keras.KerasBlur, draw: Draw, height: int, width: int) -> list[Tensor]:
-        return Blur().pack(step._blur, draw, height, width)
+        return [draw["chosen"]]
 
     def run(self, step: keras.KerasBlur, images: Tensor, columns: Tensor) -> Tensor:
-        return Blur().run(step._blur, images, columns)
+        rows, channels, height, width = images.shape
+        step._blur.taps(height, width)  # refuses images that are too small
+        down, across = (blur_matrix(step.sigma, pixels, images.device) for pixels in (height, width))
+        wide = images.reshape(-1, width) @ across.T
+        blurred = torch.bmm(down.expand(rows * channels, height, height), wide.view(-1, height, width))
+        return select(columns[:, 0], blurred.view(images.shape), images)
 
 
 class KerasJitter(Twin):

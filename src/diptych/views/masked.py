@@ -24,6 +24,7 @@ class Twin:
 
     neutral: ClassVar[tuple[float, ...] | None] = None
     columns = 0  # of an operation without a neutral row
+    includes_flip = False  # whether it takes `mirrored` (N,) in its draw: rows that a later flip turns
 
     @property
     def width(self) -> int:
@@ -56,8 +57,8 @@ def table(axis: Axis, device: torch.device) -> Taps:
 
 
 def select(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Row by row, where the column `mask` (M,) is 1 or 0."""
-    return torch.where(mask[:, None, None, None] > 0, yes, no)
+    """Row by row, where the column `mask` (M,) is 1 or 0. One launch, and exact: both are finite."""
+    return torch.lerp(no, yes, mask[:, None, None, None])
 
 
 def resampling(axis: Axis, start: Tensor, row: Tensor) -> Tensor:
@@ -96,17 +97,14 @@ def clamped(images: Tensor) -> Tensor:
 
 
 class ResizedCrop(Twin):
-    """`mirrored` in the draw: rows that a later flip turns."""
-
-    columns = 4
+    columns, includes_flip = 4, True
 
     def key(self, step: geometry.RandomResizedCrop) -> tuple:
         return step.size, step.interpolation, step.antialias
 
     def pack(self, step: geometry.RandomResizedCrop, draw: Draw, height: int, width: int) -> list[Tensor]:
         top, left, high, wide = step.boxes(draw, height, width).unbind(1)
-        mirrored = draw.get("mirrored", torch.zeros(len(top), dtype=torch.bool))
-        return [left, wide - 1 + width * mirrored, top, high - 1]
+        return [left, wide - 1 + width * draw.get("mirrored", torch.tensor(0)), top, high - 1]
 
     def run(self, step: geometry.RandomResizedCrop, images: Tensor, columns: Tensor) -> Tensor:
         axes = (Axis(pixels, step.size, step.interpolation, step.antialias) for pixels in images.shape[:1:-1])

@@ -121,7 +121,7 @@ def chains(views: Sequence[View]) -> list[tuple[list[int], Chain]] | None:
 
 def links_of(view: View) -> list[Link] | None:
     """The operations of a view, without flips that crops include; None where one has no twin."""
-    flips = flips_of_crops(view.operations)
+    flips = flips_of_crops(view.operations, tuple(kind for kind, twin in TWINS.items() if twin.includes_flip))
     if any(type(step) not in TWINS for step in view.operations):
         return None
     return [Link(TWINS[type(step)], step, place, flips.get(place))
