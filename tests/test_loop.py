@@ -10,33 +10,19 @@ from tiny import (
     TOTAL,
     NormlessEncoder,
     TinyEncoder,
-    tiny_images,
     tiny_method,
     tiny_run,
     told,
     weights_of,
     without_norms,
 )
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeTensor,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from diptych.base.errors import DivergedError, RecipeError
 from diptych.methods import BarlowTwins, Method, SimSiam
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 from diptych.training import optimizers
-from diptych.training.diary import Diary, State
-from diptych.training.feed import Feed
-from diptych.training.guard import Guard
-from diptych.training.learner import Learner
-from diptych.training.schedules import constant
-from diptych.views import presets
+from diptych.training.diary import Diary
 
 
 @pytest.fixture
@@ -200,67 +186,6 @@ def test_pieces_of_another_size_are_refused(size, tmp_path):
     with pytest.raises(RecipeError, match=said):
         tiny_run(tmp_path / "run", micro_batch=size)
     assert not (tmp_path / "run").exists()
-
-
-class OnlyTheGpuIsFake(TorchDispatchMode):
-    """What lies on the CPU alone, draws and orders, keeps its numbers."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))) or str(
-            kwargs.get("device")
-        ).startswith("cuda"):
-            return function(*args, **kwargs)
-        with unset_fake_temporarily():
-            return function(*args, **kwargs)
-
-
-def backward(*outputs: torch.Tensor) -> None:
-    """Autograd's engine wants a true GPU: this gives each leaf behind `outputs` a gradient of its shape."""
-    waiting, seen = [output.grad_fn for output in outputs], set()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [before for before, _ in node.next_functions]
-            if hasattr(node, "variable"):
-                node.variable.grad = torch.zeros_like(node.variable)
-
-
-class Mute:
-    """A run folder that writes nothing."""
-
-    def log(self, *_, **__) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("preset", "optimizer", "micro_batch"),
-    [("simsiam", "sgd", None), ("barlow_twins", "adamw", 4), ("barlow_twins", "lars", None), ("simsiam", "lamb", None)],
-)
-def test_between_two_looks_nobody_waits_for_the_gpu(preset, optimizer, micro_batch, monkeypatch):
-    """Four whole steps on a GPU that is not there: torch's fake tensors know device and shape, but no numbers. An
-    operation that needs one (`.item()`, a boolean mask, a branch) raises, and so does one that mixes devices."""
-    photos, waits = tiny_images(), []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
-    monkeypatch.setattr(Guard, "wait", lambda guard, fine: waits.append(fine) or True)
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss))
-    monkeypatch.setattr(torch.autograd, "backward", lambda outputs, _: backward(*outputs))
-    with FakeTensorMode(allow_non_fake_inputs=True), OnlyTheGpuIsFake():
-        with torch.device("cuda"):
-            kind = BarlowTwins if preset == "barlow_twins" else SimSiam
-            method = kind(TinyEncoder(), projector=(16, 16))
-        made = getattr(optimizers, optimizer)(method, lr=0.1)
-        feed = Feed(photos, getattr(presets, preset)(12), epochs=1, batch_size=12, device="cuda:0")
-        learner = Learner(method, made, constant(), clip_norm=1.0, micro_batch=micro_batch)
-        diary = Diary(Mute(), State(), total=4, steps_per_epoch=4, batch_size=12, log_steps=100, waits=True)
-        with pytest.raises(DataDependentOutputException):
-            float(next(method.parameters()).sum())  # it would be noticed
-        for step, views in feed.starting_at(0):
-            diary.taken.append(learner.step(step, feed.total, views))
-            assert diary.due(step) == (step in (0, 3))
-        assert {parameter.device.type for parameter in method.parameters()} == {"cuda"}
-    assert len(diary.taken) == 4
-    assert len(waits) <= 1, "the optimizer begins to remember in its first step, which is waited for"
 
 
 class FollowsItself(BarlowTwins):

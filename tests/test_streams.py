@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from fake_source import Fake, values_of, write
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diptych.base import device
 from diptych.base.errors import DataError, RecipeError
@@ -236,24 +235,6 @@ def test_a_fingerprint_is_computed_once(monkeypatch, tmp_path):
 
 
 # --- a GPU
-
-
-@pytest.mark.parametrize(("free", "copied"), [(4 * 50 * 48, True), (4 * 50 * 48 - 1, False)])
-def test_a_resident_set_is_on_the_gpu_once_if_it_fits(free, copied, monkeypatch):
-    """On a GPU that is not there: torch's fake tensors know device and shape."""
-    asked = []
-    monkeypatch.setattr("diptych.data.resident.free_bytes", lambda device: asked.append(device) or free)
-    photos = images(Fake(50), size=4, resident=True)
-    photos.prepare()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for _ in range(2):
-            batches = [pixels for _, pixels in photos.read(ORDER, 16, device="cuda:0")]
-            assert [tuple(pixels.shape) for pixels in batches] == [(n, 3, 4, 4) for n in (16, 16, 16, 2)]
-            assert {str(pixels.device) for pixels in batches} == {"cuda:0"}
-            monkeypatch.setattr("diptych.data.resident.free_bytes", None)  # never asked again
-    assert asked == [torch.device("cuda", 0)]
-    assert str(photos._decoded._copies[asked[0]].device) == ("cuda:0" if copied else "cpu")
-    assert values_of(next(photos.read(ORDER, 50))[1]) == ORDER  # the CPU still has them
 
 
 @pytest.mark.gpu

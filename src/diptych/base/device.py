@@ -8,7 +8,7 @@ import torch
 
 from diptych.base.errors import RecipeError
 
-TRAINING_PRECISIONS = ("float32", "bfloat16", "float64")
+TRAINING_PRECISIONS = ("float32", "tf32", "bfloat16", "float64", "auto")
 UNKNOWN_BYTES = 8 * 2**30  # assumed free where the system does not report its memory
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -41,6 +41,22 @@ def waits_for(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+held_bytes: dict[str, int] = {}  # of a GPU, by what they hold, for the message when it has no memory left
+
+
+def what_fills(most: int) -> str:
+    """In words: where `most` bytes of a GPU went, as far as it is known."""
+    parts = [f"{what} {size / 1e9:.1f}" for what, size in held_bytes.items()]
+    remainder = most - sum(held_bytes.values())
+    return ", ".join([*parts, f"the step itself {remainder / 1e9:.1f}"]) if parts and remainder > 0 else ""
+
+
+def upload(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A few numbers of the CPU on `device`, without waiting for it."""
+    pinned = numbers.pin_memory() if device.type == "cuda" else numbers
+    return pinned.to(device, non_blocking=True)
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that this process may still allocate on `device`.
 
@@ -52,6 +68,12 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     limits = [_machine_bytes(PROC), *_control_group_bytes(PROC, CGROUPS)]
     return max(0, min(limits)) // local_processes(os.environ)
+
+
+def own_cores() -> int:
+    """The CPUs that this process may use, divided by the processes of this job on the machine; at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // local_processes(os.environ))
 
 
 def local_processes(env: Mapping[str, str]) -> int:

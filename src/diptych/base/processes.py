@@ -41,6 +41,11 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _MeanOverRanks.apply(x)
 
 
+def on_all_ranks(flag: Tensor) -> Tensor:
+    """Whether a 0-d flag is true on every process."""
+    return flag if world_size() == 1 else mean_over_ranks(flag.float()) == 1
+
+
 class _MeanOverRanks(torch.autograd.Function):
     """The gradient of a mean over ranks is a mean over ranks.
 

@@ -74,10 +74,13 @@ def as_diptych_error(error: OSError | RuntimeError | MemoryError) -> DiptychErro
     if type(error).__name__ == "OutOfMemoryError":
         import torch
 
-        peak = torch.cuda.max_memory_allocated() / 1e9
+        from diptych.base.device import what_fills
+
+        peak = torch.cuda.max_memory_allocated()
+        used = f"{peak / 1e9:.1f} GB at most were in use" + (f": {parts}" if (parts := what_fills(peak)) else "")
         request = next((part for part in message.split(". ") if part.startswith("Tried")), "out of memory")
         request = request[:1].lower() + request[1:]
-        return RecipeError(f"the GPU has no memory left ({request}, {peak:.1f} GB at most were in use): {LESS_MEMORY}")
+        return RecipeError(f"the GPU has no memory left ({request}, {used}): {LESS_MEMORY}")
     if isinstance(error, MemoryError) or "can't allocate memory" in message:
         return RecipeError(f"this machine has no memory left: {LESS_MEMORY}")
     if type(error).__name__.startswith("Dist") or "gloo" in message:

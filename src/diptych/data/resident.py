@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.device import free_bytes
+from diptych.base.device import free_bytes, held_bytes
 from diptych.base.errors import DataError
 from diptych.base.threads import in_order
 from diptych.data.decode import BadImage
@@ -95,13 +95,15 @@ class Decoded:
 
         Decided at the first call for a device. A copy stays on the GPU as long as this object exists.
         """
-        if device.type != "cuda":
+        if device.type == "cpu":
             return self.pixels
-        if device.index is None:
+        if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._copies:
             fit = self.pixels.nbytes <= GPU_SHARE * free_bytes(device)
             self._copies[device] = self.pixels.to(device) if fit else self.pixels
+            if fit:
+                held_bytes["the images (images.resident=false keeps them out)"] = self.pixels.nbytes
         return self._copies[device]
 
 
@@ -115,4 +117,4 @@ def empty_batch(count: int, size: int, device: torch.device) -> Tensor:
 
 def move(batch: Tensor, device: torch.device) -> Tensor:
     """The batch on `device`; a copy from pinned memory to a GPU does not wait."""
-    return batch.to(device, non_blocking=device.type == "cuda")
+    return batch.to(device, non_blocking=device.type != "cpu")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.base.arithmetic import exact_product
 from diptych.base.processes import gather_rows
 from diptych.base.ranges import Range, Rate, Width, checked
 from diptych.methods.losses import wide
@@ -69,8 +70,7 @@ def coding_rate(z_ND: Tensor, eps: float) -> Tensor:
     """1/2 logdet(I + D / (N eps) Z Z'), from the smaller of Z Z' (N, N) and Z' Z (D, D), whose determinants are equal."""
     n, d = z_ND.shape
     with torch.autocast(z_ND.device.type, enabled=False):
-        gram = z_ND @ z_ND.T if n <= d else z_ND.T @ z_ND
-        factor = torch.linalg.cholesky(
-            torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + d / (n * eps) * gram
-        )
+        gram = exact_product(z_ND, z_ND.T) if n <= d else exact_product(z_ND.T, z_ND)
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        factor = torch.linalg.cholesky_ex(eye + d / (n * eps) * gram).L  # unlike `cholesky`, it waits for no GPU
     return factor.diagonal().log().sum()

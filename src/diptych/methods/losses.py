@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.base.arithmetic import exact_product
 from diptych.base.processes import gather_rows, mean_over_ranks, row_counts
 
 
@@ -84,9 +85,9 @@ def wide(x: Tensor) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """A product in full precision: the only operation here that autocast would round to 16 bits."""
+    """A product in full precision: the only operation here that autocast would round to 16 bits, or a GPU to tf32."""
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+        return exact_product(a, b)
 
 
 def check_pair(first: Tensor, second: Tensor) -> None:

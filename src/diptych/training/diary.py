@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.base.processes import mean_over_ranks, means, rank
+from diptych.base.processes import means, rank
 from diptych.runs.run import Run
 from diptych.training.learner import Taken
 
@@ -25,6 +25,7 @@ class State:
     best_epoch: int = 0
     finished: bool = False
     steps_in_budget: int = 0  # the total of a run that has a budget of time
+    precision: str = ""  # in which the run computes, where it was to choose
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def numbers(self) -> dict:
@@ -73,9 +74,8 @@ class Diary:
 
     def due(self, step: int) -> bool:
         """Whether to look when this step has been taken: at the first one, at those that are logged, at an epoch's end."""
-        return (
-            not self.waits or step == self.first_step or self.is_logged(step) or (step + 1) % self.steps_per_epoch == 0
-        )
+        ends_epoch = (step + 1) % self.steps_per_epoch == 0
+        return not self.waits or step == self.first_step or ends_epoch or self.is_logged(step)
 
     def is_logged(self, step: int) -> bool:
         """The first step, every `log_steps`-th and the last: a resumed run logs the same ones, each once."""
@@ -83,28 +83,30 @@ class Diary:
 
     def look(self, *flags: bool) -> Look:
         """Count and log the steps taken since the last look, up to the first that was not finite."""
-        pairs = [torch.stack((taken.loss.double(), taken.norm.double())) for taken in self.taken]
-        own = torch.stack(pairs).tolist()  # waits for the device
-        (*losses,) = means(*(loss for loss, _ in own), *flags)
-        losses, raised = losses[: len(own)], [share > 0 for share in losses[len(own) :]]
         taken, self.taken = self.taken, []
-        good = next((i for i, (_, norm) in enumerate(own) if not math.isfinite(losses[i] + norm)), len(taken))
+        numbers = iter(torch.cat([step.numbers for step in taken]).tolist())  # the one wait for the device
+        own = [[next(numbers) for _ in step.names] for step in taken]
+        average = means(*flags, *(number for row in own for number in row))
+        raised, losses = [share > 0 for share in average[: len(flags)]], iter(average[len(flags) :])
+        rows = [[next(losses) for _ in row] for row in own]
+        good = next((i for i, row in enumerate(rows) if not math.isfinite(row[0] + own[i][1])), len(taken))
         for i in range(good):
-            self.count(taken[i], losses[i], own[i][1])
+            self.count(taken[i], [rows[i][0], own[i][1], *rows[i][2:]])
         if good:
-            self.bar(self.state.step, self.line(taken[good - 1], losses[good - 1]))
+            loss, parts = rows[good - 1][0], dict(zip(taken[good - 1].names[2:], rows[good - 1][2:], strict=True))
+            self.bar(self.state.step, f"{self.rate:,.0f} img/s  loss {loss:.4g}  {in_words(parts)}")
         return Look(taken[good] if good < len(taken) else None, len(taken) - good, raised)
 
-    def count(self, taken: Taken, loss: float, norm: float) -> None:
+    def count(self, taken: Taken, numbers: list[float]) -> None:
         """Count a step, and log it when it is its turn."""
-        state, now = self.state, time.monotonic()
+        state, now, (loss, norm, *parts) = self.state, time.monotonic(), numbers
         state.step, state.epoch_loss, state.elapsed_seconds = taken.step + 1, state.epoch_loss + loss, now - self.began
         if self.warm_at is None:
             self.warm_at = now  # the first step warms up: it does not count for the rate
         if self.is_logged(taken.step):
-            parts = {name: float(mean_over_ranks(part.detach())) for name, part in taken.parts.items()}
+            named = dict(zip(taken.names[2:], parts, strict=True))
             self.log("step", epoch=(state.step - 1) // self.steps_per_epoch + 1, progress=state.step / self.total, loss=loss,
-                     parts=parts, gradient_norm=norm, lr=taken.rates, images_per_second=round(self.rate, 1),
+                     parts=named, gradient_norm=norm, lr=taken.rates, images_per_second=round(self.rate, 1),
                      elapsed_seconds=round(state.elapsed_seconds, 3))  # fmt: skip
 
     @property
@@ -113,9 +115,6 @@ class Diary:
         steps = self.state.step - self.first_step - 1
         seconds = time.monotonic() - (self.warm_at or self.began)
         return steps * self.batch_size / seconds if steps > 0 and seconds > 0 else 0.0
-
-    def line(self, taken: Taken, loss: float) -> str:
-        return f"{self.rate:,.0f} img/s  loss {loss:.4g}  {in_words(taken.parts)}"
 
     def end_epoch(self) -> dict[str, float]:
         """Log the mean loss of the epoch that has just ended; returns it by name, as the watches do their readings."""
@@ -129,5 +128,5 @@ class Diary:
             self.run.log(event, step=self.state.step, **fields)
 
 
-def in_words(parts: Mapping[str, Tensor]) -> str:
-    return "  ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
+def in_words(parts: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in parts.items())

@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.base.processes import rank, world_size
 from diptych.base.random_at import random_at
 from diptych.data.images import Images
-from diptych.views import View, draw_slice
+from diptych.views import Together, View, draw_slice
 
 
 class Feed:
@@ -33,7 +33,7 @@ class Feed:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.images, self.views = images, views
+        self.images, self.views, self.together = images, views, Together(views)
         self.batch_size, self.seed = batch_size, seed
         self.device, self.dtype = torch.device(device), dtype
         self.steps_per_epoch = len(images) // batch_size
@@ -57,12 +57,10 @@ class Feed:
         """The views of this process' images (n, 3, S, S) at a step. Draws are made for the global batch and sliced, so the
         number of processes does not change what is seen."""
         own = slice(rank() * len(pixels), (rank() + 1) * len(pixels))
-        views = []
-        for index, view in enumerate(self.views):
-            draws = view.sample(self.batch_size, random_at(self.seed, "views", step, index))
-            images = view.apply(pixels, draw_slice(draws, own))
-            views.append(images.to(self.dtype, memory_format=torch.channels_last))
-        return views
+        draws = [draw_slice(view.sample(self.batch_size, random_at(self.seed, "views", step, index)), own)
+                 for index, view in enumerate(self.views)]  # fmt: skip
+        views = self.together.apply(pixels, draws)
+        return [view.to(self.dtype, memory_format=torch.channels_last) for view in views]
 
     def examples(self, count: int) -> Tensor:
         """The same few images at each call, from all over the set, as sources come class by class: (n, 3, S, S) uint8."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from diptych.base.device import held_bytes
 from diptych.methods import Method
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size of an element in bytes
@@ -16,15 +17,23 @@ class Guard:
     """Remembers before a step what the step will move, and puts it back when the step turns out not to be fine.
 
     On a CPU it costs nothing to read the flag: the update is left out, and the buffers, which the forward pass has moved
-    already, are put back. On a GPU the update is made, and undone by arithmetic with the flag. That costs a copy of all that
-    moves (weights, buffers, the optimizer's memory) and a few passes over it, 0.2 % of a step of ResNet-50.
+    already, are put back. On a GPU the update is made, and undone by arithmetic with the flag. An optimizer that skips such a
+    step itself (`training.fused`) leaves to the guard what it does not train: buffers, and weights that follow others. Of any
+    other one all that moves is copied, weights and the optimizer's memory too.
     """
 
-    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, undoes: bool):
-        self.method, self.optimizer, self.undoes = method, optimizer, undoes
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, undoes: bool, optimizer_skips: bool = False):
+        self.method, self.optimizer, self.undoes, self.optimizer_skips = method, optimizer, undoes, optimizer_skips
+        if undoes:
+            held_bytes["weights and gradients"] = 2 * sum(p.nbytes for p in method.parameters())
         self.copies: list[Tensor] = []
         # Of each step since `settle`: the optimizer's dicts, and what they held.
         self.memories: list[list[tuple[dict, dict]]] = []
+
+    def note(self) -> None:
+        """Remember the host's numbers before a step."""
+        if self.undoes:
+            self.memories.append([(memory, held(memory)) for memory in self.memory()])
 
     def remember(self) -> None:
         """Copy aside what the step that follows may move."""
@@ -33,8 +42,6 @@ class Guard:
             # The first step, or the optimizer remembers more than before.
             self.copies = [torch.empty_like(t) for t in tensors]
         copy(tensors, self.copies)
-        if self.undoes:
-            self.memories.append([(memory, held(memory)) for memory in self.memory()])
 
     @contextmanager
     def update(self, fine: Tensor) -> Iterator[bool]:
@@ -64,6 +71,9 @@ class Guard:
         buffers = list(self.method.buffers())
         if not self.undoes:
             return buffers
+        if self.optimizer_skips:
+            trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            return [*buffers, *(p.data for p in self.method.parameters() if id(p) not in trained)]
         remembered = (value for memory in self.memory() for value in memory.values() if isinstance(value, Tensor))
         weights = [parameter.data for parameter in self.method.parameters()]
         return [*buffers, *weights, *(value for value in remembered if value.device == weights[0].device)]

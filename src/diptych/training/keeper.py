@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -118,15 +117,16 @@ class Keeper:
     def give_up(self, state: State, bad: Taken) -> DivergedError:
         """Save the last good step, write down what is known of the bad one; returns the error to raise."""
         self.save(state)
-        loss, norm = float(bad.loss), float(bad.norm)
+        loss, norm, *parts = bad.numbers.tolist()
+        named = dict(zip(bad.names[2:], parts, strict=True))
         known = {"step": bad.step, "rank": rank(), "loss": str(loss), "gradient_norm": str(norm), "lr": bad.rates,
-                 "parts": texts(bad.parts)}  # fmt: skip
+                 "parts": {name: str(value) for name, value in named.items()}}  # fmt: skip
         folder = self.run.folder / "crash"
         make_folder(folder)
         write_file(folder / f"step_{bad.step:07d}_rank_{rank()}.json", json.dumps(known, indent=1).encode())
         saved = f"step {bad.step - 1} is saved" if bad.step else "nothing has been trained"
         return DivergedError(
-            f"loss {loss} ({in_words(bad.parts)}), gradient norm {norm} at step {bad.step}; {saved}: lower optimizer.lr, "
+            f"loss {loss} ({in_words(named)}), gradient norm {norm} at step {bad.step}; {saved}: lower optimizer.lr, "
             f"lengthen the warm-up or set pretrain.clip_norm (details in {folder})"
         )
 
@@ -143,7 +143,3 @@ def bytes_to_write(method: Method, optimizer: torch.optim.Optimizer, held: int =
     weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     moments = 2 if "betas" in optimizer.defaults else 1  # Adam and LAMB remember two numbers a weight
     return 2 * weights + (checkpoints.KEEP + 1 - held) * (1 + moments + best) * weights
-
-
-def texts(parts: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    return {name: str(float(value)) for name, value in parts.items()}

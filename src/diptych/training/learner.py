@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.base.device import waits_for
-from diptych.base.processes import mean_over_ranks, rank, world_size, wrap
+from diptych.base.device import upload, waits_for
+from diptych.base.processes import on_all_ranks, rank, world_size, wrap
 from diptych.base.random_at import random_at, seed_at
 from diptych.methods.method import Compared, Draw, Method
+from diptych.training.fused import Updates
 from diptych.training.gradients import in_pieces
 from diptych.training.guard import Guard
 from diptych.training.optimizers import set_rates
@@ -20,9 +21,8 @@ class Taken(NamedTuple):
     """A step that was taken, its numbers on the device: to read one is to wait for it."""
 
     step: int
-    loss: Tensor  # scalar
-    parts: dict[str, Tensor]  # named terms of the loss, scalars
-    norm: Tensor  # of the gradient, before it is clipped
+    names: list[str]  # "loss", "norm" (of the gradient, before it is clipped), and the named terms of the loss
+    numbers: Tensor  # one a name
     rates: list[float]  # learning rate of each parameter group
 
 
@@ -51,40 +51,48 @@ class Learner:
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self.arithmetic = partial(
-            torch.autocast, self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
-        )  # each use makes a fresh context
-        model = wrap(method)
-        self.model = torch.compile(model) if torch_compile else model
+        low = precision == "bfloat16"
+        self.arithmetic = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=low)  # fresh at each use
+        self.model = torch.compile(wrap(method)) if torch_compile else wrap(method)
         self.fine = torch.ones((), dtype=torch.bool, device=self.device)
-        self.guard = Guard(method, optimizer, undoes=waits_for(self.device))
+        self.updates = Updates(optimizer, self.device)
+        self.guard = Guard(method, optimizer, undoes=waits_for(self.device), optimizer_skips=self.updates.skips)
+        self.take = self.device_step  # or as a graph, see `training.capture`
 
     def step(self, step: int, total: int, views: list[Tensor]) -> Taken:
         """Take step number `step` of `total` on this process' views, (n, 3, s, s) each."""
         set_rates(self.optimizer, self.schedule(step / total))
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.method.train()
+        self.guard.note()
+        draw = self.draw(step, len(views[0]))
+        numbers = upload(torch.tensor([step / total, *rates]), self.device)
+        self.seed_networks(step)
+        return Taken(step, *self.take(step, numbers, views, draw), rates)
+
+    def device_step(self, step: int, given: Tensor, views: list[Tensor], draw: Draw) -> tuple[list[str], Tensor]:
+        """What the device does in a step, and its numbers by name: of `given`, progress and the rates.
+
+        Of the CPU's numbers it knows only `step`, which seeds pieces of a batch; no shape depends on the device's.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.remember()
-        loss, parts, kept = self.differentiate(step, progress := self.at(step / total), views)
+        loss, parts, kept = self.differentiate(step, given[0], views, draw)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self.fine = self.fine & on_all_ranks((loss.detach() + norm).isfinite())
+        self.fine.logical_and_(on_all_ranks((loss.detach() + norm).isfinite()))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         with self.guard.update(self.fine) as moves:
             if moves:
-                self.optimizer.step()
-                self.method.after_step(kept, progress)
-        return Taken(step, loss.detach(), parts, norm, [group["lr"] for group in self.optimizer.param_groups])
+                self.updates.take(self.fine, given[1:])
+                self.method.after_step(kept, given[0])
+        return ["loss", "norm", *parts], torch.stack((loss.detach(), norm, *parts.values()))
 
-    def differentiate(self, step: int, progress: Tensor, views: list[Tensor]) -> Compared:
+    def differentiate(self, step: int, progress: Tensor, views: list[Tensor], draw: Draw) -> Compared:
         """The loss of the global batch; every parameter has its gradient."""
-        draw = self.draw(step, len(views[0]))
         if self.micro_batch is not None:
-            seed = partial(self.seed_networks, step)
-            return in_pieces(
-                self.method, views, draw, progress, rows=self.micro_batch, arithmetic=self.arithmetic, seed=seed
-            )
-        self.seed_networks(step)
+            return in_pieces(self.method, views, draw, progress, rows=self.micro_batch, arithmetic=self.arithmetic,
+                             seed=partial(self.seed_networks, step))  # fmt: skip
         with self.arithmetic():
             compared = self.model(views, draw, progress)
         compared.loss.backward()
@@ -99,11 +107,3 @@ class Learner:
     def seed_networks(self, step: int, piece: int = 0) -> None:
         """For networks with dropout: their random numbers are a function of the step, and no state has to be saved."""
         torch.manual_seed(seed_at(self.seed, "network", step, rank(), piece))
-
-    def at(self, progress: float) -> Tensor:
-        return torch.full((), progress, device=self.device)
-
-
-def on_all_ranks(flag: Tensor) -> Tensor:
-    """Whether a 0-d flag is true on every process."""
-    return flag if world_size() == 1 else mean_over_ranks(flag.float()) == 1

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 
+from diptych.base.arithmetic import arithmetic, choose_precision
 from diptych.base.device import TRAINING_PRECISIONS, choose_device, waits_for
 from diptych.base.processes import rank, start, together
 from diptych.base.ranges import Count, Device, Positive, Range, Rate, Seed, Words, checked
@@ -19,6 +20,7 @@ from diptych.networks.convolution import quick_convolutions
 from diptych.runs import boards
 from diptych.runs.run import Run
 from diptych.training.budget import check_length, steps_within
+from diptych.training.capture import capture, check_graph
 from diptych.training.diary import Diary
 from diptych.training.early_stop import EarlyStop
 from diptych.training.ends import begin, check, finish, open_run
@@ -51,6 +53,8 @@ def pretrain(
     clip_norm: Positive | None = None,
     micro_batch: Annotated[int, Range(2, 2**24)] | None = None,
     torch_compile: bool = False,
+    cuda_graph: bool | Annotated[str, Words("auto", "auto, true or false")] = "auto",
+    deterministic: bool = False,
     watch: Sequence[Watch] = (),
     watch_epochs: Count = 1,
     stopping: EarlyStop | None = None,
@@ -66,12 +70,14 @@ def pretrain(
 
     How long: `epochs`, or a budget of time ("90s", "20m", "1h30m"), which the measured rate makes a number of steps before
     step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same. batch_size is the global
-    number of images a step, over all processes; a short last batch is dropped. precision is "float32", "bfloat16"
-    (autocast; losses stay float32) or "float64". micro_batch: run the networks on that many images at a time; loss and
-    gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the pieces.
-    torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
-    compiler. stopping: when to end early, see `EarlyStop`. record: what recipe.yaml will hold, by default a description of
-    the arguments.
+    number of images a step, over all processes; a short last batch is dropped. precision is "float32", "tf32" (a GPU
+    multiplies with 10 bits in the networks), "bfloat16" (autocast), "float64", or "auto", the faster of float32 and bfloat16
+    here, which a resumed run keeps; losses and views stay float32. micro_batch: run the networks on that many images at a
+    time; loss and gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the
+    pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
+    compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it cannot. deterministic: the same bits
+    from the same run on a GPU too, by slower ways for some operations. stopping: when to end early, see `EarlyStop`. record:
+    what recipe.yaml will hold, by default a description of the arguments.
 
     `method` is trained in place: afterwards it is on `device`, in the precision's type, in channels_last. The classes of its
     layers, which are exchanged for the time of training, and the process' random state are put back.
@@ -84,6 +90,7 @@ def pretrain(
     where = start(choose_device(device))
     images.prepare()  # bad images are left out before anything is counted
     check(images, method, batch_size=batch_size, micro_batch=micro_batch, torch_compile=torch_compile)
+    hindrance = check_graph(cuda_graph, where, micro_batch=micro_batch, torch_compile=torch_compile)
     dtype = torch.float64 if precision == "float64" else torch.float32
     method.to(where, dtype).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     settings = dict(epochs=epochs, budget=budget, batch_size=batch_size, seed=seed, precision=precision,
@@ -98,6 +105,7 @@ def pretrain(
         state = keeper.resume()
         if state.finished:
             return run
+        state.precision = precision = state.precision or choose_precision(precision, where)
         if tensorboard and rank() == 0:
             run.mirrors.append(boards.tensorboard(run.folder))
         begin(keeper, feed, state.step, best=stopping is not None)
@@ -109,8 +117,10 @@ def pretrain(
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = ProgressBar("pretrain", feed.total, show and rank() == 0)
         statistics = shared_statistics(method, method.statistics_rows)
-        with own_random, statistics, quick_convolutions(method), StopRequest() as request, bar:
+        numerics = arithmetic(precision, deterministic=deterministic)
+        with own_random, statistics, numerics, quick_convolutions(method), StopRequest() as request, bar:
             learner = learn(method, optimizer)
+            capture(learner, feed, cuda_graph, bar.say, hindrance=hindrance)
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,
                           log_steps=log_steps, waits=waits_for(where), bar=bar)  # fmt: skip
             watches = Watches(watch, method.encoder, diary, every=watch_epochs)

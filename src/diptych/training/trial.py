@@ -69,8 +69,8 @@ def check_compared(name: str, compared: object) -> None:
         shape = tuple(compared.loss.shape)
         raise RecipeError(f"the loss of {name} has shape {shape}; it must be a scalar that a gradient flows from")
     for key, part in compared.parts.items():
-        if part.ndim != 0 or part.requires_grad:
-            raise RecipeError(f"{name}.compare: the part {key!r} must be a scalar, detached")
+        if part.ndim != 0 or part.requires_grad or part.device != compared.loss.device:
+            raise RecipeError(f"{name}.compare: the part {key!r} must be a scalar, detached, where the loss is")
     if attached := [key for key, value in compared.kept.items() if value.requires_grad]:
         raise RecipeError(f"{name}.compare: what is kept must be detached, {attached[0]!r} is not")
 

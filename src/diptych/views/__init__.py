@@ -6,6 +6,7 @@ from diptych.views.geometry import HorizontalFlip, RandomCrop, RandomResizedCrop
 from diptych.views.keras import KERAS_OPERATIONS
 from diptych.views.operation import Operation
 from diptych.views.presets import CIFAR10, IMAGENET, barlow_twins, dino, simclr, simsiam, swav
+from diptych.views.together import Together
 from diptych.views.view import View, draw_slice
 
 _GENERAL = {
@@ -22,6 +23,6 @@ _GENERAL = {
 }
 OPERATIONS = _GENERAL | KERAS_OPERATIONS
 
-__all__ = ["CIFAR10", "IMAGENET", "OPERATIONS", "Operation", "View", "barlow_twins", "dino", "draw_slice", "simclr",
-           "simsiam", "swav"]  # fmt: skip
+__all__ = ["CIFAR10", "IMAGENET", "OPERATIONS", "Operation", "Together", "View", "barlow_twins", "dino", "draw_slice",
+           "simclr", "simsiam", "swav"]  # fmt: skip
 __all__ += [operation.__name__ for operation in _GENERAL.values()]

@@ -62,9 +62,7 @@ class GaussianBlur(Operation):
 
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         height, width = images.shape[2:]
-        taps = self.kernel or default_taps(min(height, width))
-        if taps // 2 >= min(height, width):
-            raise RecipeError(f"gaussian_blur: kernel {taps} is too large for {height} x {width} images")
+        taps = self.taps(height, width)
         index = chosen(draw, images.device)
         sigma_N = draw["sigma"][draw["chosen"]].to(images.device, non_blocking=True)
         rows = gaussian_taps(sigma_N, taps, height)
@@ -72,6 +70,13 @@ class GaussianBlur(Operation):
         if len(index) == len(images):  # p = 1, as in Barlow Twins' first view: no selection is needed
             return resample(images, rows, columns)
         return images.index_copy_(0, index, resample(images.index_select(0, index), rows, columns))
+
+    def taps(self, height: int, width: int) -> int:
+        """The taps for images of this size. Raises RecipeError where the images are too small for them."""
+        taps = self.kernel or default_taps(min(height, width))
+        if taps // 2 >= min(height, width):
+            raise RecipeError(f"gaussian_blur: kernel {taps} is too large for {height} x {width} images")
+        return taps
 
     def __str__(self) -> str:
         low, high = self.sigma

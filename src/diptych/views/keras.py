@@ -221,12 +221,12 @@ class KerasSolarize(Operation):
 
     def apply_(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         index = chosen(draw, images.device)
-        some = images.index_select(0, index)
+        return images.index_copy_(0, index, self.solarized(images.index_select(0, index)))
+
+    def solarized(self, images: torch.Tensor) -> torch.Tensor:
         if self.reading == "program":
-            some = torch.where(some < 10, some, 255 - some)
-        else:
-            some = torch.where(some < 10 / 255, 1 - some, some)
-        return images.index_copy_(0, index, some)
+            return torch.where(images < 10, images, 255 - images)
+        return torch.where(images < 10 / 255, 1 - images, images)
 
     def __str__(self) -> str:
         what = "from 10 up, which no value is" if self.reading == "program" else "below 10 / 255"

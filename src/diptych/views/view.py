@@ -115,11 +115,11 @@ def draw_slice(draws: list[Draw], rows: slice | torch.Tensor) -> list[Draw]:
     return [{name: numbers[rows] for name, numbers in draw.items()} for draw in draws]
 
 
-def flips_of_crops(operations: Sequence[Step]) -> dict[int, int]:
+def flips_of_crops(operations: Sequence[Step], crops: type | tuple[type, ...] = RandomResizedCrop) -> dict[int, int]:
     """{index of a crop: index of the horizontal flip that its resampling can include, as all steps between them commute}."""
     flips = {}
     for i, crop in enumerate(operations):
-        for j in range(i + 1, len(operations) if isinstance(crop, RandomResizedCrop) else 0):
+        for j in range(i + 1, len(operations) if isinstance(crop, crops) else 0):
             if isinstance(operations[j], HorizontalFlip):
                 flips[i] = j
                 break
