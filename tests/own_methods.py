@@ -54,6 +54,6 @@ def own_run(name: str, out: Path | str, kill_after: int | None = None, **options
 
 
 if __name__ == "__main__":
-    own_run(sys.argv[1], sys.argv[2], precision="float64")
+    own_run(sys.argv[1], sys.argv[2], precision="float64", epochs=1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
