@@ -58,7 +58,9 @@ def test_in_pieces_it_is_the_batch(name, tmp_path):
     """
     if name == "moco":
         pytest.skip("its key network sees the images of a piece in another order: other groups share statistics")
-    batch, pieces = (own_run(name, tmp_path / str(size), precision="float64", epochs=1, micro_batch=size) for size in (None, 4))
+    batch, pieces = (
+        own_run(name, tmp_path / str(size), precision="float64", epochs=1, micro_batch=size) for size in (None, 4)
+    )
     ours, theirs = (
         {key: value for key, value in weights_of(run).items() if "running" not in key and "tracked" not in key}
         for run in (pieces, batch)
