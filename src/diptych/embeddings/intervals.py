@@ -6,7 +6,7 @@ video (without groups, every image is one). Variances of seeds and of groups are
 of the variance to the power of BLEND: with normal numbers that covers 94.4 to 97.5 % for 2 seeds, 95.0 to 96.3 % for 3 or
 more, whatever the share (Howe's approximation of 1974, power 1: up to 98.7 %; Satterthwaite's: down to 89 %). Over groups,
 whose number may be small and whose sizes may differ, the quantile is that of the studentised bootstrap: with 8 to 40 groups
-of very unequal size, Student's covered 84 to 96 % and the bootstrap's 88 to 95 %, plain percentiles 84 to 94 %.
+of very unequal size, Student's covered 84 to 96 % and the bootstrap's 88 to 97 %, plain percentiles 84 to 94 %.
 """
 
 import math
