@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_cli import diptych as command
 from tiny import TinyEncoder, tiny_images, tiny_run
 
@@ -11,6 +12,7 @@ import diptych
 from diptych.base import files
 from diptych.base.errors import CheckpointError, DataError, OutputError, RecipeError
 from diptych.data.images import Images, images
+from diptych.data.squares import Squares
 from diptych.downstream.classify import classify
 from diptych.networks import inference
 from diptych.runs.encoder import Preprocessing, Trained, load, save_encoder
@@ -200,3 +202,20 @@ def test_one_place_says_whether_a_result_may_be_written(tmp_path):
     ):
         with pytest.raises(OutputError, match=message):
             refused()
+
+
+def test_commands_refuse_before_images_are_read(tmp_path, capsys, monkeypatch, run):
+    """A batch larger than the set, a protocol that there is not, an --out that is taken: no image is decoded for them."""
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "photos" / "a" / f"{number}.png")
+    monkeypatch.setattr(Squares, "square", lambda *_: pytest.fail("an image was decoded"))
+    photos, out = str(tmp_path / "photos"), str(tmp_path / "run")
+    code, _, err = command(capsys, "pretrain", photos, "--out", out, "pretrain.batch_size=64")
+    assert code == 2 and "batch_size 64 is larger than the 4 images; use at most 4" in err
+    code, _, err = command(
+        capsys, "evaluate", str(run.folder), "--train", photos, "--test", photos, "--protocol", "foo"
+    )
+    assert code == 2 and "there is no protocol 'foo'" in err
+    code, _, err = command(capsys, "pretrain", photos, "--out", str(run.folder), "pretrain.batch_size=4")
+    assert code == 6 and "already holds a run" in err

@@ -150,7 +150,11 @@ def test_recipes_and_doctor(capsys, photos):
             "optimizer has no 'lrr'; did you mean lr?",
         ),
         (["pretrain", "PHOTOS", "--recipe", "demp"], 2, "did you mean demo?"),
-        (["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.device=cuda:99"], 2, "device cuda"),
+        (
+            ["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.device=cuda:99", "pretrain.batch_size=8"],
+            2,
+            "device cuda",
+        ),
         (["pretrain", "PHOTOS", "--recipe", "demo", "pretrain.batch_size=99"], 2, "use at most 24"),
         (["pretrain", "NOWHERE", "--recipe", "demo"], 3, "NOWHERE"),
         (["evaluate", "PHOTOS", "--train", "PHOTOS", "--test", "PHOTOS"], 4, "holds no encoder"),

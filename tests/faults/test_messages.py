@@ -38,7 +38,8 @@ def place(tmp_path_factory) -> Path:
     (root / "letters").mkdir()
     (root / "letters" / "dear.txt").write_text("dear")
     (root / "spoiled").mkdir()
-    (root / "spoiled" / "a.jpg").write_bytes(b"")
+    for name in "abcdefgh":
+        (root / "spoiled" / f"{name}.jpg").write_bytes(b"")
     (root / "not.zip").write_text("PK, not")
     (root / "mine.yaml").write_text("images: {size: 32\n")
     torch.save({"a": torch.ones(1)}, root / "other.pth")

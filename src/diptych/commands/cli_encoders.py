@@ -43,7 +43,9 @@ def evaluate(
     """Evaluate an encoder beside chance, raw pixels, the closed form and the untrained encoder."""
     from diptych.commands.schema import call_arguments
     from diptych.downstream.evaluate import evaluate as evaluate_encoder
+    from diptych.downstream.protocols import require_names
 
+    require_names(protocol or ())  # before images are read
     trained = open_encoder(run, encoder)
     options = image_options(trained) | {"labels": labels}
     bank, queries = open_labelled(train, test, options, split, group_by, seed or 0)

@@ -35,7 +35,13 @@ def examine(source: str | None = None, hashes: Path | None = None) -> str:
               ("devices", devices()), ("bfloat16", bfloat16()), ("distributed", backends()),
               ("host name", f"{socket.gethostname()} (gloo binds to its address, or GLOO_SOCKET_IFNAME's)")]  # fmt: skip
     text = [f"{name:<18} {value}" for name, value in lines]
-    return "\n".join(text + ([""] + scan(source, hashes) if source else []))
+    if source:
+        text += [
+            "",
+            *scan(source, hashes),
+            f"next: diptych plan {source} (a proposal for these images, with its time and memory)",
+        ]
+    return "\n".join(text)
 
 
 def installed_version(name: str) -> str:
@@ -95,7 +101,8 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     from diptych.base.terminal import ProgressBar
     from diptych.base.threads import in_order
     from diptych.data.decode import MAX_PIXELS
-    from diptych.data.images import open_source
+    from diptych.data.glance import glance
+    from diptych.data.images import Images, open_source
     from diptych.data.labels import all_labels
     from diptych.data.squares import Squares
     from diptych.data.unreadable import reasons_in_words, too_many
@@ -103,6 +110,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
     images = open_source(source)
     numbers, classes = all_labels(images)
     squares, total = Squares(images, 32, MAX_PIXELS, "white", "crop"), len(images)
+    photos = Images(squares, None, None)
     bad, readable, changes, digests = [], Counter(), {}, {}
     with ProgressBar("scan", total) as progress:
         examined = in_order(lambda row: examine_image(squares, row, hashes), range(total))
@@ -116,7 +124,7 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
                 changes.setdefault(remark, []).append(key)
             digests |= {key: digest} if digest else {}
             progress(row + 1)
-    lines = [f"{source}: {total - len(bad):,} of {total:,} images can be read"]
+    lines = [f"{source}: {total - len(bad):,} of {total:,} images can be read", f"  {glance(photos)}"]
     if classes:
         shown = ", ".join(f"{name} ({readable[number]:,})" for number, name in enumerate(classes[:20]))
         lines.append(f"  {len(classes)} classes: {shown}" + (", ..." if len(classes) > 20 else ""))

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,11 @@ FAILURES = (ImportError, SyntaxError, NameError, AttributeError, TypeError, Valu
             RuntimeError, AssertionError, OSError)  # fmt: skip
 
 
-def open_images(source: str, options: dict, size: int | None = None):
-    """The images of SOURCE at the size of `options`, or else at `size`, that of the views."""
+def open_images(source: str, options: dict, size: int | None = None, *, fits: Callable[[int], object] | None = None):
+    """The images of SOURCE at the size of `options`, or else at `size`, that of the views.
+
+    fits: called with their number before the first is decoded; it raises where they cannot be used.
+    """
     from diptych.base.terminal import ProgressBar
     from diptych.commands.schema import call_arguments
     from diptych.data.images import images
@@ -30,6 +34,8 @@ def open_images(source: str, options: dict, size: int | None = None):
     with ProgressBar("read images") as progress:
         photos = images(source, **call_arguments(images, arguments), progress=progress)
         count = len(photos)
+        if fits is not None:
+            fits(count)
         photos.prepare()
         if bad := photos.failed:
             first = f"first: {bad[0]['key']} ({bad[0]['reason']})"

@@ -30,6 +30,7 @@ from diptych.runs.contents import is_run, require_place
 from diptych.runs.run import Run
 from diptych.runs.starting import start_encoder
 from diptych.training.advice import advise
+from diptych.training.enough import require_images
 from diptych.training.extend import extend as extend_run
 from diptych.training.pretrain import pretrain
 from diptych.views.flips import MOST_IMAGES, flips_look_alike
@@ -58,7 +59,8 @@ def run_pretraining(source: str, overrides: Sequence[str], recipe: str, out: Pat
         begin = partial(start_from_encoder, start_from, started, Run(out) if continued else None)
         built = build(sections, begin)
         record = {"recipe": recipe, "source": source, **with_stem(sections, built), **started}
-        photos = open_images(source, sections["images"], built.views[0].size)
+        fits = partial(require_images, batch_size=sections["pretrain"]["batch_size"])
+        photos = open_images(source, sections["images"], built.views[0].size, fits=fits)
         record["images"] = sections["images"] | {"gray_range": list(photos.squares.gray_range)}
         if extend is not None and first:
             extend_run(out, extend, photos, record)

@@ -19,6 +19,7 @@ from diptych.runs.encoder import Preprocessing, save_encoder
 from diptych.runs.pictures import save_picture
 from diptych.runs.run import Run
 from diptych.training.diary import Diary
+from diptych.training.enough import require_images
 from diptych.training.feed import Feed
 from diptych.training.keeper import Keeper
 from diptych.training.learned import judged
@@ -35,10 +36,7 @@ def check(images: Images, method: Method, *, batch_size: int, micro_batch: int |
     if batch_size < 2 or batch_size % world_size():
         share = f" and divide by the {world_size()} processes" if world_size() > 1 else ""
         raise RecipeError(f"batch_size {batch_size} must be at least 2{share}: images are compared within their batch")
-    if batch_size > len(images):
-        most = len(images) // world_size() * world_size()
-        fix = f"use at most {most}" if most > 1 else f"bring more images, at least {max(2, world_size())}"
-        raise RecipeError(f"batch_size {batch_size} is larger than the {len(images)} images; {fix}")
+    require_images(len(images), batch_size)
     share = batch_size // world_size()
     if micro_batch is not None and torch_compile:
         raise RecipeError("micro_batch and torch_compile do not go together yet; leave one of them out")
