@@ -1,5 +1,6 @@
 """The report's page while a run trains and when it has ended."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,9 @@ def page_watch(out: Path) -> Watch:
     def watch(step: int, encoder: nn.Module) -> Mapping[str, float]:
         nonlocal last
         if step > 0 and time.monotonic() - last > SECONDS:
-            report(out, live=True)
             last = time.monotonic()
+            with contextlib.suppress(DiptychError):  # `write_page` tells it at the end; no page is worth a run
+                report(out, live=True)
         return {}
 
     return watch

@@ -5,7 +5,7 @@ z: embedding, N: images, E: width, K: classes.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,12 +16,15 @@ from diptych.base.device import choose_device
 from diptych.base.files import write_file
 from diptych.base.terminal import ProgressBar
 from diptych.data.images import Images
-from diptych.downstream.classifier import class_names
+from diptych.downstream.classifier import class_names, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.spreadsheet import as_csv, as_parquet, require_table
+from diptych.downstream.subjects import RAW_PIXELS, UNTRAINED
 from diptych.embeddings.nearest import checked_embeddings
+from diptych.embeddings.paired import paired_difference
 from diptych.embeddings.probe import PENALTIES, fit_probe, split
 from diptych.embeddings.scores import accuracy_interval, check_classes
+from diptych.networks.inference import centred, raw_pixels
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 
@@ -39,6 +42,7 @@ class HeldOut:
     fitted_on: int
     judged_on: int
     largest_class: float  # accuracy of always predicting the most frequent class
+    right: Tensor = field(repr=False, compare=False)  # (judged_on,) bool, of each held-out image
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Classified:
     held_out: HeldOut | None
     labelled: int
     sharpness: float  # factor on the logits
+    references: dict[str, HeldOut] = field(
+        default_factory=dict
+    )  # raw pixels and the untrained encoder, on the same images
 
     @property
     def counts(self) -> Counter:
@@ -72,8 +79,20 @@ class Classified:
         text.append(f"held-out accuracy {100 * test.accuracy:.1f} % [{low:.1f}-{high:.1f}], of a similar head fitted on "
                     f"{test.fitted_on:,} of them and tested on the other {test.judged_on:,}; always the most frequent class: "
                     f"{100 * test.largest_class:.1f} %")  # fmt: skip
+        text += [beside(test, name, other) for name, other in self.references.items()]
         text.append("valid for new images like the labelled ones; accuracy may be lower for another place or camera")
         return "\n".join(text)
+
+
+def beside(test: HeldOut, name: str, other: HeldOut) -> str:
+    """A line about a reference: its accuracy, and how much better the encoder is on the same held-out images."""
+    paired = paired_difference(test.right, other.right)
+    low, high = (100 * end for end in paired.interval)
+    verdict = (
+        "" if low > 0 else "; the encoder is no better for certain" if high >= 0 else "; use them, not the encoder"
+    )
+    return (f"  the same on {name}: {100 * other.accuracy:.1f} %; the encoder {100 * paired.difference:+.1f} points "
+            f"[{low:+.1f} to {high:+.1f}]{verdict}")  # fmt: skip
 
 
 def classify(
@@ -105,7 +124,9 @@ def classify(
             trained, (train, images), device=where, precision="float32", progress=progress, what="encoder"
         )
         progress.say("fitting the head ...")
-        labels, probabilities, held_out, sharpness = label(z_ME, labels_of_embedded(train), z_NE, seed)
+        known = labels_of_embedded(train)
+        labels, probabilities, held_out, sharpness = label(z_ME, known, z_NE, seed)
+        references = {} if held_out is None else references_of(trained, train, known, seed, where)
     reasons = {row["key"]: row["reason"] for row in images.failed}
     answers, rows = iter(zip(labels, probabilities, strict=True)), []
     for key in images.all_keys:
@@ -113,7 +134,19 @@ def classify(
         rows.append((key, answer, probability, reasons.get(key)))
     if file is not None:
         write_file(file, table_of(rows, file.suffix))
-    return Classified(rows, held_out, len(z_ME), sharpness)
+    return Classified(rows, held_out, len(z_ME), sharpness, references)
+
+
+def references_of(
+    trained: Trained, train: Images, known: Sequence[str], seed: int, device: torch.device
+) -> dict[str, HeldOut]:
+    """The held-out accuracy of the same head on raw pixels and, where the run has kept it, on the untrained encoder."""
+    spaces = {RAW_PIXELS: raw_pixels(stream(train), *centred(trained.preprocessing), output_device=device)}
+    if (untrained := trained.untrained()) is not None:
+        spaces[UNTRAINED] = untrained(stream(train), device=device, output_device=device)
+    numbers = class_numbers(known, check_classes(known)).to(device)
+    judged = {name: judge_held_out(z_ME, numbers, seed) for name, z_ME in spaces.items()}
+    return {name: result[0] for name, result in judged.items() if result is not None}
 
 
 def labels_of_embedded(train: Images) -> list[str]:
@@ -132,21 +165,33 @@ def label(
     z_ME = checked_embeddings(train, "labelled")
     z_NE = checked_embeddings(z_NE, "new", z_ME)
     classes = check_classes(train_labels)
-    position = {name: i for i, name in enumerate(classes)}
-    y_M = torch.tensor([position[name] for name in train_labels], device=z_ME.device)
-    fitted, held = split(y_M, seed)
+    y_M = class_numbers(train_labels, classes).to(z_ME.device)
     held_out, sharpness, penalties = None, 1.0, PENALTIES
-    if len(held):
-        probe = fit_probe(z_ME[fitted], y_M[fitted], len(classes), seed=seed)
-        scores, penalties = probe.scores(z_ME[held]), (probe.penalty,)
-        right = scores.argmax(1) == y_M[held]
-        largest = torch.bincount(y_M[fitted]).argmax()
-        held_out = HeldOut(right.double().mean().item(), accuracy_interval(right), len(fitted), len(held),
-                           (y_M[held] == largest).double().mean().item())  # fmt: skip
-        sharpness = best_factor(scores, y_M[held])
+    if (judged := judge_held_out(z_ME, y_M, seed)) is not None:
+        held_out, penalty, scores = judged
+        penalties, sharpness = (penalty,), best_factor(scores, y_M[split(y_M, seed)[1]])
     scores = fit_probe(z_ME, y_M, len(classes), penalties, seed).scores(z_NE)
     probability, winner = (sharpness * scores).softmax(1).max(1)
     return [classes[i] for i in winner.tolist()], probability.tolist(), held_out, sharpness
+
+
+def class_numbers(names: Sequence[str], classes: Sequence[str]) -> Tensor:
+    position = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([position[name] for name in names])
+
+
+def judge_held_out(z_ME: Tensor, y_M: Tensor, seed: int) -> tuple[HeldOut, float, Tensor] | None:
+    """A head fitted on four fifths of each class, on the rest: its accuracy, its penalty and its scores; None without a rest."""
+    fitted, held = split(y_M, seed)
+    if not len(held):
+        return None
+    probe = fit_probe(z_ME[fitted], y_M[fitted], int(y_M.max()) + 1, seed=seed)
+    scores = probe.scores(z_ME[held])
+    right = scores.argmax(1) == y_M[held]
+    largest = torch.bincount(y_M[fitted]).argmax()
+    held_out = HeldOut(right.double().mean().item(), accuracy_interval(right), len(fitted), len(held),
+                       (y_M[held] == largest).double().mean().item(), right.cpu())  # fmt: skip
+    return held_out, probe.penalty, scores
 
 
 def best_factor(scores_NK: Tensor, y_N: Tensor) -> float:
