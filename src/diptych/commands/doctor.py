@@ -124,10 +124,11 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
                 changes.setdefault(remark, []).append(key)
             digests |= {key: digest} if digest else {}
             progress(row + 1)
-    lines = [f"{source}: {total - len(bad):,} of {total:,} images can be read", f"  {glance(photos)}"]
+    lines = [f"{source}: {total - len(bad):,} of {total:,} images can be read"]
     if classes:
         shown = ", ".join(f"{name} ({readable[number]:,})" for number, name in enumerate(classes[:20]))
         lines.append(f"  {len(classes)} classes: {shown}" + (", ..." if len(classes) > 20 else ""))
+    lines.append(f"  {glance(photos)}")
     if bad:
         effect = "too many, training would stop" if too_many(len(bad), total) else "training would go on without them"
         lines += [f"  {len(bad):,} cannot be read ({effect}):", *bad]
