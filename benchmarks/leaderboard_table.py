@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from diptych.embeddings.paired import NORMAL, STUDENT
+from diptych.embeddings.intervals import student
 
 CONCLUSIONS = """Intervals: 95 %, Student's t over seeds; one seed has none. They hold the variation of seeds, not the choice of
 test images. Rank: of the linear accuracies' means, averaged over the sets, of the methods that all sets have.
@@ -55,7 +55,7 @@ def interval(numbers: Sequence[float]) -> str:
     mean, n = statistics.fmean(numbers), len(numbers)
     if n < 2:
         return f"{mean:.1f}"
-    quantile = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
+    quantile = float(student(n - 1))
     return f"{mean:.1f} +- {quantile * statistics.stdev(numbers) / math.sqrt(n):.1f}"
 
 

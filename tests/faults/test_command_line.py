@@ -32,7 +32,7 @@ TYPED = {
     "pretrain x --devices 9": "no such option: --devices",
     "pretrain x --gpus none": "invalid value for '--gpus'",
     "views x --count many": "invalid value for '--count'",
-    "evaluate run --train x": "missing option '--test'",
+    "evaluate run": "missing option '--train'",
     "doctor --hash": "option '--hash' requires an argument",
 }
 

@@ -24,6 +24,7 @@ from tiny import SIGKILL, TOTAL, tiny_images, tiny_method, tiny_run, told
 from diptych.base.errors import CheckpointError
 from diptych.base.signals import Preempted
 from diptych.commands import pretraining
+from diptych.data.squares import Squares
 from diptych.runs import checkpoints
 from diptych.runs.run import Run
 from diptych.training.keeper import Keeper
@@ -384,7 +385,7 @@ def stopped(out: Path, monkeypatch, where: str, number: int) -> None:
         return call
 
     if where == "data":
-        photos.squares = strike(photos.squares, 100)
+        monkeypatch.setattr(Squares, "__call__", strike(Squares.__call__, 100))
     elif where == "forward":
         method.compare = strike(method.compare, 6)
     elif where == "watch":

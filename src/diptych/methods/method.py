@@ -53,7 +53,11 @@ class Method(nn.Module, ABC):
         """Compute the loss, its parts, and what `after_step` needs. Uses no network and changes nothing."""
 
     def forward(self, views: Sequence[Tensor], draw: Draw | None = None, progress: Progress = 0.0) -> Compared:
-        return self.compare(self.project(views, draw or {}), progress)
+        if draw is None:  # in a loop that draws nothing itself
+            draw = {
+                name: row.to(views[0].device) for name, row in self.draw(len(views[0]), torch.default_generator).items()
+            }
+        return self.compare(self.project(views, draw), progress)
 
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:  # noqa: B027
         """Update in place what has no gradient (target, queue, centre), after each optimizer step.
