@@ -190,7 +190,7 @@ def test_the_page_and_the_command(run, capsys, tmp_path):
     code, out, _ = command(capsys, "compare", *folders, "--out", tmp_path / "page.html")
     assert code == 0 and f"page: {tmp_path / 'page.html'}" in out and "A is better" in out
     page = Page(tmp_path / "page.html")
-    assert "Accuracy by linear" in page.text and "A is better" in page.text and "optimizer.lr" in page.text
+    assert "Accuracy (linear)" in page.text and "A is better" in page.text and "optimizer.lr" in page.text
     assert "b<i>" in page.text and not page.scripts
     assert not [
         value for name in ("src", "href") for value in page.attributes(name) if not value.startswith(("data:", "#"))
