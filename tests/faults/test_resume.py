@@ -419,7 +419,7 @@ def test_38_a_second_interrupt_does_not_wait(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_38_before_training_there_is_nothing_to_save(number, code, tmp_path, monkeypatch):
     handlers = [signal.getsignal(one) for one in SIGNALS]
-    monkeypatch.setattr(pretraining, "open_images", lambda *arguments: os.kill(os.getpid(), number))
+    monkeypatch.setattr(pretraining, "open_images", lambda *_, **__: os.kill(os.getpid(), number))
     got, _, err = diptych("pretrain", tmp_path / "photos", *SMALL, "--out", tmp_path / "run")
     assert got == code and refusal(err) and not (tmp_path / "run").exists()
     assert [signal.getsignal(one) for one in SIGNALS] == handlers
