@@ -187,9 +187,10 @@ def test_print_has_the_still_map_and_all_sections(show):
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(show, width, scheme):
-    page = show(width, color_scheme=scheme)
+    page = show(width, color_scheme=scheme, reduced_motion="reduce")  # a page that still scrolls hides parts
     page.locator("#explorer canvas").focus()
     page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(500)
     page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8"))
     found = page.evaluate(
         "axe.run().then((result) => result.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
