@@ -104,13 +104,13 @@ def test_predictions_are_those_of_the_probe(run):
     score = linear_probe(z, names, z[:39], ["red", "blue", "rows", "red"] * 9 + ["red", "blue", "rows"])
     some = images(pictures[:39], labels=["red", "blue", "rows", "red"] * 9 + ["red", "blue", "rows"])
     rows = chosen_rows(39, 0)
-    view = overview_of(some, rows, {TRAINED: z[rows], RAW_PIXELS: z[rows]}, pixels=torch.from_numpy(pictures)[rows], shows="x",
+    arrays = overview_of(some, rows, {TRAINED: z[rows], RAW_PIXELS: z[rows]}, pixels=torch.from_numpy(pictures)[rows], shows="x",
                        seed=0, score=score)  # fmt: skip
-    classes = view.arrays["classes"].tolist()
+    classes = arrays["classes"].tolist()
     assert classes == ["blue", "red", "rows", "columns"]
     wanted = [["red", "blue", "rows", "columns"][row % 4] for row in rows.tolist()]  # the probe separates all four
-    assert [classes[number] for number in view.arrays["predicted"]] == wanted
-    assert (view.arrays["confidence"] > 0.25).all() and (view.arrays["confidence"] <= 1).all()
+    assert [classes[number] for number in arrays["predicted"]] == wanted
+    assert (arrays["confidence"] > 0.25).all() and (arrays["confidence"] <= 1).all()
 
 
 def test_errors_by_confidence_and_pairs():

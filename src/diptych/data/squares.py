@@ -9,7 +9,7 @@ from PIL import Image, ImageColor
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.data.decode import BadImage, fit_square, header_size, open_image
-from diptych.data.gray import gray_range_of
+from diptych.data.gray import gray_range_of, spread
 from diptych.data.source import Source
 
 HEADERS_READ = 8  # headers read to determine the native size
@@ -95,7 +95,7 @@ class Squares:
     def _some_sizes(self) -> set[tuple[int, int]]:
         """(H, W) of a few images, spread over the source."""
         sizes, count = set(), len(self.source)
-        for row in sorted({k * (count - 1) // (HEADERS_READ - 1) for k in range(HEADERS_READ)}):
+        for row in spread(count, HEADERS_READ):
             try:
                 data = self.source.read(row)
                 if isinstance(data, np.ndarray):

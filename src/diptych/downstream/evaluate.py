@@ -97,18 +97,17 @@ def evaluate(
         assert after is not None  # `subjects` ends with it
         progress.say("leaks from training to test ...")
         leaks = find_leaks(after.train, after.test, digests.digests, train, test)
-        if run is not None:
+        scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
+        diagnosis = diagnose(after.test, projections, untrained=None if before is None else before.test)
+        lamp = learned(trained, None if before is None else before.network, test, where)
+        own = run is not None and "pretrain" in run.recipe
+        judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED), own=own)
+        evaluation = Evaluation(scores, judged, leaks)
+        if run is not None:  # the numbers first: pictures read images again
+            run.append("evaluations.jsonl", evaluation.lines())
+            keep_answers(run, train, test, scores)
             progress.say(f"map of {len(shown):,} test images ...")
             keep_pictures(run, test, shown, spaces, scores, seed)
-    scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
-    diagnosis = diagnose(after.test, projections, untrained=None if before is None else before.test)
-    lamp = learned(trained, None if before is None else before.network, test, where)
-    own = run is not None and "pretrain" in run.recipe
-    judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED), own=own)
-    evaluation = Evaluation(scores, judged, leaks)
-    if run is not None:
-        run.append("evaluations.jsonl", evaluation.lines())
-        keep_answers(run, train, test, scores)
     return evaluation
 
 
@@ -208,5 +207,5 @@ def keep_pictures(
         save_picture(run.folder, "predictions", **predictions_of(test, score))
     if len(rows) >= FEWEST:
         pixels = torch.cat([batch for _, batch in test.read(rows.numpy(), 512)])
-        view = overview_of(test, rows, spaces, pixels=pixels, shows="test images", seed=seed, score=score)
-        view.save(run)
+        arrays = overview_of(test, rows, spaces, pixels=pixels, shows="test images", seed=seed, score=score)
+        save_picture(run.folder, "map", **arrays)

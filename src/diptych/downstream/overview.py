@@ -4,7 +4,6 @@ m: mapped images, E: width, k: neighbours, C: clusters. None of it needs labels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +41,6 @@ LARGE = 128  # pixels of the pictures that are shown one by one
 FEWEST = 3  # images of which a map says something
 
 
-@dataclass(frozen=True)
-class Overview:
-    """Arrays of pictures/map.npz (`runs.pictures.PICTURES`) of the images at `rows` of a set."""
-
-    rows: Tensor
-    arrays: dict[str, np.ndarray]
-
-    def save(self, run: Run) -> None:
-        save_picture(run.folder, "map", **self.arrays)
-
-
 @checked
 def overview(
     run: Run | str | Path,
@@ -83,8 +71,8 @@ def overview(
             spaces[UNTRAINED] = untrained(iter(batches), **options)
         spaces[RAW_PIXELS] = raw_pixels(iter(batches), *centred(trained.preprocessing), output_device=where)
         progress.say(f"map of {len(rows):,} images ...")
-        view = overview_of(images, rows, spaces, pixels=torch.cat(batches), shows="images of training", seed=seed)
-    view.save(run)
+        arrays = overview_of(images, rows, spaces, pixels=torch.cat(batches), shows="images of training", seed=seed)
+    save_picture(run.folder, "map", **arrays)
     return run.folder
 
 
@@ -102,11 +90,11 @@ def overview_of(
     shows: str,
     seed: int,
     score: Score | None = None,
-) -> Overview:
-    """The overview of the images at `rows`: spaces maps TRAINED and others of SPACES to their vectors (m, E).
+) -> dict[str, np.ndarray]:
+    """Arrays of pictures/map.npz (`runs.pictures.PICTURES`) of the images at `rows`.
 
-    pixels: the same images (m, 3, S, S) uint8. shows: what they are, in words. score: of all images of the set, with the
-    predicted classes.
+    spaces: TRAINED and others of SPACES -> their vectors (m, E). pixels: the same images (m, 3, S, S) uint8. shows: what they
+    are, in words. score: of all images of the set, with the predicted classes.
     """
     z_mE = spaces[TRAINED].float()
     xy, algorithm = plane.map_2d(z_mE.cpu().numpy(), seed)
@@ -129,8 +117,7 @@ def overview_of(
     if score is not None:
         predictions = predictions_of(images, score)
         arrays |= {name: predictions[name][rows.numpy()] for name in ("predicted", "confidence")}
-    arrays |= large_pictures(images, rows, shown_rows(arrays))
-    return Overview(rows, arrays)
+    return arrays | large_pictures(images, rows, shown_rows(arrays))
 
 
 def classes_of(images: Images, score: Score | None) -> list[str]:
@@ -167,9 +154,8 @@ def lists_of(z_mE: Tensor, pixels: Tensor, seed: int) -> dict[str, np.ndarray]:
     for place, number in enumerate(order):
         shown[place, : len(members[number])] = members[number][:MEMBERS]
     odd, _ = outlier_scores(z_mE)
-    pairs = find_copies(
-        z_mE, resized(pixels, COMPARED), proposed=2, decoys=2000, seed=seed
-    )  # a fifth of an audit's time
+    # With fewer neighbours and decoys than an audit takes: a fifth of its time.
+    pairs = find_copies(z_mE, resized(pixels, COMPARED), proposed=2, decoys=2000, seed=seed)
     queries = torch.cat([members[number][:1] for number in order])[:QUERIES]
     return {
         "cluster": np.array([order.index(number) for number in cluster.tolist()]),
@@ -191,11 +177,10 @@ def nearest_to_mean(directions: Tensor, rows: Tensor) -> Tensor:
 
 def large_pictures(images: Images, rows: Tensor, shown: list[int]) -> dict[str, np.ndarray]:
     """The pictures that the report shows one by one, LARGE pixels where the sources have as many: `large`, `large_rows`."""
-    squares, pictures, places = images.squares, [], []
+    squares, pictures = images.squares, []
     for place in shown:
         image = squares.opened(squares.read(int(images.rows[rows[place]])), 2 * LARGE)
         pictures.append(Image.fromarray(fit_square(image, min(LARGE, *image.size), squares.fit)))
-        places.append(place)
     side = min((picture.width for picture in pictures), default=1)
     large = [np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)) for picture in pictures]
-    return {"large": np.stack(large), "large_rows": np.array(places)} if large else {}
+    return {"large": np.stack(large), "large_rows": np.array(shown)} if large else {}

@@ -32,20 +32,16 @@ def line_chart(
     *,
     percent: bool = False,
     wide: bool = False,
-    reference: tuple[str, float] | None = None,
 ) -> dict | None:
     """A chart of values over steps: `series` maps a name to (step, value) pairs. None where all series are empty.
 
     `wide` allows a logarithmic scale. It is used when all values are positive and span more than a factor of 30.
-    `reference` is the name and the value of a dashed horizontal line.
     """
     series = {label: thin(points) for label, points in series.items() if points}
     if not series:
         return None
     steps = [step for points in series.values() for step, _ in points]
     values = [value for points in series.values() for _, value in points]
-    if reference:
-        values.append(reference[1])
     logarithmic = wide and min(values) > 0 and max(values) > 30 * min(values)
     ticks, low, high = log_ticks(min(values), max(values)) if logarithmic else linear_ticks(min(values), max(values))
     scale = math.log10 if logarithmic else float
@@ -73,7 +69,6 @@ def line_chart(
         "description": "; ".join(describe_line(label, points, percent) for label, points in series.items()),
         "y_ticks": [(y_of(tick), f"{100 * tick:g} %" if percent else number(tick)) for tick in ticks],
         "x_ticks": [(x_of(tick), number(tick)) for tick in linear_ticks(first, last, 4)[0] if first <= tick <= last],
-        "reference": reference and {"label": reference[0], "y": y_of(reference[1])},
     }
 
 

@@ -108,20 +108,14 @@ def sheet_of(thumbnails: np.ndarray) -> dict[str, Any]:
 
 def explored(run: Record) -> dict[str, Any]:
     """The variables of explore.html.jinja."""
-    arrays = run.pictures.get("map")
-    pictures = None if arrays is None else Pictures(arrays)
-    confused, confident = (
-        errors_on_map(pictures) if pictures is not None and "predicted" in pictures.arrays else ([], [])
-    )
-    return {
-        "map": explorer(run),
-        "large": {} if pictures is None else pictures.large,
-        "neighbours": neighbour_rows(run),
-        "lists": lists(run),
-        "mistakes": mistakes(run),
-        "confused": confused,
-        "confident": confident,
-    }
+    parts = {"map": None, "large": {}, "neighbours": None, "lists": None, "confused": [], "confident": []}
+    if (arrays := run.pictures.get("map")) is not None:
+        pictures = Pictures(arrays)
+        parts |= {"map": explorer(pictures), "large": pictures.large, "neighbours": neighbour_rows(pictures),
+                  "lists": lists(pictures)}  # fmt: skip
+        if "predicted" in arrays:
+            parts["confused"], parts["confident"] = errors_on_map(pictures)
+    return {**parts, "mistakes": mistakes(run)}
 
 
 def errors_on_map(pictures: Pictures) -> tuple[list[dict], list[dict]]:
@@ -137,12 +131,10 @@ def errors_on_map(pictures: Pictures) -> tuple[list[dict], list[dict]]:
     return pairs, errors
 
 
-def explorer(run: Record) -> dict[str, Any] | None:
-    """The map: marks and pictures for readers without scripts, and the data of the script. None without a map."""
-    arrays = run.pictures.get("map")
-    if arrays is None:
-        return None
-    pictures, (places, with_room) = Pictures(arrays), scatter(arrays["xy"].astype(np.float64))
+def explorer(pictures: Pictures) -> dict[str, Any]:
+    """The map: marks and pictures for readers without scripts, and the data of the script."""
+    arrays = pictures.arrays
+    places, with_room = scatter(arrays["xy"].astype(np.float64))
     groups, colour_by = groups_of(arrays)
     names = [pictures.class_of(label) or "" for label in range(int(groups.max(initial=-1)) + 1)]
     if colour_by == "cluster":
@@ -217,12 +209,12 @@ def packed(values: np.ndarray, kind: str) -> str:
     return base64.b64encode(np.clip(np.rint(values), 0, np.iinfo(kind_).max).astype(kind_).tobytes()).decode("ascii")
 
 
-def neighbour_rows(run: Record) -> dict[str, Any] | None:
+def neighbour_rows(pictures: Pictures) -> dict[str, Any] | None:
     """For a few images, their nearest neighbours by the trained encoder, by the untrained one and by raw pixels."""
-    arrays = run.pictures.get("map")
-    if arrays is None or "queries" not in arrays or "near_trained" not in arrays:
+    arrays = pictures.arrays
+    if "queries" not in arrays or "near_trained" not in arrays:
         return None
-    pictures, labels = Pictures(arrays), arrays["labels"]
+    labels = arrays["labels"]
     spaces = {name: key for name, key in SPACES.items() if f"near_{key}" in arrays}
     rows = []
     for query in arrays["queries"][:QUERIES].tolist():
@@ -262,12 +254,12 @@ def share_of_same(labels: np.ndarray, near: np.ndarray) -> float | None:
     return float((labels[near[known]] == labels[known][:, None]).mean()) if known.any() else None
 
 
-def lists(run: Record) -> dict[str, Any] | None:
+def lists(pictures: Pictures) -> dict[str, Any] | None:
     """Clusters with their most typical images, pairs of copies, and the images that are unlike all others."""
-    arrays = run.pictures.get("map")
-    if arrays is None or "members" not in arrays:
+    arrays = pictures.arrays
+    if "members" not in arrays:
         return None
-    pictures, sizes = Pictures(arrays), np.bincount(arrays["cluster"], minlength=len(arrays["members"]))
+    sizes = np.bincount(arrays["cluster"], minlength=len(arrays["members"]))
     clusters = [{"number": number + 1, "size": int(sizes[number]), "tiles": [pictures.tile(row) for row in rows if row >= 0]}
                 for number, rows in enumerate(arrays["members"][:CLUSTERS, :MEMBERS].tolist())]  # fmt: skip
     copies = [[pictures.tile(row) for row in pair] for pair in arrays["copies"][:COPIES].tolist()]

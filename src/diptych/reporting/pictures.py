@@ -103,11 +103,6 @@ def line_picture(chart: dict, size: tuple[int, int], scale: int = 3) -> Image.Im
         draw.text(at(x, bottom + 6), text, fill=SOFT, font=small, anchor="mt")
     draw.text(at(right, bottom + 18), "step", fill=SOFT, font=small, anchor="rt")
     draw.text(at(left, -heading + 6), chart["title"], fill=(30, 28, 26), font=title, anchor="lt")
-    if chart["reference"]:
-        y = chart["reference"]["y"]
-        for x in range(round(left), round(right), 6):
-            draw.line([at(x, y), at(x + 3, y)], fill=SOFT, width=fine)
-        draw.text(at(right, y - 2), chart["reference"]["label"], fill=SOFT, font=small, anchor="rb")
     names = right
     for index, line in reversed(list(enumerate(chart["lines"]))):
         ink, points = INKS[index % len(INKS)], [at(x, y) for x, y, *_ in line["hover"]]

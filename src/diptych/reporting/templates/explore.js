@@ -45,7 +45,7 @@
   // What is seen: a place p of the map is drawn at zoom * p + (left, top), in units of the map; `unit` pixels each.
   let zoom = 1, left = 0, top = 0, unit = 1, picked = -1, mode = "move", shown = new Array(count).fill(true), waiting = false;
   const LARGEST = 60, PICTURE = 27;
-  let layout = { zoom: 0, pictures: [] };
+  let layout = { key: "", pictures: [] };
 
   function side() { return Math.min(PICTURE * Math.sqrt(zoom), 110); }
 
