@@ -13,7 +13,7 @@ from test_cli import diptych
 
 from diptych.base.errors import DataError, OutputError
 from diptych.data.images import images
-from diptych.downstream.classify import best_factor, classify, label, table_of
+from diptych.downstream.classify import HeldOut, beside, best_factor, classify, label, table_of
 from diptych.networks.encoders import encoder
 from diptych.runs.encoder import Preprocessing, save_encoder
 
@@ -149,3 +149,25 @@ def test_cells_do_nothing_in_a_spreadsheet():
         assert row[0].startswith(f"'{start}") and row[1] == f"'{start}x" and row[2] == "0.500000"
     row = table_of([('a "quoted", name\n.png', None, None, "x")], ".csv").decode()
     assert '"a ""quoted"", name\n.png",,,x\r\n' in row
+
+
+def test_references_are_judged_on_the_same_held_out_images(place):
+    """Colours tell these classes apart, so raw pixels are right too, and nothing is claimed for the encoder."""
+    photos = images(place / "labelled", size=16)
+    classified = classify(place / "encoder", photos, photos, show=False, device="cpu")
+    assert set(classified.references) == {"raw pixels"}, "an encoder folder has no untrained encoder"
+    other = classified.references["raw pixels"]
+    assert other.judged_on == classified.held_out.judged_on == len(other.right) == 4 and other.accuracy == 1.0
+    assert "the same head on raw pixels: 100.0 %; this encoder less that: " in str(classified)
+
+
+@pytest.mark.parametrize("ours, theirs, words", [
+    (1.0, 0.5, ""), (0.5, 0.5, "the difference may be chance"), (0.5, 1.0, "do not use this encoder"),
+])  # fmt: skip
+def test_what_is_said_of_a_reference(ours, theirs, words):
+    def held(share):
+        right = torch.arange(100) < 100 * share
+        return HeldOut(share, (0.0, 1.0), 400, 100, 0.5, right)
+
+    line = beside(held(ours), "untrained", held(theirs))
+    assert line.startswith("  the same head on the untrained encoder: ") and line.endswith(words or "]")

@@ -88,11 +88,10 @@ def beside(test: HeldOut, name: str, other: HeldOut) -> str:
     """A line about a reference: its accuracy, and how much better the encoder is on the same held-out images."""
     paired = paired_difference(test.right, other.right)
     low, high = (100 * end for end in paired.interval)
-    verdict = (
-        "" if low > 0 else "; the encoder is no better for certain" if high >= 0 else "; use them, not the encoder"
-    )
-    return (f"  the same on {name}: {100 * other.accuracy:.1f} %; the encoder {100 * paired.difference:+.1f} points "
-            f"[{low:+.1f} to {high:+.1f}]{verdict}")  # fmt: skip
+    verdict = "" if low > 0 else "; the difference may be chance" if high >= 0 else "; do not use this encoder"
+    name = "the untrained encoder" if name == UNTRAINED else name
+    return (f"  the same head on {name}: {100 * other.accuracy:.1f} %; this encoder less that: {100 * paired.difference:+.1f} "
+            f"points [{low:+.1f} to {high:+.1f}]{verdict}")  # fmt: skip
 
 
 def classify(
