@@ -4,11 +4,11 @@
 
 Each method takes `--repeats` steps after one that warms up, in float32, in a process of its own: forward, loss, backward, update
 and what the method moves itself; views are made before the clock starts. CPU-seconds are counted, so that other work on the
-machine matters less; the smallest is the number. Memory is what the process' peak rose by.
+machine matters less; the smallest is the number. Memory is the most that the steps hold over what was held before them.
 """
 
 import json
-import resource
+import math
 import subprocess
 import sys
 import time
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.leaderboard import METHODS
-from benchmarks.measure import machine, parser
+from benchmarks.measure import machine, parser, peak_bytes
 from diptych.base.random_at import random_at
 from diptych.commands.build import build
 from diptych.commands.recipe import read_recipe
@@ -54,15 +54,16 @@ def main(words: list[str] | None = None) -> None:
 
 
 def cost(name: str, batch: int, steps: int) -> dict:
-    """Seconds of each step, and what the peak of memory rose by during the first."""
+    """Seconds of each step after the first, and the most memory that they hold over what was held before."""
     built = build(read_recipe(f"{name}-cifar10-small"))
     method = built.method.to(memory_format=torch.channels_last).train()  # pyrefly: ignore[no-matching-overload]
     pixels = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, generator=random_at("pixels"))
     views = [
         view(pixels, random_at("views", k)).to(memory_format=torch.channels_last) for k, view in enumerate(built.views)
     ]
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
-    with shared_statistics(method, method.statistics_rows):
+    seconds = []
+
+    def train() -> None:
         for step in range(steps + 1):
             started = time.process_time()
             compared = method(views, dict(method.draw(batch, random_at("draw", step))), 0.5)
@@ -71,8 +72,10 @@ def cost(name: str, batch: int, steps: int) -> dict:
             built.optimizer.step()
             method.after_step(compared.kept, 0.5)
             seconds.append(time.process_time() - started)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"views": len(views), "seconds": seconds[1:], "megabytes": (after - before) / 1024,
+
+    with shared_statistics(method, method.statistics_rows):
+        held = peak_bytes(train)
+    return {"views": len(views), "seconds": seconds[1:], "megabytes": math.nan if held is None else held / 2**20,
             "parameters": sum(p.numel() for p in method.parameters())}  # fmt: skip
 
 
