@@ -5,13 +5,17 @@
     python -m benchmarks.leaderboard --table        (the text table of what is there, nothing is trained)
 
 cifar10 is any labelled SOURCE of 32 pixels; demo are the squares of `diptych demo`, photographs64 the same photographs at 64
-pixels. A row is a method's recipe NAME-cifar10-small with `pretrain.budget`, a seed and one thread, in a process of its own: a
-run folder FOLDER/SET/METHOD-SEED that `diptych report` opens. It is judged by kNN and a linear probe on the test images, which
-nothing is chosen on. A row that is done is not done again; one that was stopped goes on. Nothing else may run on the core.
+pixels. A row is a method's recipe NAME-cifar10-small, a seed and one thread, in a process of its own: a run folder
+FOLDER/SET/METHOD-SEED that `diptych report` opens. It is judged by kNN and a linear probe on the test images, which nothing is
+chosen on. A row that is done is not done again; one that was stopped goes on.
+
+The CPU-seconds of a step of every method are measured first, in turns, and FOLDER/paces.json keeps them: the budget is a
+number of steps, which other work on the machine does not change afterwards.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -27,7 +31,9 @@ import diptych
 from benchmarks.few_labels import photographs
 from benchmarks.leaderboard_table import read_rows, table
 from benchmarks.measure import ROOT, commit, machine, parser
+from diptych.base.random_at import random_at
 from diptych.commands.build import build
+from diptych.commands.planning import plan
 from diptych.commands.recipe import read_recipe
 from diptych.commands.schema import call_arguments
 from diptych.data.images import Images
@@ -51,11 +57,16 @@ class Task:
     seed: int
     runs: Path
     minutes: float
+    pace: float  # CPU-seconds a step
     overrides: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path:
         return self.runs / self.name / f"{self.method}-{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(60 * self.minutes / self.pace))
 
     @property
     def result(self) -> Path:
@@ -66,6 +77,9 @@ def cifar10(arguments: argparse.Namespace) -> tuple[Images, Images]:
     if not (arguments.train and arguments.test):
         raise SystemExit("the set cifar10 needs --train SOURCE and --test SOURCE (or --sets demo photographs64)")
     train, test = (diptych.images(source, size=32) for source in (arguments.train, arguments.test))
+    if arguments.images is not None and arguments.images < len(train):
+        order = torch.randperm(len(train), generator=random_at(0, "leaderboard's images"))
+        train = train.subset(sorted(order[: arguments.images].tolist()))
     return train, test
 
 
@@ -79,9 +93,12 @@ SETS: dict[str, tuple[int, Callable[[argparse.Namespace], tuple[Images, Images]]
 def main(words: list[str] | None = None) -> None:
     arguments = options(words)
     torch.set_num_threads(1)
+    if arguments.pace is not None:
+        return print(json.dumps(pace(*arguments.pace, arguments)))
     if arguments.row is not None:
         return do(task_of(arguments, *arguments.row), arguments)
     if not arguments.table:
+        measure_paces(arguments, words)
         for task in tasks(arguments):
             if not task.result.exists():
                 print(f"{task.name}: {task.method}, seed {task.seed} ...", flush=True)
@@ -100,11 +117,13 @@ def options(words: list[str] | None) -> argparse.Namespace:
     command.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     command.add_argument("--train", help="labelled training images of cifar10 (SOURCE)")
     command.add_argument("--test", help="labelled test images of cifar10 (SOURCE)")
-    command.add_argument("--minutes", type=float, default=15.0, help="of training, each row")
+    command.add_argument("--images", type=int, help="of cifar10's training images, drawn at random; all by default")
+    command.add_argument("--minutes", type=float, default=15.0, help="CPU-minutes of training, each row")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--runs", type=Path, default=ROOT / "runs" / "leaderboard", help="folder of the run folders")
     command.add_argument("--table", action="store_true", help="print what is there")
     command.add_argument("--row", nargs=3, metavar=("SET", "METHOD", "SEED"), help="one row, in this process")
+    command.add_argument("--pace", nargs=2, metavar=("SET", "METHOD"), help="a measurement, in this process")
     return command.parse_args(words)
 
 
@@ -116,16 +135,54 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
 
 
 def task_of(arguments: argparse.Namespace, name: str, method: str, seed: int | str) -> Task:
+    seconds = known_paces(arguments.runs).get(f"{name} {method}", math.nan)
+    return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, seconds,
+                overrides(name))  # fmt: skip
+
+
+def overrides(name: str) -> tuple[str, ...]:
     size, _ = SETS[name]
-    overrides = () if size == 32 else (f"images.size={size}",)
-    return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, overrides)
+    return ("pretrain.device=cpu", *(() if size == 32 else (f"images.size={size}",)))
 
 
 def in_a_process(task: Task, arguments: argparse.Namespace, words: list[str] | None) -> None:
     """The row in a process of its own, whose peak of memory is the row's. Raises CalledProcessError where it fails."""
-    passed = [*(sys.argv[1:] if words is None else words), "--row", task.name, task.method, str(task.seed)]
-    subprocess.run([sys.executable, "-m", "benchmarks.leaderboard", *passed], check=True,
-                   env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).resolve().parents[1])  # fmt: skip
+    process(words, "--row", task.name, task.method, str(task.seed))
+
+
+def process(words: list[str] | None, *more: str, **options: bool) -> str:
+    line = [sys.executable, "-m", "benchmarks.leaderboard", *(sys.argv[1:] if words is None else words), *more]
+    return subprocess.run(line, check=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          cwd=Path(__file__).resolve().parents[1], **options).stdout  # fmt: skip
+
+
+def known_paces(runs: Path) -> dict[str, float]:
+    """CPU-seconds of a step, by "SET METHOD"."""
+    kept = runs / "paces.json"
+    return json.loads(kept.read_text()) if kept.exists() else {}
+
+
+def measure_paces(arguments: argparse.Namespace, words: list[str] | None) -> None:
+    """The smallest of `--repeats` measurements, all methods in turn, so that all meet the same other work."""
+    known = known_paces(arguments.runs)
+    missing = [
+        (name, method) for name in arguments.sets for method in arguments.methods if f"{name} {method}" not in known
+    ]
+    for _ in range(1 if arguments.quick else arguments.repeats):
+        for name, method in missing:
+            seconds = float(process(words, "--pace", name, method, stdout=subprocess.PIPE))
+            known[f"{name} {method}"] = min(seconds, known.get(f"{name} {method}", math.inf))
+            print(f"{name}: {method}, {seconds:.3f} CPU-s a step", flush=True)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    (arguments.runs / "paces.json").write_text(json.dumps(known, indent=1) + "\n")
+
+
+def pace(name: str, method: str, arguments: argparse.Namespace) -> float:
+    """CPU-seconds of a step of the method's recipe: views, forward, loss, backward, update."""
+    sections = read_recipe(f"{method}-cifar10-small", overrides(name))
+    size, read = SETS[name]
+    train, _ = read(arguments)
+    return plan(sections, train, train.subset(range(min(256, len(train)))).pixels(), 1.0).pace.cpu
 
 
 def do(task: Task, arguments: argparse.Namespace) -> None:
@@ -143,8 +200,9 @@ def trained(task: Task, train: Images, test: Images) -> dict:
     """A run of the method's small recipe within the budget, and its accuracies."""
     began = time.process_time()
     recipe = f"{task.method}-cifar10-small"
-    budget = f"pretrain.budget={round(60 * task.minutes, 3)}s"
-    sections = read_recipe(recipe, [budget, f"pretrain.seed={task.seed}", "pretrain.device=cpu", *task.overrides])
+    sections = read_recipe(
+        recipe, [f"pretrain.budget={task.steps} steps", f"pretrain.seed={task.seed}", *task.overrides]
+    )
     built = build(sections)
     run = pretrain(built.method, train, built.views, built.optimizer, schedule=built.schedule, out=task.run, resume=True,
                    record={"recipe": recipe, "source": task.name, **sections}, show=False,
@@ -153,17 +211,15 @@ def trained(task: Task, train: Images, test: Images) -> dict:
     scores = {score.protocol: score for score in evaluate(run, train, test, baselines=False, device="cpu", show=False).scores
               if score.subject == "trained"}  # fmt: skip
     return {"subjects": {task.method: accuracies(scores["knn"], scores["linear"])}, "peak_megabytes": peak / 1024,
-            "cpu_seconds": cpu_seconds} | pace(run, len(train))  # fmt: skip
+            "cpu_seconds": cpu_seconds, "seconds_per_step": task.pace} | about(run, len(train), task.pace)  # fmt: skip
 
 
-def pace(run: Run, images: int) -> dict[str, float | str]:
-    """Epochs that the budget allowed, seconds of each (unless it was one step), and what the run says of itself."""
-    step = run.lines("step")[-1]
+def about(run: Run, images: int, seconds_per_step: float) -> dict[str, float | str]:
+    """Epochs that the budget allowed, CPU-seconds of each, and what the run says of itself."""
     batch = run.recipe["pretrain"]["batch_size"]
     verdict = json.loads((run.folder / "evaluations.jsonl").read_text().splitlines()[0])["diagnosis"]["verdict"]
-    about = {"epochs": step["step"] * batch / images, "verdict": verdict}
-    rate = step["images_per_second"]
-    return about | ({"seconds_per_epoch": images / rate} if rate else {})
+    return {"epochs": run.lines("step")[-1]["step"] * batch / images, "verdict": verdict,
+            "seconds_per_epoch": images / batch * seconds_per_step}  # fmt: skip
 
 
 def references(task: Task, train: Images, test: Images) -> dict:

@@ -8,7 +8,7 @@ from diptych.base.errors import RecipeError
 from diptych.base.signals import Preempted
 from diptych.commands.recipe import read_recipe
 from diptych.training import budget as budgets
-from diptych.training.budget import check_length, seconds_of
+from diptych.training.budget import check_length, seconds_of, steps_of
 
 MEASURE = budgets.seconds_a_step
 
@@ -34,6 +34,25 @@ def test_lengths_of_time(text, seconds):
 def test_what_is_no_length_of_time_is_refused(text):
     with pytest.raises(RecipeError, match="write 90s, 20m, 2h or 1h30m"):
         seconds_of(text)
+
+
+def test_numbers_of_steps():
+    assert [steps_of(text) for text in ("1 step", "5000steps", " 12 steps ", "20m")] == [1, 5000, 12, None]
+    for text in ("0 steps", "2000000000 steps"):
+        with pytest.raises(RecipeError, match="must be 1 to 1000000000 steps"):
+            check_length(None, text)
+    for text in ("steps", "-3 steps", "1.5 steps", "3 stepss"):
+        with pytest.raises(RecipeError, match="or 5000 steps"):
+            check_length(None, text)
+
+
+def test_a_budget_of_steps_is_the_same_run_as_its_epochs(tmp_path):
+    ours, theirs = tiny_run(tmp_path / "run", epochs=None, budget="8 steps"), tiny_run(tmp_path / "counted", epochs=2)
+    weights = weights_of(ours), weights_of(theirs)
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
+    assert told(ours) == told(theirs)
+    three = tiny_run(tmp_path / "three", epochs=None, budget="3 steps")
+    assert three.lines("end")[0]["step"] == 3 and three.lines("budget") == []
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from diptych.commands.schema import call_arguments
 from diptych.data.glance import Glance, glance
 from diptych.data.images import Images, images
 from diptych.reporting.numbers import duration
-from diptych.training.budget import seconds_of
+from diptych.training.budget import seconds_of, steps_of
 from diptych.training.forecast import Pace, measure_pace
 from diptych.training.learner import Learner
 
@@ -59,8 +59,8 @@ class Planned(NamedTuple):
     @property
     def steps(self) -> int:
         settings = self.sections["pretrain"]
-        if settings["budget"] is not None:
-            return max(1, int(seconds_of(settings["budget"]) / self.pace.step))
+        if (budget := settings["budget"]) is not None:
+            return steps_of(budget) or max(1, int(seconds_of(budget) / self.pace.step))
         return settings["epochs"] * self.steps_an_epoch
 
     @property

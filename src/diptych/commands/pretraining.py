@@ -30,6 +30,7 @@ from diptych.runs.contents import is_run, require_place
 from diptych.runs.run import Run
 from diptych.runs.starting import start_encoder
 from diptych.training.advice import advise
+from diptych.training.budget import steps_of
 from diptych.training.enough import require_images
 from diptych.training.extend import extend as extend_run
 from diptych.training.pretrain import pretrain
@@ -116,8 +117,11 @@ def with_stem(sections: dict, built: Built) -> dict:
 
 def advice_on_worth(sections: Mapping[str, Any], images: int) -> str | None:
     """A line where the closed form was measured to be better than such a training."""
-    length = {key: sections["pretrain"][key] for key in ("epochs", "budget", "device")}
-    return advise(images, method=sections["method"]["name"], **length)
+    settings = sections["pretrain"]
+    epochs, budget = settings["epochs"], settings["budget"]
+    if budget is not None and (steps := steps_of(budget)) is not None:
+        epochs, budget = steps * settings["batch_size"] / images, None
+    return advise(images, method=sections["method"]["name"], epochs=epochs, budget=budget, device=settings["device"])
 
 
 def advice_on_flips(views: Sequence[Mapping[str, Any]], photos: Images) -> str:

@@ -50,7 +50,7 @@ MEASURED: tuple[Comparison, ...] = (
 
 
 def advise(
-    images: int, *, method: str = "", epochs: int | None = None, budget: str | None = None, device: str = "auto"
+    images: int, *, method: str = "", epochs: float | None = None, budget: str | None = None, device: str = "auto"
 ) -> str | None:
     """One line that names `diptych quick`, where it was measured to be better; None elsewhere.
 

@@ -1,4 +1,4 @@
-"""How long a run is: a number of epochs, or a budget of time, which becomes a number of steps before step 0."""
+"""How long a run is: a number of epochs, or a budget of steps or of time. Time becomes a number of steps before step 0."""
 
 import copy
 import itertools
@@ -19,7 +19,8 @@ from diptych.training.feed import Feed
 from diptych.training.learner import Learner
 
 LENGTH = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<m>[\d.]+)m)?(?:(?P<s>[\d.]+)s)?", re.ASCII)
-LONGEST = 1e9  # seconds, 31 years
+LONGEST = 1e9  # seconds, 31 years; and steps
+STEPS = re.compile(r"(\d{1,10}) ?steps?", re.ASCII)
 SECONDS = {"h": 3600, "m": 60, "s": 1}
 TRIED_SHARE, MOST_TRIED = 0.03, 20  # of the budget that measuring may take after two steps, and steps
 
@@ -29,11 +30,21 @@ Learn = Callable[[Method, torch.optim.Optimizer], Learner]
 def check_length(epochs: int | None, budget: str | None) -> None:
     """Raises RecipeError unless one of both is given, and can be trained."""
     if epochs is None and budget is None:
-        raise RecipeError("how long to train is missing: give epochs, or a budget such as '20m'")
+        raise RecipeError("how long to train is missing: give epochs, or a budget such as '20m' or '5000 steps'")
     if epochs is not None and budget is not None:
         raise RecipeError(f"epochs {epochs} and budget {budget!r} are both given; leave one of them out")
-    if budget is not None:
+    if budget is not None and steps_of(budget) is None:
         seconds_of(budget)
+
+
+def steps_of(budget: str) -> int | None:
+    """The steps of "5000 steps"; None for a length of time. Raises RecipeError for none, and for more than 1e9."""
+    parts = STEPS.fullmatch(budget.strip())
+    if parts is None:
+        return None
+    if not 0 < (steps := int(parts[1])) <= LONGEST:
+        raise RecipeError(f"budget {budget!r} must be 1 to {LONGEST:.0f} steps")
+    return steps
 
 
 def seconds_of(budget: str) -> float:
@@ -46,19 +57,22 @@ def seconds_of(budget: str) -> float:
     except ValueError:  # "1.2.3m"
         seconds = 0.0
     if not 0 < seconds <= LONGEST:
-        raise RecipeError(f"budget {budget!r} is no length of time; write 90s, 20m, 2h or 1h30m")
+        raise RecipeError(f"budget {budget!r} is no length of time; write 90s, 20m, 2h or 1h30m, or 5000 steps")
     return seconds
 
 
 def steps_within(
     budget: str, feed: Feed, learn: Learn, method: Method, optimizer: torch.optim.Optimizer, run: Run
 ) -> int:
-    """The number of steps of `feed` that fit into `budget`, at least 1, from the rate of a few steps. It is logged.
+    """The number of steps of `feed` that fit into `budget`, at least 1. A budget of steps is that number.
 
-    The steps are taken on copies of `method` and `optimizer`, so that no weight and no random state of the run moves, and
-    that memory is needed twice for their duration. Their seconds are part of the budget. The time of watches, checkpoints
-    and the diagnosis is not: it comes on top. All processes get the same number.
+    For one of time, the rate of a few steps is measured and logged. The steps are taken on copies of `method` and
+    `optimizer`, so that no weight and no random state of the run moves, and that memory is needed twice for their duration.
+    Their seconds are part of the budget. The time of watches, checkpoints and the diagnosis is not: it comes on top. All
+    processes get the same number.
     """
+    if (steps := steps_of(budget)) is not None:
+        return steps
     began = time.monotonic()
     tried, its_optimizer = copy.deepcopy((method, optimizer))  # together, so that the copy updates the copy
     devices = [feed.device] if feed.device.type == "cuda" else []

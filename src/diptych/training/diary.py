@@ -24,7 +24,7 @@ class State:
     best: float = math.inf  # of the reading that early stopping looks at; smaller is better
     best_epoch: int = 0
     finished: bool = False
-    steps_in_budget: int = 0  # the total of a run that has a budget of time
+    steps_in_budget: int = 0  # the total of a run that has a budget
     precision: str = ""  # in which the run computes, where it was to choose
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 

@@ -68,16 +68,16 @@ def pretrain(
 ) -> Run:
     """Train `method` on views of each image and leave a run folder with an encoder in it.
 
-    How long: `epochs`, or a budget of time ("90s", "20m", "1h30m"), which the measured rate makes a number of steps before
-    step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same. batch_size is the global
-    number of images a step, over all processes; a short last batch is dropped. precision is "float32", "tf32" (a GPU
-    multiplies with 10 bits in the networks), "bfloat16" (autocast), "float64", or "auto", the faster of float32 and bfloat16
-    here, which a resumed run keeps; losses and views stay float32. micro_batch: run the networks on that many images at a
-    time; loss and gradient are the whole batch's (gradient caching: one more forward pass), batch normalisation sees the
-    pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or more at the start, and a GPU or a C++
-    compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it cannot. deterministic: the same bits
-    from the same run on a GPU too, by slower ways for some operations. stopping: when to end early, see `EarlyStop`. record:
-    what recipe.yaml will hold, by default a description of the arguments.
+    How long: `epochs`, or a budget of steps ("5000 steps") or of time ("90s", "20m", "1h30m"), which the measured rate makes
+    a number of steps before step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same.
+    batch_size is the global number of images a step, over all processes; a short last batch is dropped. precision is
+    "float32", "tf32" (a GPU multiplies with 10 bits in the networks), "bfloat16" (autocast), "float64", or "auto", the
+    faster of float32 and bfloat16 here, which a resumed run keeps; losses and views stay float32. micro_batch: run the
+    networks on that many images at a time; loss and gradient are the whole batch's (gradient caching: one more forward
+    pass), batch normalisation sees the pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or
+    more at the start, and a GPU or a C++ compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it
+    cannot. deterministic: the same bits from the same run on a GPU too, by slower ways for some operations. stopping: when
+    to end early, see `EarlyStop`. record: what recipe.yaml will hold, by default a description of the arguments.
 
     `method` is trained in place: afterwards it is on `device`, in the precision's type, in channels_last. The classes of its
     layers, which are exchanged for the time of training, and the process' random state are put back.
