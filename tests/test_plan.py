@@ -60,8 +60,9 @@ def test_arrays_are_compared_by_pixels():
     assert glance(images(np.concatenate([pixels, pixels[:1]]))).copies == 1
 
 
-def pace_of(batch_size: int, within: float = 0.2) -> Pace:
+def pace_of(batch_size: int, within: float = 0.2, rows: int | None = None) -> Pace:
     method = tiny_method()
+    method.statistics_rows = rows
     optimizer = lars(method, lr=0.5)
     before = {key: value.clone() for key, value in method.state_dict().items()}
     pixels = tiny_images(20).pixels()
@@ -83,12 +84,20 @@ def test_a_batch_that_would_take_too_long_is_measured_in_part():
     assert 0.1 < pace.step * pace.measured / 100_000 / pace_of(pace.measured).step < 10  # in proportion
 
 
+def test_a_part_of_a_batch_has_groups_of_rows_that_share_statistics():
+    assert pace_of(100_000, within=0.01, rows=25).measured % 25 == 0  # 32 rows are tried where there are no groups
+
+
 def test_a_run_is_its_steps_readings_and_end():
     assert PLENTY.seconds(100, 0, 0) == pytest.approx(0.2 + 10 + 5 * 1024 * 1e-4)
     assert PLENTY.seconds(0, 500, 3) - PLENTY.seconds(0, 500, 1) == pytest.approx(0.1)
     run = planned(epochs=20, batch_size=128)
     assert (run.steps, run.readings, run.steps_an_epoch) == (1000, 21, 50)
-    assert planned(budget="10s").steps == 100 and planned(watch_epochs=5, epochs=20).readings == 5
+    assert (
+        planned(budget="10s").steps == 100
+        and planned(budget="7 steps").steps == 7
+        and planned(watch_epochs=5, epochs=20).readings == 5
+    )
 
 
 @pytest.mark.parametrize("limit", [60, 600, 3000])

@@ -151,6 +151,8 @@ def propose(
     batch = min(
         settings["batch_size"], max(SMALLEST_BATCH, 2 ** int(math.log2(max(1, planned.count / STEPS_AN_EPOCH))))
     )
+    group = planned.sections["method"].get("statistics_rows") or 1
+    batch = max(batch // group, 1) * group
     if batch != settings["batch_size"] and "pretrain.batch_size" not in given:
         factor = batch / settings["batch_size"]
         optimizer = planned.sections["optimizer"]

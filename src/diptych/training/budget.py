@@ -34,7 +34,7 @@ def check_length(epochs: int | None, budget: str | None) -> None:
     if epochs is not None and budget is not None:
         raise RecipeError(f"epochs {epochs} and budget {budget!r} are both given; leave one of them out")
     if budget is not None and steps_of(budget) is None:
-        seconds_of(budget)
+        seconds_of(budget, also=", or 5000 steps")
 
 
 def steps_of(budget: str) -> int | None:
@@ -47,8 +47,11 @@ def steps_of(budget: str) -> int | None:
     return steps
 
 
-def seconds_of(budget: str) -> float:
-    """The seconds of "90s", "20m", "2h" or "1h30m". Raises RecipeError for anything else, and for none."""
+def seconds_of(budget: str, also: str = "") -> float:
+    """The seconds of "90s", "20m", "2h" or "1h30m". Raises RecipeError for anything else, and for none.
+
+    also: what the message adds, where another form of budget is possible.
+    """
     parts = LENGTH.fullmatch(budget.strip())
     try:
         seconds = (
@@ -57,7 +60,7 @@ def seconds_of(budget: str) -> float:
     except ValueError:  # "1.2.3m"
         seconds = 0.0
     if not 0 < seconds <= LONGEST:
-        raise RecipeError(f"budget {budget!r} is no length of time; write 90s, 20m, 2h or 1h30m, or 5000 steps")
+        raise RecipeError(f"budget {budget!r} is no length of time; write 90s, 20m, 2h or 1h30m{also}")
     return seconds
 
 

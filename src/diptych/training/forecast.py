@@ -66,10 +66,12 @@ def measure_pace(
     random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with random, shared_statistics(method, method.statistics_rows), quick_convolutions(method):
         learner = learn(method, optimizer)
-        first, small, _ = steps_of(learner, views, pixels, min(FIRST_TRIED, batch_size), device, within / 8)
+        group = method.statistics_rows or 1  # rows of a step are a multiple of it
+        few = min(batch_size, -(-FIRST_TRIED // group) * group)
+        first, small, _ = steps_of(learner, views, pixels, few, device, within / 8)
         size = batch_size
-        if small * batch_size / FIRST_TRIED * (LEAST_STEPS + 2) > within and not waits_for(device):
-            size = min(batch_size, max(FIRST_TRIED, int(FIRST_TRIED * within / (LEAST_STEPS + 2) / small)))
+        if small * batch_size / few * (LEAST_STEPS + 2) > within and not waits_for(device):
+            size = min(batch_size, max(few, int(few * within / (LEAST_STEPS + 2) / small) // group * group))
         prepared, step, cpu = steps_of(learner, views, pixels, size, device, within / 2)
         used = max(0, memory_in_use(device) - before) * batch_size // size
         image = seconds_an_image(method, views, pixels, device, within / 8)
