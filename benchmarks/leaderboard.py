@@ -135,7 +135,7 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
 
 
 def task_of(arguments: argparse.Namespace, name: str, method: str, seed: int | str) -> Task:
-    seconds = known_paces(arguments.runs).get(f"{name} {method}", math.nan)
+    seconds = known_paces(arguments.runs).get(f"{method}, {SETS[name][0]} pixels", math.nan)
     return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, seconds,
                 overrides(name))  # fmt: skip
 
@@ -157,31 +157,31 @@ def process(words: list[str] | None, *more: str, **options: bool) -> str:
 
 
 def known_paces(runs: Path) -> dict[str, float]:
-    """CPU-seconds of a step, by "SET METHOD"."""
+    """CPU-seconds of a step, by method and size of the images."""
     kept = runs / "paces.json"
     return json.loads(kept.read_text()) if kept.exists() else {}
 
 
 def measure_paces(arguments: argparse.Namespace, words: list[str] | None) -> None:
     """The smallest of `--repeats` measurements, all methods in turn, so that all meet the same other work."""
-    known = known_paces(arguments.runs)
-    missing = [
-        (name, method) for name in arguments.sets for method in arguments.methods if f"{name} {method}" not in known
-    ]
+    known, kept = known_paces(arguments.runs), arguments.runs / "paces.json"
+    wanted = {
+        f"{method}, {SETS[name][0]} pixels": (name, method) for name in arguments.sets for method in arguments.methods
+    }
+    missing = {key: task for key, task in wanted.items() if key not in known}
     for _ in range(1 if arguments.quick else arguments.repeats):
-        for name, method in missing:
-            seconds = float(process(words, "--pace", name, method, stdout=subprocess.PIPE))
-            known[f"{name} {method}"] = min(seconds, known.get(f"{name} {method}", math.inf))
-            print(f"{name}: {method}, {seconds:.3f} CPU-s a step", flush=True)
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    (arguments.runs / "paces.json").write_text(json.dumps(known, indent=1) + "\n")
+        for key, task in missing.items():
+            seconds = float(process(words, "--pace", *task, stdout=subprocess.PIPE))
+            known[key] = min(seconds, known.get(key, math.inf))
+            print(f"{key}: {seconds:.3f} CPU-s a step", flush=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def pace(name: str, method: str, arguments: argparse.Namespace) -> float:
     """CPU-seconds of a step of the method's recipe: views, forward, loss, backward, update."""
     sections = read_recipe(f"{method}-cifar10-small", overrides(name))
-    size, read = SETS[name]
-    train, _ = read(arguments)
+    train, _ = SETS[name][1](arguments)
     return plan(sections, train, train.subset(range(min(256, len(train)))).pixels(), 1.0).pace.cpu
 
 
