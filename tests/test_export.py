@@ -60,7 +60,7 @@ def joined(size: int = 16) -> nn.Module:
         "dictionary": diptych.networks.encoders.built_with(first),
         "trained": diptych.networks.encoders.built_with(second),
     }
-    return encoder("joined", size=size, width=8, **parts).eval()
+    return encoder("joined", size=size, parts=[[4, 3, 0.6], [16, 4, 0.3], [16, 4, 0.3]], **parts).eval()
 
 
 class Own(nn.Sequential):

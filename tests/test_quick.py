@@ -8,13 +8,14 @@ import torch.nn.functional as F
 import diptych
 from diptych.base.errors import DataError, OutputError, RecipeError
 from diptych.data.images import images
+from diptych.embeddings import whitening as whitenings
 from diptych.embeddings.scores import knn_accuracy
 from diptych.embeddings.whitening import partial_whitening
 from diptych.networks.encoders import built_with, encoder
-from diptych.networks.inference import Preprocessing, raw_pixels
+from diptych.networks.inference import Preprocessing, prepare, raw_pixels
+from diptych.networks.joined import Described, has_maps
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
-from diptych.training.joining import join_embeddings
 from diptych.training.quick import MOST_ENTRIES, dictionary_network, entries_for, quick
 
 
@@ -236,7 +237,8 @@ def joined(request, stripes, trained, tmp_path_factory) -> tuple[diptych.Trained
     return other, quick(photos, size=16, join=other, mirrored=True, keep="codes", out=out, show=False)
 
 
-def test_joined_is_the_closed_form_beside_the_whitened_trained_embedding(joined, stripes):
+def test_joined_is_the_closed_form_beside_whitened_codes_of_the_trained_network(joined, stripes):
+    """Written out: the embedding, and the means over quadrants of the last two maps, averaged with the mirror image's."""
     other, both = joined
     size = other.preprocessing.size
     photos = images(np.kron(stripes[0], np.ones((1, 2, 2, 1), np.uint8)), size=size)
@@ -244,14 +246,37 @@ def test_joined_is_the_closed_form_beside_the_whitened_trained_embedding(joined,
     vectors, part = both(pixels), both.encoder.dictionary.num_features
     assert vectors.shape == (160, both.encoder.num_features) and vectors.shape[1] > part
     torch.testing.assert_close(vectors[:, :part].norm(dim=1), torch.ones(160))
-    torch.testing.assert_close(vectors[:, part:].norm(dim=1), torch.full((160,), 0.6))
-    expected = 0.6 * F.normalize(other(pixels) @ both.encoder.whiten.weight.T + both.encoder.whiten.bias, dim=1)
-    torch.testing.assert_close(vectors[:, part:], expected, atol=1e-4, rtol=1e-3)
-    at_once = join_embeddings([vectors[:, :part]], [other(pixels)])[0]  # the same but for signs
-    torch.testing.assert_close(at_once @ at_once.T, vectors @ vectors.T, atol=1e-3, rtol=0)
+    expected, end = [], part
+    for layer, described, length in zip(
+        both.encoder.whiten, described_slowly(other, pixels), (0.6, 0.3, 0.3), strict=True
+    ):
+        expected.append(length * F.normalize(described @ layer.weight.T + layer.bias, dim=1))
+        code = vectors[:, end : end + layer.out_features]
+        torch.testing.assert_close(code.norm(dim=1), torch.full((160,), length))
+        end += layer.out_features
+    torch.testing.assert_close(vectors[:, part:], torch.cat(expected, 1), atol=1e-4, rtol=1e-3)
     if size == 16:
         small = quick(photos, size=16, mirrored=True, keep="codes", show=False)
         torch.testing.assert_close(vectors[:, :part], F.normalize(small(pixels), dim=1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def described_slowly(trained: diptych.Trained, pixels: torch.Tensor) -> list[torch.Tensor]:
+    network, maps = trained.encoder, {}
+    for name in ("residual", "last"):
+        getattr(network, name).register_forward_hook(
+            lambda _, given, out, name=name: maps.update({name: (given[0], out)})
+        )
+    straight = prepare(pixels, trained.preprocessing.mean, trained.preprocessing.std)
+    both = []
+    for shown in (straight, straight.flip(3)):
+        described = [network(shown)]
+        for map_ in (sum(maps["residual"]), maps["last"][1]):
+            half, side = map_.shape[2] // 2, -(-map_.shape[2] // 2)  # of an odd map, the middle is in all quadrants
+            cells = [map_[:, :, i : i + side, j : j + side].mean((2, 3)) for i in (0, half) for j in (0, half)]
+            described.append(torch.stack(cells, 2).flatten(1))
+        both.append(described)
+    return [(one + other) / 2 for one, other in zip(*both, strict=True)]
 
 
 def test_joined_is_an_encoder_as_any_other(joined, tmp_path):
@@ -264,6 +289,40 @@ def test_joined_is_an_encoder_as_any_other(joined, tmp_path):
     torch.export.save(program, tmp_path / "joined.pt2")
     opened = torch.export.load(tmp_path / "joined.pt2").module()
     torch.testing.assert_close(opened(batch[:2]), again.encoder(batch[:2]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [("resnet18", {"channels": (4, 4, 8, 8), "stem": "small"}, [8, 32, 32]), ("convnext_atto", {}, [320, 640]),
+     ("vit_tiny_patch16_224", {"size": 32, "depth": 2}, [192, 768, 768]), ("keras_resnet20v2", {}, [256])],
+)  # fmt: skip
+def test_networks_with_maps_are_described_by_them(name, options, parts):
+    torch.manual_seed(0)
+    network, batch = encoder(name, **options).eval(), torch.rand(2, 3, 32, 32)
+    maps = has_maps(network, batch)
+    with torch.no_grad():
+        described = Described(network, maps=maps, mirrored=False).parts(batch)
+        assert [part.shape[1] for part in described] == parts, maps
+        torch.testing.assert_close(described[0], network(batch))
+
+
+def test_a_network_whose_head_does_more_is_described_by_its_embedding():
+    network = encoder("resnet18", channels=(4, 4, 8, 8), stem="small").eval()
+    assert has_maps(network, torch.rand(2, 3, 32, 32))
+    network.forward = lambda images: 2 * network.forward_head(network.forward_features(images))
+    assert not has_maps(network, torch.rand(2, 3, 32, 32))
+
+
+def test_wide_rows_have_the_same_components(monkeypatch):
+    rows = torch.randn(600, 300, generator=torch.Generator().manual_seed(0)) * torch.logspace(1, -2, 300)
+    exact = partial_whitening(rows, 40, 0.35, 1e-3)
+    monkeypatch.setattr(whitenings, "WIDE", 100)
+    mean, weight = partial_whitening(rows, 40, 0.35, 1e-3)
+    assert weight.shape == (300, 40)
+    ours, theirs = ((rows - m) @ w for m, w in ((mean, weight), exact))
+    torch.testing.assert_close(
+        ours @ ours.T, theirs @ theirs.T, atol=1e-3 * float((theirs @ theirs.T).abs().max()), rtol=0
+    )
 
 
 def test_partial_whitening_divides_variances(stripes):

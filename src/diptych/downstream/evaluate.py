@@ -29,13 +29,15 @@ from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.lamps import Lamp
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
 from diptych.networks.inference import centred, raw_pixels, require_precision
-from diptych.networks.joined import Joined
+from diptych.networks.joined import Codes, Joined, side_by_side
+from diptych.networks.patches import PatchDictionary
 from diptych.reporting.explore import SPACES
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.pictures import picture_path, read_picture, save_picture
 from diptych.runs.run import Run, is_run
-from diptych.training.joining import join_embeddings
+from diptych.training.joining import join_networks
 from diptych.training.learned import LOOKED_AT, recognition
+from diptych.training.quick import sample
 
 DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
 
@@ -146,7 +148,7 @@ def subjects(
     With a closed form, both joined come last: they show whether training has learned what the dictionary does not know.
     """
     sets = task.train, task.test
-    dictionary = None
+    reference, dictionary = None, []
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
     if references:
         train, test = (
@@ -164,9 +166,20 @@ def subjects(
                       names={"finetune": SCRATCH})  # fmt: skip
     train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder", seen=seen)
     yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
-    if dictionary is not None and not isinstance(trained.encoder, Joined):
-        train, test = join_embeddings(dictionary, (train, test))
+    if reference is not None and not isinstance(trained.encoder, Joined):
+        codes = codes_beside(reference, trained, task)
+        train, test = map(
+            side_by_side, dictionary, embed_sets(codes, sets, **options, what=f"{TRAINED} encoder's maps")
+        )
         yield Subject(JOINED, train, test, None, None)
+
+
+def codes_beside(reference: Trained, trained: Trained, task: Task) -> Trained:
+    """What the trained encoder adds to the closed form in `diptych quick --join`."""
+    pixels = sample(task.train, trained.preprocessing.opened, task.seed, task.device)
+    assert isinstance(reference.encoder, PatchDictionary)
+    joined = join_networks(reference.encoder, trained, pixels.cpu())
+    return Trained(Codes(joined), trained.preprocessing)
 
 
 def scores_of(subject: Subject, task: Task, protocols: Sequence[str], progress: ProgressBar) -> list[Score]:

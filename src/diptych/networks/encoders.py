@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
-from diptych.base.ranges import Options, Positive, Share, Side, Width, Words, check_range, checked
-from diptych.networks.joined import Joined
+from diptych.base.ranges import Options, Share, Side, Words, check_range, checked
+from diptych.networks.joined import Described, Joined
 from diptych.networks.keras import KERAS_NETWORKS
 from diptych.networks.limits import bounded
 from diptych.networks.patches import PatchDictionary
@@ -27,19 +27,23 @@ def _joined(
     size: Side | None = None,
     dictionary: Options = None,
     trained: Options = None,
-    width: Width = 256,
+    parts: Options = (),
+    maps: bool = True,
+    mirrored: bool = True,
     mean: Options = (0.0, 0.0, 0.0),
     std: Options = (1.0, 1.0, 1.0),
-    weight: Positive = 0.6,
 ) -> Joined:
-    """dictionary, trained: the arguments of `encoder` for both networks, whose weights are loaded afterwards."""
+    """dictionary, trained: the arguments of `encoder` for both networks, whose weights are loaded afterwards. parts: width,
+    width of the code and length of the code, for each of the parts that describe an image. maps, mirrored: see `Described`."""
     if not dictionary or not trained or trained.get("name") == "joined":
         raise RecipeError("joined is not an encoder to train: `diptych quick SOURCE --join RUN` joins two encoders")
     first: Any = encoder(**without_weights(dictionary))
     second: Any = encoder(**without_weights(trained))
     if not isinstance(first, PatchDictionary):
         raise RecipeError(f"joined needs a patch_dictionary, not {dictionary.get('name')!r}")
-    return Joined(first, second, second.num_features, width, list(mean), list(std), weight)
+    described = Described(second, maps=maps, mirrored=mirrored)
+    layers, lengths = [nn.Linear(wide, width) for wide, width, _ in parts], [length for _, _, length in parts]
+    return Joined(first, described, layers, lengths, list(mean), list(std))
 
 
 # Defined in this package. A network that has a fixed size or options takes them as arguments.

@@ -40,11 +40,18 @@ class SmallConvolutions(nn.Module):
         self.num_features = third
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_intermediates(images)[0])
+
+    def forward_intermediates(self, images: Tensor, indices: int = 2) -> tuple[Tensor, list[Tensor]]:
+        """The last maps, and the last `indices` of the maps at S/2, S/4 and S/8 pixels, as timm's networks give them."""
         maps = self.standardise(F.conv2d(images, self.patterns.to(images.dtype), stride=STRIDE, padding=1))
-        maps = self.first(torch.cat([F.relu(maps), F.relu(-maps)], 1))  # (N, C, S/2, S/2)
-        maps = self.middle(F.max_pool2d(maps, 2))
-        maps = maps + self.residual(maps)
-        maps = self.last(F.max_pool2d(maps, 2))
+        first = self.first(torch.cat([F.relu(maps), F.relu(-maps)], 1))
+        middle = self.middle(F.max_pool2d(first, 2))
+        middle = middle + self.residual(middle)
+        last = self.last(F.max_pool2d(middle, 2))
+        return last, [first, middle, last][-indices:]
+
+    def forward_head(self, maps: Tensor) -> Tensor:
         return self.whiten(maps.mean((2, 3)))
 
 

@@ -1,23 +1,21 @@
 """Joins a closed-form encoder with a trained one: what both know, in one embedding."""
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
 from diptych.embeddings.whitening import partial_whitening
 from diptych.networks.encoders import built_with, encoder
-from diptych.networks.inference import Preprocessing, embeddings
-from diptych.networks.joined import Joined, side_by_side
+from diptych.networks.inference import Preprocessing, embeddings, prepare
+from diptych.networks.joined import Described, Joined, has_maps
 from diptych.networks.patches import PatchDictionary
 from diptych.runs.encoder import Trained
 from diptych.training.dictionary import fill
 
-WEIGHT = 0.6  # length of the trained network's code beside that of the dictionary, 1; 0.3 and 1 had worse neighbours
+EMBEDDING, MAP = 0.6, 0.3  # lengths of the codes of embedding and feature maps beside the dictionary's, 1
 POWER = 0.35  # of the whitening
 FLOOR = 1e-3  # added to the variances, in units of their mean
-MOST_WIDTH = 256  # dimensions of the code
+MOST_WIDTH = 256  # dimensions of a code
 IMAGES_PER_DIMENSION = 3
 
 
@@ -32,32 +30,43 @@ def require_joinable(trained: Trained) -> None:
         raise RecipeError(f"the encoder to join is a {name}; give the run of a trained network")
 
 
-@torch.no_grad()
 def join_encoders(dictionary: PatchDictionary, trained: Trained, pixels: Tensor) -> Trained:
-    """The encoder of both. pixels: a sample of the images, (N, 3, S, S) uint8 at the size that `trained` expects.
-
-    The trained encoder's embedding is whitened partially, as the codes of the dictionary are: few of its directions have
-    most of its variance, and would decide cosines alone.
-    """
+    """The encoder of both, which a folder can describe. pixels: as of `join_networks`."""
     require_joinable(trained)
-    p = trained.preprocessing
-    mean_E, weight_ED = whitening(embeddings(trained.encoder, pixels, p))
-    joined = encoder("joined", size=p.size, dictionary=built_with(dictionary), trained=trained.built_with,
-                     width=weight_ED.shape[1], mean=p.mean, std=p.std, weight=WEIGHT)  # fmt: skip
-    assert isinstance(joined, Joined)
-    joined.dictionary.load_state_dict(dictionary.state_dict())
-    joined.trained.load_state_dict(trained.encoder.state_dict())
-    fill(joined.whiten, mean_E, weight_ED)
+    network, p = join_networks(dictionary, trained, pixels), trained.preprocessing
+    parts = [
+        [layer.in_features, layer.out_features, length]
+        for layer, length in zip(network.whiten, network.lengths, strict=True)
+    ]
+    joined = encoder("joined", size=p.size, dictionary=built_with(dictionary), trained=trained.built_with, parts=parts,
+                     maps=network.described.maps, mirrored=network.described.mirrored, mean=p.mean, std=p.std)  # fmt: skip
+    joined.load_state_dict(network.state_dict())
     return Trained(joined.eval(), Preprocessing(p.size, resize=p.resize))
 
 
-def join_embeddings(dictionary: Sequence[Tensor], trained: Sequence[Tensor]) -> list[Tensor]:
-    """The embeddings that `join_encoders` would give, from those of both encoders. The first of each are fitted on."""
-    mean_E, weight_ED = whitening(trained[0])
-    return [side_by_side(d, (t - mean_E) @ weight_ED, WEIGHT) for d, t in zip(dictionary, trained, strict=True)]
+@torch.no_grad()
+def join_networks(dictionary: PatchDictionary, trained: Trained, pixels: Tensor) -> Joined:
+    """Both networks, not copied, with the maps of their codes. pixels: a sample of the images, (N, 3, S, S) uint8 at the
+    size that `trained` expects.
+
+    What the trained encoder says is whitened partially, as the codes of the dictionary are: few of its directions have
+    most of its variance, and would decide cosines alone. Mirror images are averaged where the dictionary averages them.
+    """
+    p, network = trained.preprocessing, trained.encoder
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    few = prepare(pixels[:2], p.mean, p.std, p.size, p.resize).to(next(network.parameters(), pixels).device)
+    described = Described(network, maps=has_maps(network, few), mirrored=dictionary.mirrored)
+    widths = [part.shape[1] for part in described.parts(few)]
+    for module, mode in modes:
+        module.training = mode
+    layers = [whitening(vectors) for vectors in embeddings(described, pixels, p).split(widths, 1)]
+    return Joined(dictionary, described, layers, [EMBEDDING, *[MAP] * (len(layers) - 1)], p.mean, p.std)
 
 
-def whitening(rows_NE: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and weight of the map to the code."""
+def whitening(rows_NE: Tensor) -> nn.Linear:
+    """The partial whitening of rows, (E,) -> a code of at most MOST_WIDTH dimensions."""
     width = min(MOST_WIDTH, rows_NE.shape[1], max(1, len(rows_NE) // IMAGES_PER_DIMENSION))
-    return partial_whitening(rows_NE, width, POWER, FLOOR)
+    layer = nn.Linear(rows_NE.shape[1], width)
+    fill(layer, *partial_whitening(rows_NE, width, POWER, FLOOR))
+    return layer
