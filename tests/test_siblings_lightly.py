@@ -1,4 +1,4 @@
-"""Losses beside lightly's, where it is installed (`pip install -e ".[benchmarks]"`): equal, or apart by the factor that is named."""
+"""Losses beside lightly's, where it is installed (the extra "benchmarks"): equal, or apart by the factor that is named."""
 
 import warnings
 
