@@ -17,7 +17,7 @@ from torch import nn
 from diptych.base.random_at import random_at
 from diptych.embeddings.diagnose import Diagnosis, diagnose
 from diptych.methods import BYOL, DINO, Method, MoCo, SimSiam, SwAV, VICReg
-from diptych.training.learned import with_method
+from diptych.training.learned import risen, with_method
 from diptych.training.optimizers import sgd
 
 
@@ -147,3 +147,18 @@ def test_a_sign_is_a_number_within_its_bounds():
     for loss, verdict in ((math.log(30), "COLLAPSED"), (3.3, "OK"), (3.5, "OK"), (float("nan"), "OK")):
         assert with_method(healthy, method, {"loss": loss}).verdict == verdict
     assert with_method(healthy, method, {}) == healthy
+
+
+def test_a_loss_that_rises_again_is_a_warning_where_a_queue_may_be_the_reason():
+    """SwAV's users report it from the step on at which the queue is used; a shorter one ended it."""
+    with_queue, without = (SwAV(nn.Identity(), nn.Linear(4, 4), prototypes=5, queue=queue) for queue in (16, None))
+    healthy = Diagnosis("OK", {"rank": 5.0}, [], [])
+    falling, rising = [3 - 0.02 * i for i in range(50)], [3 - 0.02 * min(i, 60 - i) for i in range(50)]
+    for method, losses, verdict in (
+        (with_queue, rising, "WARNING"), (with_queue, falling, "OK"), (without, rising, "OK"), (with_queue, rising[:9], "OK"),
+    ):  # fmt: skip
+        diagnosis = with_method(healthy, method, {"loss": 1.0}, losses)
+        assert diagnosis.verdict == verdict, (verdict, losses)
+    warned = with_method(healthy, with_queue, {"loss": 1.0}, rising)
+    assert "has risen again, by 58 %" in warned.reasons[0] and "shorten method.queue" in warned.advice[0]
+    assert risen([1.0] * 30) == 0 and risen([1.0] * 10 + [0.0] * 10 + [0.5] * 10) == pytest.approx(0.5, abs=0.2)

@@ -39,6 +39,7 @@ class Method(nn.Module, ABC):
     rules: Sequence[Rule] = ()  # parameter groups that it requires; an optimizer's own `groups` take precedence
     collapses: Mapping[str, tuple[float, float]] = {}  # bounds within which the loss or a part of it shows a collapse
     remedies: Sequence[str] = ()  # against it, for the diagnosis
+    rising: str = ""  # what to do about a loss that rises again, where that is a fault
 
     def draw(self, n: int, rng: torch.Generator) -> Draw:
         """Draw random numbers for `n` images, on the CPU: named tensors (n, ...). The loop gives each process its rows."""
@@ -54,9 +55,8 @@ class Method(nn.Module, ABC):
 
     def forward(self, views: Sequence[Tensor], draw: Draw | None = None, progress: Progress = 0.0) -> Compared:
         if draw is None:  # in a loop that draws nothing itself
-            draw = {
-                name: row.to(views[0].device) for name, row in self.draw(len(views[0]), torch.default_generator).items()
-            }
+            own = self.draw(len(views[0]), torch.default_generator)
+            draw = {name: row.to(views[0].device) for name, row in own.items()}
         return self.compare(self.project(views, draw), progress)
 
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:  # noqa: B027
@@ -75,9 +75,8 @@ def embedding_width(encoder: nn.Module, width: int | None) -> int:
     """E: `width` if given, else the encoder's `num_features`. Raises RecipeError if both are missing."""
     columns = getattr(encoder, "num_features", None) if width is None else width
     if not isinstance(columns, int):
-        raise RecipeError(
-            f"{type(encoder).__name__} has no num_features: pass width=E, the columns of its embedding (N, E)"
-        )
+        name = type(encoder).__name__
+        raise RecipeError(f"{name} has no num_features: pass width=E, the columns of its embedding (N, E)")
     return columns
 
 

@@ -74,6 +74,7 @@ class SwAV(Method):
         self.has_queue, self.queue_start, self.frozen = queue is not None, queue_start, frozen
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.collapses = {"loss": near(math.log(prototypes))}
+        self.rising = "shorten method.queue, or start it later (method.queue_start)" if queue is not None else ""
 
     def project(self, views: Sequence[Tensor], draw: Draw) -> Projections:
         return {f"z{i}": self.projector(self.encoder(view)) for i, view in enumerate(views, 1)}  # (N, D) each

@@ -22,6 +22,7 @@ from diptych.views.geometry import RandomResizedCrop
 from diptych.views.view import show_views
 
 LOOKED_AT, BATCH = 1024, 256  # images, and how many of them at a time
+TENTHS, MOST_RISEN = 10, 0.1  # parts of the steps; share of its fall that a loss may lose
 
 
 def judged(
@@ -40,21 +41,39 @@ def judged(
         after = recognition_shares(embedding, embedded(method.encoder, views[1]))
         at_first = recognition_shares(*(embedded(before.eval(), view) for view in views[:2]))
         lamp = learning(after, at_first, reference="before training", images="training images in new views")
-    steps = run.lines("step")[-1:]
-    readings = {"loss": steps[0]["loss"], **steps[0]["parts"]} if steps else {}
-    return judge(with_method(diagnose(embedding, shown), method, readings), lamp)
+    steps = run.lines("step")
+    readings = {"loss": steps[-1]["loss"], **steps[-1]["parts"]} if steps else {}
+    losses = [step["loss"] for step in steps]
+    return judge(with_method(diagnose(embedding, shown), method, readings, losses), lamp)
 
 
-def with_method(diagnosis: Diagnosis, method: Method, readings: Mapping[str, float]) -> Diagnosis:
-    """The diagnosis, COLLAPSED too where the last step's loss or parts show what the method knows as such; its remedies first."""
+def with_method(
+    diagnosis: Diagnosis, method: Method, readings: Mapping[str, float], losses: Sequence[float] = ()
+) -> Diagnosis:
+    """The diagnosis, COLLAPSED too where the last step's loss or parts show what the method knows as such, and a WARNING where
+    a loss that should fall has risen; the method's remedies first."""
     signs = [
         f"{name} is {value:.4g}: {type(method).__name__} shows a collapse between {low:.4g} and {high:.4g}"
         for name, (low, high) in method.collapses.items()
         if low <= (value := readings.get(name, float("nan"))) <= high
     ]
+    verdict, remedies = "COLLAPSED" if signs else diagnosis.verdict, list(method.remedies)
+    if method.rising and (lost := risen(losses)) > MOST_RISEN:
+        signs.append(f"the loss has risen again, by {100 * lost:.0f} % of what it had fallen")
+        remedies.insert(0, method.rising)
+        verdict = "WARNING" if verdict == "OK" else verdict
     reasons = [*signs, *diagnosis.reasons]
-    advice = [*method.remedies, *(diagnosis.advice or ADVICE)] if reasons else []
-    return replace(diagnosis, verdict="COLLAPSED" if signs else diagnosis.verdict, reasons=reasons, advice=advice)
+    advice = [*remedies, *(diagnosis.advice or ADVICE)] if reasons else []
+    return replace(diagnosis, verdict=verdict, reasons=reasons, advice=advice)
+
+
+def risen(losses: Sequence[float]) -> float:
+    """How much of its fall a loss has lost by the end, from means over tenths of the steps; 0 for too few to tell."""
+    if len(losses) < 2 * TENTHS:
+        return 0.0
+    means = [float(part.mean()) for part in torch.tensor(losses, dtype=torch.float64).tensor_split(TENTHS)]
+    lowest = min(means)
+    return 0.0 if means[0] <= lowest else (means[-1] - lowest) / (means[0] - lowest)
 
 
 @torch.no_grad()
