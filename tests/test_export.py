@@ -47,6 +47,7 @@ NETWORKS = [
     ("keras_resnet20v2", 32, {}, set()),
     ("patch_dictionary", 16, {"entries": 8, "second_entries": 32, "reduced": 8, "gathered": 8}, set()),
     ("small_convolutions", 32, {"widths": (8, 12, 16)}, set()),
+    ("resnet18", 64, {"stem": "standard", "channels": None}, {*TIMM, "torchvision"}),
 ]
 IDS = [f"{name}-{'-'.join(str(value) for value in options.values())}" for name, _, options, _ in NETWORKS]
 
