@@ -109,7 +109,7 @@ def audit(
 
 
 def pick(
-    vectors: Annotated[Path, typer.Argument(help="A folder of `diptych embed`.", metavar="VECTORS")],
+    vectors: Annotated[Path, typer.Argument(help="A folder of embed, or its Parquet.", metavar="VECTORS")],
     budget: Annotated[int, typer.Option(help="How many images to label.", min=1)] = 500,
     out: Annotated[Path, out_option("The table, .csv or .parquet.", "-o")] = Path("picked.csv"),
     seed: Annotated[int, typer.Option(help="Seed of the first centre.")] = 0,
