@@ -172,7 +172,8 @@ def test_the_encoder_is_gone_or_was_never_said(place, tmp_path):
     assert "was made by gone, which is not there: name the encoder as --run" in refused(4, folder, place / "query.jpg")
     assert command("search", folder, place / "query.jpg", "--run", place / "enc")[0] == 0
     save_embeddings(tmp_path / "own", np.eye(3), list("abc"))
-    assert "does not say which encoder" in refused(3, tmp_path / "own", place / "query.jpg", "--run", place / "enc")
+    for words in ([], ["--run", place / "enc"]):
+        assert "does not say which encoder" in refused(3, tmp_path / "own", place / "query.jpg", *words)
     assert command("search", tmp_path / "own", "b", "--top", 1)[0] == 0
 
 
