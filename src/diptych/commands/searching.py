@@ -100,7 +100,7 @@ def write_answers(
         tiles.append((query, near))
     facts = [f"{len(bank):,} images of {bank.width} numbers", str(options.vectors), f"{options.index} search"]
     title = answers[0].query if len(answers) == 1 else f"{len(answers):,} queries"
-    write_gallery(out, title, facts, tiles)
+    write_gallery(out, title, facts, tiles, left_out=len(answers) - len(shown))
     return remarks
 
 
