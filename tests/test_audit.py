@@ -214,6 +214,13 @@ def test_labels_that_cannot_be_doubted_are_left_out_with_a_word():
     assert any("of the training set alone: y; of the test set alone: z" in note for note in both.notes)
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_blank_images_alone_are_listed(count):
+    result = audit(images(np.zeros((count, 24, 24, 3), np.uint8)), trained=ENCODER, show=False)
+    assert len(result.lists["blank"]) == count and len(result.lists["exact duplicates"]) == count * (count > 1)
+    assert "nothing to compare" in result.notes[0]
+
+
 def test_few_images_have_the_lists_that_need_no_encoder():
     rng = np.random.default_rng(3)
     pixels = np.stack([scene(rng, 32) for _ in range(6)])

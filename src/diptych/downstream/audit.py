@@ -171,6 +171,9 @@ def embedded(
         result.notes.append(f"fewer than {FEWEST} different images: no encoder can be computed from them, so duplicates are "
                             "exact ones only, and outliers and labels are left out; give --run")  # fmt: skip
         return None
+    if len(distinct) < 2:
+        result.notes.append("fewer than two different images that are not blank: there is nothing to compare")
+        return None
     if trained is None:
         progress.say("closed-form encoder of these images ...")
         trained = quick(open_pixels(thumbnails), seed=seed, device=str(device), show=False)
