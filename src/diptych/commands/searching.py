@@ -93,7 +93,7 @@ def write_answers(
     tiles = []
     for answer in shown:
         if answer.row is None:
-            query = Tile(answer.query, picture_of(photos, answer.query), None)
+            query = Tile(answer.query, query_picture(photos, answer.query), None)
         else:
             query = Tile(answer.query, pictures.get(answer.row), bank.name(answer.row)[1])
         near = [Tile(near.key, pictures.get(near.row), near.label, near.similarity) for near in answer.neighbours]
@@ -121,7 +121,7 @@ def images_of(bank: "Bank", source: str | None) -> tuple["Images | None", list[s
     return images, [f"{place} has changed since it was embedded; pictures are shown by their names"] * changed
 
 
-def picture_of(photos: "Images | None", key: str) -> "np.ndarray | None":
+def query_picture(photos: "Images | None", key: str) -> "np.ndarray | None":
     """The image of a query, (H, W, 3) uint8; None where it cannot be read any more."""
     from diptych.data.untrusted import BadImage
 

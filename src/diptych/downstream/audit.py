@@ -38,7 +38,7 @@ ORDER = (
 
 
 @dataclass(frozen=True)
-class Compared:
+class EmbeddedImages:
     """The n images that are compared by embedding: one of each group of exact duplicates in a set, and none that is blank.
 
     places: their numbers in `Audit.places` (n,). thumbnails: (n, 3, 32, 32) uint8. vectors: their embeddings (n, E).
@@ -53,13 +53,13 @@ class Compared:
     def __len__(self) -> int:
         return len(self.places)
 
-    def finite(self) -> "Compared":
+    def finite(self) -> "EmbeddedImages":
         """Without the images whose embeddings hold NaN or infinity."""
         good = self.vectors.isfinite().all(1)
         if self.mirrored is not None:
             good &= self.mirrored.isfinite().all(1)
         mirrored = None if self.mirrored is None else self.mirrored[good]
-        return Compared(self.places[good], self.thumbnails[good], self.vectors[good], mirrored)
+        return EmbeddedImages(self.places[good], self.thumbnails[good], self.vectors[good], mirrored)
 
 
 def audit(
@@ -89,7 +89,9 @@ def audit(
         plain_lists(result, seen)
         distinct = distinct_images(result, seen)
         thumbnails = torch.cat([one.thumbnails for one in seen])
-        entire = embedded(result, distinct, thumbnails[distinct], network, device=where, seed=seed, progress=progress)
+        entire = embed_distinct(
+            result, distinct, thumbnails[distinct], network, device=where, seed=seed, progress=progress
+        )
         compared = None if entire is None else entire.finite()
         if entire is not None and compared is not None and (bad := len(entire) - len(compared)):
             result.notes.append(f"{bad:,} embeddings are not finite: these images are in no list")
@@ -156,7 +158,7 @@ def distinct_images(result: Audit, seen: Sequence[Inspection]) -> Tensor:
     return torch.tensor([place for place in first.values() if place not in blank], dtype=torch.int64)
 
 
-def embedded(
+def embed_distinct(
     result: Audit,
     distinct: Tensor,
     thumbnails: Tensor,
@@ -165,7 +167,7 @@ def embedded(
     device: torch.device,
     seed: int,
     progress: ProgressBar,
-) -> Compared | None:
+) -> EmbeddedImages | None:
     """The images `distinct` with their embeddings; None, and a note, where there are too few images for an encoder."""
     if trained is None and len(distinct) < FEWEST:
         result.notes.append(f"fewer than {FEWEST} different images: no encoder can be computed from them, so duplicates are "
@@ -181,7 +183,7 @@ def embedded(
         batches: Iterator[Tensor] = iter(thumbnails.split(IMAGES_PER_BATCH))
     else:
         result.encoder = str(trained.folder or type(trained.encoder).__name__)
-        batches = squares_of(result, distinct)
+        batches = batches_of(result, distinct)
     sample = thumbnails[:64]
     same = torch.allclose(trained(sample, device=device), trained(sample.flip(3), device=device), rtol=1e-3, atol=1e-5)
     progress.say("embed ...")
@@ -192,9 +194,9 @@ def embedded(
             "images could be read at first and no longer: they have changed during the audit; start it again"
         )
     if same:
-        return Compared(distinct, thumbnails, vectors, None)
+        return EmbeddedImages(distinct, thumbnails, vectors, None)
     parts = vectors.split([size for size in sizes for _ in "ab"])
-    return Compared(distinct, thumbnails, torch.cat(parts[::2]), torch.cat(parts[1::2]))
+    return EmbeddedImages(distinct, thumbnails, torch.cat(parts[::2]), torch.cat(parts[1::2]))
 
 
 def with_mirrored(batches: Iterator[Tensor], sizes: list[int], *, mirror: bool) -> Iterator[Tensor]:
@@ -204,7 +206,7 @@ def with_mirrored(batches: Iterator[Tensor], sizes: list[int], *, mirror: bool) 
         yield torch.cat([batch, batch.flip(3)]) if mirror else batch
 
 
-def squares_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
+def batches_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
     """The images `distinct` at the encoder's size, in batches."""
     places = [result.places[place] for place in distinct.tolist()]
     for number, (_, part) in enumerate(result.sets):
@@ -212,7 +214,7 @@ def squares_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
         yield from (pixels for _, pixels in part.subset(rows).read(range(len(rows)), IMAGES_PER_BATCH))
 
 
-def near_list(result: Audit, compared: Compared, seed: int) -> None:
+def near_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
     """Near duplicates as groups, ranked by their best pair; and those that leak."""
     places = compared.places.tolist()
     apart = torch.tensor([result.places[place][0] == 1 for place in places])
@@ -237,7 +239,7 @@ def near_list(result: Audit, compared: Compared, seed: int) -> None:
         result.lists["leaks"] += accumulated(sorted(more, key=lambda finding: -(finding.score or 0)))
 
 
-def outlier_list(result: Audit, compared: Compared) -> None:
+def outlier_list(result: Audit, compared: EmbeddedImages) -> None:
     distinct = compared.places
     scores, near = outlier_scores(compared.vectors)
     order = scores.argsort(descending=True, stable=True)
@@ -250,7 +252,7 @@ def outlier_list(result: Audit, compared: Compared) -> None:
     ]  # fmt: skip
 
 
-def label_list(result: Audit, compared: Compared, seed: int) -> None:
+def label_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
     """Suspected labels, each beside the nearest image of the suggested class; a note where there are no labels to doubt."""
     distinct, vectors, names = compared.places, compared.vectors, []
     for place in distinct.tolist():

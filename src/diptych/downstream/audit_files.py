@@ -13,7 +13,7 @@ from diptych.data.untrusted import BadImage
 from diptych.downstream.findings import Audit, Finding
 from diptych.downstream.inspection import open_entire
 from diptych.downstream.spreadsheet import as_csv, as_parquet
-from diptych.reporting.audit_page import MOST_SHOWN, Card, render_audit
+from diptych.reporting.audit_page import MOST_SHOWN, FindingCard, render_audit
 
 COLUMNS = ("list", "rank", "group", "set", "file", "score", "expected_wrong", "beside_set", "beside", "remark")
 KINDS = ("string", "int64", "int64", "string", "string", "double", "double", "string", "string", "string")
@@ -51,7 +51,7 @@ def page(result: Audit, name: str) -> str:
     for key, findings in result.lists.items():
         groups = {finding.group for finding in findings} - {None}
         wrong = max((finding.expected_wrong for finding in findings), default=0.0)
-        cards = [card(result, finding) for finding in findings[:MOST_SHOWN]]
+        cards = [finding_card(result, finding) for finding in findings[:MOST_SHOWN]]
         lists[key] = (len(findings), len(groups), wrong, cards)
     readable = Counter(of for of, _ in result.places)
     sets = [f"{readable[i]:,} {name_of + ' ' if name_of else ''}images" for i, (name_of, _) in enumerate(result.sets)]
@@ -59,12 +59,12 @@ def page(result: Audit, name: str) -> str:
     return render_audit(name, facts, lists, result.notes)
 
 
-def card(result: Audit, finding: Finding) -> Card:
+def finding_card(result: Audit, finding: Finding) -> FindingCard:
     places = finding.place, finding.other
     pictures = [None if place is None else picture(result, place) for place in places]
     sets = ["" if place is None or len(result.sets) == 1 else f"{result.set_of(place)}: " for place in places]
     beside = "" if finding.other is None else sets[1] + result.name(finding.other)
-    return Card(sets[0] + finding.file, finding.score, finding.expected_wrong, pictures[0], pictures[1], beside,
+    return FindingCard(sets[0] + finding.file, finding.score, finding.expected_wrong, pictures[0], pictures[1], beside,
                 finding.group, finding.remark)  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from diptych.downstream.programs import (
     onnx_program,
     open_exported,
     open_onnx,
-    squares_of,
+    opened_side,
 )
 from diptych.networks.encoders import REFUSALS, copy_of
 from diptych.networks.inference import prepare, resized
@@ -55,7 +55,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ReferenceImages:
     """COMPARED images: as they are opened (uint8), as the network takes them, and their embeddings."""
 
     pixels: Tensor
@@ -117,9 +117,9 @@ def export(
     return Exported(out, formats, differences)
 
 
-def images_to_compare(trained: Trained, images: Images | None, run: Run | None) -> Compared:
+def images_to_compare(trained: Trained, images: Images | None, run: Run | None) -> ReferenceImages:
     """Images of the user's, else those that the run keeps, else drawn ones; their embeddings are those of `trained`."""
-    expected, side = trained.preprocessing, squares_of(trained.preprocessing)
+    expected, side = trained.preprocessing, opened_side(trained.preprocessing)
     pixels, origin = drawn(side), "drawn images"
     if images is not None:
         pixels, origin = some_of(images), "given images"
@@ -128,7 +128,7 @@ def images_to_compare(trained: Trained, images: Images | None, run: Run | None) 
     pixels = pixels[torch.arange(COMPARED) % len(pixels)]
     pixels = resized(pixels, side)
     inputs = prepare(pixels, expected.mean, expected.std, expected.size, expected.resize)
-    return Compared(pixels, inputs, trained(pixels), origin)
+    return ReferenceImages(pixels, inputs, trained(pixels), origin)
 
 
 def drawn(side: int) -> Tensor:
@@ -166,7 +166,7 @@ def kept_images(run: Run) -> Tensor | None:
 
 
 def write_tensors(
-    work: Path, trained: Trained, compared: Compared, *, formats: Sequence[str], fit: str
+    work: Path, trained: Trained, compared: ReferenceImages, *, formats: Sequence[str], fit: str
 ) -> dict[str, float]:
     """Weights, and config.json unless only torchvision reads them; both are opened with timm and compared."""
     save_encoder(work, trained.encoder, trained.preprocessing, origin_of(trained), fit)
@@ -181,7 +181,9 @@ def write_tensors(
     return {WEIGHTS: gap}
 
 
-def write_onnx(work: Path, trained: Trained, compared: Compared, *, with_preprocessing: bool) -> dict[str, float]:
+def write_onnx(
+    work: Path, trained: Trained, compared: ReferenceImages, *, with_preprocessing: bool
+) -> dict[str, float]:
     """The ONNX files, run by ONNX Runtime and compared."""
     tasks = {ONNX: (trained.encoder, compared.inputs)}
     if with_preprocessing:

@@ -47,7 +47,7 @@ DEFAULTS = TableOptions()
 
 
 @dataclass(frozen=True)
-class Contents:
+class TableContents:
     """What becomes a table. xy: the map (M, 2). near: cosines and rows of the nearest others, (M, k) each, or None."""
 
     saved: Saved
@@ -90,7 +90,7 @@ def write_table(
         near = nearest_others(vectors, options.neighbors)
     size = options.thumbnail
     pictures = Thumbnails(images, saved.index, size) if images is not None and size else None
-    contents = Contents(saved, xy, near, pictures)
+    contents = TableContents(saved, xy, near, pictures)
     schema = schema_of(library, vectors.shape[1], pictures is not None, near is not None)
     described = saved.meta | {"projection": algorithm, "distance": "1 - cosine"}
     schema = schema.with_metadata({"diptych": json.dumps(described), "huggingface": json.dumps(hugging_face(schema))})
@@ -146,7 +146,7 @@ def hugging_face(schema) -> dict:
     return {"info": info}
 
 
-def group(library, schema, contents: Contents, rows: slice):
+def group(library, schema, contents: TableContents, rows: slice):
     """Some rows as a table."""
     index: Index = contents.saved.index
     lines = [index.of_row(row) for row in range(rows.start, rows.stop)]
