@@ -20,21 +20,12 @@ from diptych.downstream.inspection import BLANK, Inspection, inspect, odd_sizes
 from diptych.embeddings.duplicates import equal_groups, groups_of
 from diptych.embeddings.label_errors import suspect_labels
 from diptych.embeddings.outliers import expected_ordinary, outlier_scores
+from diptych.reporting.audit_page import TITLES
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 from diptych.training.quick import FEWEST, quick
 
 TRAIN, TEST = "train", "test"
-ORDER = (
-    "leaks",
-    "exact duplicates",
-    "near duplicates",
-    "suspected labels",
-    "outliers",
-    "blank",
-    "odd sizes",
-    "unreadable",
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def audit(
             near_list(result, compared, seed)
             outlier_list(result, compared)
             label_list(result, compared, seed)
-    result.lists = {name: result.lists[name] for name in ORDER if name in result.lists}
+    result.lists = {name: result.lists[name] for name in TITLES if name in result.lists}
     return result
 
 

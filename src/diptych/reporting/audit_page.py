@@ -9,6 +9,7 @@ from diptych.reporting.page import page_template, text_of
 from diptych.reporting.pictures import data_uri
 
 MOST_SHOWN = 48  # findings of a list; the table has all of them
+# List -> title and explanation, in the order of the page.
 TITLES = {
     "leaks": (
         "Leaks",
