@@ -5,6 +5,7 @@
 A test compares the file with what this writes.
 """
 
+import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -13,6 +14,15 @@ import diptych
 
 FILE = Path(__file__).with_name("api.md")
 MODULES = ("views", "methods", "losses", "optimizers", "schedules")
+# Functions of anybody's vectors (M, E): file of diptych.embeddings -> names.
+ON_VECTORS = {
+    "store": ("save_embeddings", "load_embeddings"),
+    "nearest": ("nearest", "nearest_others"),
+    "duplicates": ("near_duplicates", "groups_of"),
+    "outliers": ("outlier_scores", "expected_ordinary"),
+    "label_errors": ("suspect_labels",),
+    "picking": ("pick",),
+}
 
 
 def reference() -> str:
@@ -27,6 +37,16 @@ def reference() -> str:
         parts += ["", f"## diptych.{module_name}", "", text_of(module)]
         for name in public(module):
             parts += entry(f"diptych.{module_name}.{name}", getattr(module, name), "###")
+    parts += [
+        "",
+        "## diptych.embeddings",
+        "",
+        "Functions of anybody's vectors: NumPy arrays or tensors (M, E), also memory-mapped.",
+    ]
+    for file, names in ON_VECTORS.items():
+        module = importlib.import_module(f"diptych.embeddings.{file}")
+        for name in names:
+            parts += entry(f"diptych.embeddings.{file}.{name}", getattr(module, name), "###")
     return "\n".join(parts) + "\n"
 
 

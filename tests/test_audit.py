@@ -1,6 +1,8 @@
 """An audit finds what was planted, says how sure it is, and touches nothing of the user's."""
 
 import csv
+import errno
+import os
 import warnings
 
 import numpy as np
@@ -8,15 +10,19 @@ import pyarrow.parquet
 import pytest
 import torch
 from page import Page
+from PIL import Image
 from scenes import save, scene, spoiled_photographs
 from test_cli import diptych
 
 from benchmarks.audit_planted import KINDS, copy_of
+from diptych.base.errors import OutputError
 from diptych.data.images import images
 from diptych.downstream.audit import audit
 from diptych.downstream.audit_files import write_audit
 from diptych.downstream.copies import find_copies, likeness
 from diptych.downstream.inspection import inspect, odd_sizes
+from diptych.downstream.table import write_table
+from diptych.embeddings.store import load_embeddings, save_embeddings
 from diptych.networks.inference import Preprocessing
 from diptych.runs.encoder import Trained
 
@@ -128,6 +134,37 @@ def test_lists_are_ranked_and_their_expected_errors_never_fall(audited):
     assert "leaks" not in audited.lists
 
 
+def test_expected_errors_never_fall_where_groups_are_large():
+    """Crops of a few scenes: groups of many images, some pairs less sure than the first of the next group."""
+    rng = np.random.default_rng(0)
+    scenes = [scene(rng) for _ in range(40)]
+    crops = []
+    for pixels in scenes:
+        for _ in range(int(rng.integers(1, 4))):
+            y, x = rng.integers(0, 20, 2)
+            crops.append(np.asarray(Image.fromarray(pixels[y : y + 70, x : x + 70]).resize((48, 48))))
+    result = audit(images(np.stack(crops)), show=False)
+    near = result.lists["near duplicates"]
+    wrong = [finding.expected_wrong for finding in near]
+    assert wrong == sorted(wrong) and wrong[-1] > 0
+    assert max(f.group for f in near) > 5 and len(near) > 2 * max(f.group for f in near)
+
+
+def test_a_full_disk_leaves_no_part_of_an_audit(audited, tmp_path, monkeypatch):
+    flush, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/out/"):
+        write_audit(audited, tmp_path / "out", "photos")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_of_the_audit(audited, photos, tmp_path):
     written = write_audit(audited, tmp_path / "out", "<b>photos")
     assert {path.name for path in written} == {"index.html", "findings.csv", "findings.parquet"}
@@ -177,6 +214,13 @@ def test_labels_that_cannot_be_doubted_are_left_out_with_a_word():
     assert any("of the training set alone: y; of the test set alone: z" in note for note in both.notes)
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_blank_images_alone_are_listed(count):
+    result = audit(images(np.zeros((count, 24, 24, 3), np.uint8)), trained=ENCODER, show=False)
+    assert len(result.lists["blank"]) == count and len(result.lists["exact duplicates"]) == count * (count > 1)
+    assert "nothing to compare" in result.notes[0]
+
+
 def test_few_images_have_the_lists_that_need_no_encoder():
     rng = np.random.default_rng(3)
     pixels = np.stack([scene(rng, 32) for _ in range(6)])
@@ -223,8 +267,6 @@ def test_bad_words_are_one_line_and_nothing_is_written(photos, tmp_path, capsys)
 
 
 def test_pick_writes_what_to_label(tmp_path, capsys):
-    from diptych.embeddings.store import save_embeddings
-
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(90, 6, generator=rng)
     status = [None] * 90
@@ -253,12 +295,13 @@ def test_pick_writes_what_to_label(tmp_path, capsys):
         assert code == expected and text in err, err
     assert (tmp_path / "a.csv").read_bytes() == before and not (tmp_path / "d.csv").exists()
     code, _, err = diptych(capsys, "pick", tmp_path / "nowhere", "--out", tmp_path / "d.csv")
-    assert code == 3 and "holds no embeddings" in err
+    assert code == 3 and "does not exist" in err
+    write_table(tmp_path / "vectors.parquet", load_embeddings(tmp_path / "vectors"), None)
+    code, _, err = diptych(capsys, "pick", tmp_path / "vectors.parquet", "--budget", 12, "--out", tmp_path / "d.csv")
+    assert code == 0 and (tmp_path / "d.csv").read_bytes() == before, err
 
 
 def test_pick_refuses_vectors_that_are_not_numbers(tmp_path, capsys):
-    from diptych.embeddings.store import save_embeddings
-
     save_embeddings(tmp_path / "vectors", torch.full((5, 3), float("nan")), list("abcde"))
     code, _, err = diptych(capsys, "pick", tmp_path / "vectors", "--budget", 2, "--out", tmp_path / "d.csv")
     assert code == 3 and "5 of 5 given embeddings hold NaN" in err and not (tmp_path / "d.csv").exists()

@@ -122,3 +122,19 @@ def test_a_mapped_array_is_searched_as_it_is(small_blocks, tmp_path):
         bank[400, 3], bank[100, 0] = value, value
         with pytest.raises(DataError, match="2 of 500 bank embeddings hold NaN or infinity"):
             nearest(queries, bank, 5)
+
+
+BANK = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("array", [BANK[::-1], BANK[::-1].astype(">f4"), BANK[::-1].astype(">f8")])
+def test_arrays_that_torch_cannot_share(array):
+    assert torch.equal(nearest_others(array, 3)[1], nearest_others(BANK[::-1].copy(), 3)[1])
+
+
+@pytest.mark.parametrize(
+    "array", [np.full((3, 2), "a"), np.array([["a", 1.0]], object), np.array([BANK[0], BANK[0, :3]], object)]
+)
+def test_arrays_of_no_numbers_are_one_line(array):
+    with pytest.raises(DataError, match="^the bank embeddings are no numbers"):
+        nearest_others(array, 3)

@@ -85,6 +85,15 @@ def test_the_page_shows_pictures_and_needs_nothing(bank, place, tmp_path):
         assert "dog/04.jpg" in page.text or query == "3"
 
 
+def test_the_page_says_how_many_queries_it_leaves_out(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("diptych.reporting.gallery.QUERIES", 3)
+    for query, left_out in ((place / "photos", True), ("3", False)):
+        assert command("search", place / "v", query, "--top", 2, "--out", tmp_path / "page.html")[0] == 0
+        page = Page(tmp_path / "page.html")
+        assert ("Further queries that are not shown: 21." in page.text) is left_out
+    assert len(page.attributes("src")) == 3
+
+
 def test_without_its_source_the_page_says_so(place, tmp_path):
     folder = shutil.copytree(place / "v", tmp_path / "v")
     meta = json.loads((folder / "meta.json").read_text())
@@ -172,7 +181,8 @@ def test_the_encoder_is_gone_or_was_never_said(place, tmp_path):
     assert "was made by gone, which is not there: name the encoder as --run" in refused(4, folder, place / "query.jpg")
     assert command("search", folder, place / "query.jpg", "--run", place / "enc")[0] == 0
     save_embeddings(tmp_path / "own", np.eye(3), list("abc"))
-    assert "does not say which encoder" in refused(3, tmp_path / "own", place / "query.jpg", "--run", place / "enc")
+    for words in ([], ["--run", place / "enc"]):
+        assert "does not say which encoder" in refused(3, tmp_path / "own", place / "query.jpg", *words)
     assert command("search", tmp_path / "own", "b", "--top", 1)[0] == 0
 
 

@@ -78,7 +78,8 @@ def require_free_folder(folder: Path) -> Path:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill beside `folder`, under which name it appears when the block has ended; after an error, nothing does.
 
-    Raises OutputError where `folder` is not free, at the beginning, or cannot be written.
+    Raises OutputError where `folder` is not free, at the beginning, or cannot be written. An OutputError of a file in it
+    names the place where that file would have been.
     """
     require_free_folder(folder)
     work = make_folder(folder.absolute().parent) / f".{folder.name}.tmp-{os.getpid()}"
@@ -91,6 +92,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise OutputError(f"cannot write the folder {folder} ({reason}); choose another --out") from error
+    except OutputError as error:
+        raise OutputError(str(error).replace(str(work), str(folder))) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -43,7 +43,7 @@ def run_audit(
 
 
 def run_pick(vectors: Path, budget: int, out: Path, seed: int) -> str:
-    """Pick images of a folder of embeddings, write the table and return the text that the command prints."""
+    """Pick images of saved embeddings, write the table and return the text that the command prints."""
     require_outside(require_table(out), str(vectors))
     picked = pick_images(vectors, budget, seed)
     write_file(out, picked_table(picked, out.suffix))

@@ -70,19 +70,19 @@ def search(
     encoder: EncoderOption = None,
 ) -> None:
     """Find the most similar images: a table, and a page of pictures."""
-    from diptych.commands.searching import Search, answers_to, as_text, write_page
+    from diptych.commands.searching import Search, answers_to, as_text, write_answers
     from diptych.downstream.search import check_options
     from diptych.downstream.vectors import open_bank
     from diptych.reporting.gallery import require_page
 
-    options = Search(vectors, top, run, encoder, index, device)
+    options = Search(vectors, top=top, images=images, run=run, encoder=encoder, index=index, device=device)
     check_options(top, index)
     if out is not None:
         require_outside(require_page(out), query, *([images] if images else []))
     bank = open_bank(vectors)
     answers, photos = answers_to(query, bank, options)
     if out is not None:
-        for remark in write_page(out, bank, answers, photos, images, options):
+        for remark in write_answers(out, bank, answers, photos, options):
             print_remark(remark)
     print_result(as_text(answers) + (f"\n{out}" if out is not None else ""))
 
@@ -109,7 +109,7 @@ def audit(
 
 
 def pick(
-    vectors: Annotated[Path, typer.Argument(help="A folder of `diptych embed`.", metavar="VECTORS")],
+    vectors: Annotated[Path, typer.Argument(help="A folder of embed, or its Parquet.", metavar="VECTORS")],
     budget: Annotated[int, typer.Option(help="How many images to label.", min=1)] = 500,
     out: Annotated[Path, out_option("The table, .csv or .parquet.", "-o")] = Path("picked.csv"),
     seed: Annotated[int, typer.Option(help="Seed of the first centre.")] = 0,

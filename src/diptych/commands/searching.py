@@ -23,6 +23,7 @@ class Search:
 
     vectors: Path
     top: int = 20
+    images: str | None = None
     run: Path | None = None
     encoder: str | None = None
     index: str = "exact"
@@ -76,48 +77,55 @@ def as_text(answers: list["Answer"]) -> str:
     return "\n".join(lines)
 
 
-def write_page(
-    out: Path, bank: "Bank", answers: list["Answer"], photos: "Images | None", source: str | None, options: Search
+def write_answers(
+    out: Path, bank: "Bank", answers: list["Answer"], photos: "Images | None", options: Search
 ) -> list[str]:
-    """Write the page of pictures; returns remarks about pictures that are missing.
-
-    source: where the images of the bank are: named, or recorded. Without it the thumbnails of a Parquet file are shown.
-    """
-    from diptych.data.untrusted import BadImage
+    """Write the page of pictures; returns remarks about pictures that are missing. photos: as of `answers_to`."""
     from diptych.downstream.search import pictures_of
     from diptych.reporting.gallery import QUERIES, Tile, write_gallery
 
-    remarks, shown = [], answers[:QUERIES]
+    shown = answers[:QUERIES]
     rows = {near.row for answer in shown for near in answer.neighbours} | {a.row for a in shown if a.row is not None}
-    saved = None
-    recorded = bank.meta.get("source")
-    if source is not None or (isinstance(recorded, str) and bank.picture(0) is None):
-        try:
-            saved = open_images(source or str(recorded), {"size": PICTURE, "resident": False, "labels": "none"})
-        except DiptychError as error:
-            if source is not None:
-                raise
-            remarks.append(f"the page has no pictures, {error}: name their source as --images")
-    if saved is not None and bank.meta.get("images_sha256") not in (None, saved.fingerprint):
-        remarks.append(f"{source or recorded} has changed since it was embedded; pictures are shown by their names")
+    saved, remarks = images_of(bank, options.images)
     pictures = dict(pictures_of(bank, rows, saved))
     if rows and not pictures and not remarks:
         remarks.append("the page has no pictures: name the source of the embedded images as --images")
-
-    def of_query(answer: "Answer") -> "np.ndarray | None":
-        if answer.row is not None or photos is None:
-            return pictures.get(-1 if answer.row is None else answer.row)
-        try:
-            return photos.load(list(photos.keys).index(answer.query)).permute(1, 2, 0).numpy()
-        except BadImage:
-            return None
-
-    tiles = [
-        (Tile(answer.query, of_query(answer), None if answer.row is None else bank.name(answer.row)[1]),
-         [Tile(near.key, pictures.get(near.row), near.label, near.similarity) for near in answer.neighbours])
-        for answer in shown
-    ]  # fmt: skip
+    tiles = []
+    for answer in shown:
+        if answer.row is None:
+            query = Tile(answer.query, query_picture(photos, answer.query), None)
+        else:
+            query = Tile(answer.query, pictures.get(answer.row), bank.name(answer.row)[1])
+        near = [Tile(near.key, pictures.get(near.row), near.label, near.similarity) for near in answer.neighbours]
+        tiles.append((query, near))
     facts = [f"{len(bank):,} images of {bank.width} numbers", str(options.vectors), f"{options.index} search"]
     title = answers[0].query if len(answers) == 1 else f"{len(answers):,} queries"
-    write_gallery(out, title, facts, tiles)
+    write_gallery(out, title, facts, tiles, left_out=len(answers) - len(shown))
     return remarks
+
+
+def images_of(bank: "Bank", source: str | None) -> tuple["Images | None", list[str]]:
+    """The images that were embedded, from `source`, else from where they were recorded, and remarks; None for a bank that
+    has thumbnails of its own. Raises DataError for a source that was named and cannot be opened."""
+    recorded = bank.meta.get("source")
+    if source is None and (not isinstance(recorded, str) or bank.picture(0) is not None):
+        return None, []
+    place = source or str(recorded)
+    try:
+        images = open_images(place, {"size": PICTURE, "resident": False, "labels": "none"})
+    except DiptychError as error:
+        if source is not None:
+            raise
+        return None, [f"the page has no pictures, {error}: name their source as --images"]
+    changed = bank.meta.get("images_sha256") not in (None, images.fingerprint)
+    return images, [f"{place} has changed since it was embedded; pictures are shown by their names"] * changed
+
+
+def query_picture(photos: "Images | None", key: str) -> "np.ndarray | None":
+    """The image of a query, (H, W, 3) uint8; None where it cannot be read any more."""
+    from diptych.data.untrusted import BadImage
+
+    try:
+        return None if photos is None else photos.load(list(photos.keys).index(key)).permute(1, 2, 0).numpy()
+    except BadImage:
+        return None

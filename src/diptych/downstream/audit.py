@@ -1,6 +1,7 @@
 """Audit a set of images: what is in it twice, where it does not belong, or under a wrong label."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,42 @@ from diptych.data.images import Images
 from diptych.data.images import images as open_pixels
 from diptych.downstream.classifier import IMAGES_PER_BATCH
 from diptych.downstream.copies import find_copies
-from diptych.downstream.findings import Audit, Finding, last_within
+from diptych.downstream.findings import Audit, Finding, accumulated, last_within
 from diptych.downstream.inspection import BLANK, Inspection, inspect, odd_sizes
 from diptych.embeddings.duplicates import equal_groups, groups_of
 from diptych.embeddings.label_errors import suspect_labels
 from diptych.embeddings.outliers import expected_ordinary, outlier_scores
+from diptych.reporting.audit_page import TITLES
 from diptych.runs.encoder import Trained, as_trained
 from diptych.runs.run import Run
 from diptych.training.quick import FEWEST, quick
 
 TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """The n images that are compared by embedding: one of each group of exact duplicates in a set, and none that is blank.
+
+    places: their numbers in `Audit.places` (n,). thumbnails: (n, 3, 32, 32) uint8. vectors: their embeddings (n, E).
+    mirrored: those of their mirror images, None where these are the same.
+    """
+
+    places: Tensor
+    thumbnails: Tensor
+    vectors: Tensor
+    mirrored: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def finite(self) -> "EmbeddedImages":
+        """Without the images whose embeddings hold NaN or infinity."""
+        good = self.vectors.isfinite().all(1)
+        if self.mirrored is not None:
+            good &= self.mirrored.isfinite().all(1)
+        mirrored = None if self.mirrored is None else self.mirrored[good]
+        return EmbeddedImages(self.places[good], self.thumbnails[good], self.vectors[good], mirrored)
 
 
 def audit(
@@ -52,30 +79,19 @@ def audit(
         result = Audit(sets, places)
         plain_lists(result, seen)
         distinct = distinct_images(result, seen)
-        vectors, mirrored = embedded(result, seen, distinct, network, where, seed, progress)
-        if vectors is not None:
-            finite = vectors.isfinite().all(1)
-            if not finite.all():
-                result.notes.append(f"{int((~finite).sum()):,} embeddings are not finite: these images are in no list")
-            distinct, vectors = distinct[finite], vectors[finite]
-            mirrored = None if mirrored is None else mirrored[finite]
-        if vectors is not None and len(vectors) > 1:
+        thumbnails = torch.cat([one.thumbnails for one in seen])
+        entire = embed_distinct(
+            result, distinct, thumbnails[distinct], network, device=where, seed=seed, progress=progress
+        )
+        compared = None if entire is None else entire.finite()
+        if entire is not None and compared is not None and (bad := len(entire) - len(compared)):
+            result.notes.append(f"{bad:,} embeddings are not finite: these images are in no list")
+        if compared is not None and len(compared) > 1:
             progress.say("compare embeddings and pixels ...")
-            thumbnails = torch.cat([one.thumbnails for one in seen])[distinct]
-            near_list(result, distinct, vectors, mirrored, thumbnails, seed)
-            outlier_list(result, distinct, vectors)
-            label_list(result, distinct, vectors, seed)
-    order = [
-        "leaks",
-        "exact duplicates",
-        "near duplicates",
-        "suspected labels",
-        "outliers",
-        "blank",
-        "odd sizes",
-        "unreadable",
-    ]
-    result.lists = {name: result.lists[name] for name in order if name in result.lists}
+            near_list(result, compared, seed)
+            outlier_list(result, compared)
+            label_list(result, compared, seed)
+    result.lists = {name: result.lists[name] for name in TITLES if name in result.lists}
     return result
 
 
@@ -133,22 +149,24 @@ def distinct_images(result: Audit, seen: Sequence[Inspection]) -> Tensor:
     return torch.tensor([place for place in first.values() if place not in blank], dtype=torch.int64)
 
 
-def embedded(
+def embed_distinct(
     result: Audit,
-    seen: Sequence[Inspection],
     distinct: Tensor,
+    thumbnails: Tensor,
     trained: Trained | None,
+    *,
     device: torch.device,
     seed: int,
     progress: ProgressBar,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The embeddings (n, E) of the images `distinct` and of their mirror images, or None where these are the same; twice
-    None, and a note, where there are too few images for an encoder."""
-    thumbnails = torch.cat([one.thumbnails for one in seen])[distinct]
+) -> EmbeddedImages | None:
+    """The images `distinct` with their embeddings; None, and a note, where there are too few images for an encoder."""
     if trained is None and len(distinct) < FEWEST:
         result.notes.append(f"fewer than {FEWEST} different images: no encoder can be computed from them, so duplicates are "
                             "exact ones only, and outliers and labels are left out; give --run")  # fmt: skip
-        return None, None
+        return None
+    if len(distinct) < 2:
+        result.notes.append("fewer than two different images that are not blank: there is nothing to compare")
+        return None
     if trained is None:
         progress.say("closed-form encoder of these images ...")
         trained = quick(open_pixels(thumbnails), seed=seed, device=str(device), show=False)
@@ -156,7 +174,7 @@ def embedded(
         batches: Iterator[Tensor] = iter(thumbnails.split(IMAGES_PER_BATCH))
     else:
         result.encoder = str(trained.folder or type(trained.encoder).__name__)
-        batches = squares_of(result, distinct)
+        batches = batches_of(result, distinct)
     sample = thumbnails[:64]
     same = torch.allclose(trained(sample, device=device), trained(sample.flip(3), device=device), rtol=1e-3, atol=1e-5)
     progress.say("embed ...")
@@ -167,9 +185,9 @@ def embedded(
             "images could be read at first and no longer: they have changed during the audit; start it again"
         )
     if same:
-        return vectors, None
+        return EmbeddedImages(distinct, thumbnails, vectors, None)
     parts = vectors.split([size for size in sizes for _ in "ab"])
-    return torch.cat(parts[::2]), torch.cat(parts[1::2])
+    return EmbeddedImages(distinct, thumbnails, torch.cat(parts[::2]), torch.cat(parts[1::2]))
 
 
 def with_mirrored(batches: Iterator[Tensor], sizes: list[int], *, mirror: bool) -> Iterator[Tensor]:
@@ -179,7 +197,7 @@ def with_mirrored(batches: Iterator[Tensor], sizes: list[int], *, mirror: bool) 
         yield torch.cat([batch, batch.flip(3)]) if mirror else batch
 
 
-def squares_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
+def batches_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
     """The images `distinct` at the encoder's size, in batches."""
     places = [result.places[place] for place in distinct.tolist()]
     for number, (_, part) in enumerate(result.sets):
@@ -187,16 +205,15 @@ def squares_of(result: Audit, distinct: Tensor) -> Iterator[Tensor]:
         yield from (pixels for _, pixels in part.subset(rows).read(range(len(rows)), IMAGES_PER_BATCH))
 
 
-def near_list(
-    result: Audit, distinct: Tensor, vectors: Tensor, mirrored: Tensor | None, thumbnails: Tensor, seed: int
-) -> None:
+def near_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
     """Near duplicates as groups, ranked by their best pair; and those that leak."""
-    apart = torch.tensor([result.places[place][0] == 1 for place in distinct.tolist()])
+    places = compared.places.tolist()
+    apart = torch.tensor([result.places[place][0] == 1 for place in places])
     across = apart if 0 < int(apart.sum()) < len(apart) else None
-    pairs = find_copies(vectors, thumbnails, mirrored=mirrored, apart=across, seed=seed)
-    places = distinct.tolist()
-    best: dict[int, tuple[float, float, int]] = {}  # row -> score, expected wrong, partner, of its best pair
-    for first, second, score, wrong in zip(*(part.tolist() for part in pairs), strict=True):
+    pairs = find_copies(compared.vectors, compared.thumbnails, mirrored=compared.mirrored, apart=across, seed=seed)
+    chances = pairs.expected_wrong.diff(prepend=pairs.expected_wrong.new_zeros(1))  # of each pair to be wrong
+    best: dict[int, tuple[float, float, int]] = {}  # row -> score, chance to be wrong, partner, of its best pair
+    for first, second, score, wrong in zip(*(part.tolist() for part in (*pairs[:3], chances)), strict=True):
         for row, other in ((first, second), (second, first)):
             best.setdefault(row, (score, wrong, other))
     findings = []
@@ -206,15 +223,16 @@ def near_list(
             findings.append(Finding(result.name(places[row]), places[row], score, wrong, places[other], number))
     exact = {finding.place: finding.other for finding in result.lists["exact duplicates"]}
     copies = [f for f in findings if not (f.place in exact and exact[f.place] == f.other)]
-    result.lists["near duplicates"] = copies
+    result.lists["near duplicates"] = accumulated(copies)
     if len(result.sets) > 1:
         known = {finding.place for finding in result.lists["leaks"]}
         more = [finding for finding in leaks_of(result, findings) if finding.place not in known]
-        result.lists["leaks"] += sorted(more, key=lambda finding: -(finding.score or 0))
+        result.lists["leaks"] += accumulated(sorted(more, key=lambda finding: -(finding.score or 0)))
 
 
-def outlier_list(result: Audit, distinct: Tensor, vectors: Tensor) -> None:
-    scores, near = outlier_scores(vectors)
+def outlier_list(result: Audit, compared: EmbeddedImages) -> None:
+    distinct = compared.places
+    scores, near = outlier_scores(compared.vectors)
     order = scores.argsort(descending=True, stable=True)
     wrong = expected_ordinary(scores[order])
     end = last_within(wrong)
@@ -225,9 +243,9 @@ def outlier_list(result: Audit, distinct: Tensor, vectors: Tensor) -> None:
     ]  # fmt: skip
 
 
-def label_list(result: Audit, distinct: Tensor, vectors: Tensor, seed: int) -> None:
+def label_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
     """Suspected labels, each beside the nearest image of the suggested class; a note where there are no labels to doubt."""
-    names = []
+    distinct, vectors, names = compared.places, compared.vectors, []
     for place in distinct.tolist():
         of, row = result.places[place]
         part = result.sets[of][1]

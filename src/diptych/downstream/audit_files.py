@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from diptych.base.errors import OutputError
-from diptych.base.files import make_folder, require_free_folder, write_file
+from diptych.base.files import new_folder, write_file
 from diptych.data.decode import fit_square
 from diptych.data.untrusted import BadImage
 from diptych.downstream.findings import Audit, Finding
 from diptych.downstream.inspection import open_entire
 from diptych.downstream.spreadsheet import as_csv, as_parquet
-from diptych.reporting.audit_page import MOST_SHOWN, Card, render_audit
+from diptych.reporting.audit_page import MOST_SHOWN, FindingCard, render_audit
 
 COLUMNS = ("list", "rank", "group", "set", "file", "score", "expected_wrong", "beside_set", "beside", "remark")
 KINDS = ("string", "int64", "int64", "string", "string", "double", "double", "string", "string", "string")
@@ -21,15 +21,16 @@ PICTURE = 96  # pixels of a picture on the page, at most
 
 
 def write_audit(result: Audit, out: str | Path, name: str) -> list[Path]:
-    """Write the page and the table into a new folder; returns the files. Raises OutputError for an occupied folder."""
-    folder = make_folder(require_free_folder(Path(out)))
+    """Write the page and the table into a new folder, all or nothing; returns the files. Raises OutputError for an occupied
+    folder."""
     rows = table(result)
     files = {"findings.csv": as_csv(COLUMNS, rows), "index.html": page(result, name).encode("utf-8", "replace")}
     with suppress(OutputError):  # without pyarrow, which is optional
         files["findings.parquet"] = as_parquet(COLUMNS, rows, KINDS)
-    for file, data in files.items():
-        write_file(folder / file, data)
-    return [folder / file for file in files]
+    with new_folder(Path(out)) as work:
+        for file, data in files.items():
+            write_file(work / file, data)
+    return [Path(out) / file for file in files]
 
 
 def table(result: Audit) -> list[tuple]:
@@ -50,7 +51,7 @@ def page(result: Audit, name: str) -> str:
     for key, findings in result.lists.items():
         groups = {finding.group for finding in findings} - {None}
         wrong = max((finding.expected_wrong for finding in findings), default=0.0)
-        cards = [card(result, finding) for finding in findings[:MOST_SHOWN]]
+        cards = [finding_card(result, finding) for finding in findings[:MOST_SHOWN]]
         lists[key] = (len(findings), len(groups), wrong, cards)
     readable = Counter(of for of, _ in result.places)
     sets = [f"{readable[i]:,} {name_of + ' ' if name_of else ''}images" for i, (name_of, _) in enumerate(result.sets)]
@@ -58,12 +59,13 @@ def page(result: Audit, name: str) -> str:
     return render_audit(name, facts, lists, result.notes)
 
 
-def card(result: Audit, finding: Finding) -> Card:
-    pictures = [None if place is None else picture(result, place) for place in (finding.place, finding.other)]
-    prefix = f"{result.set_of(finding.place)}: " if finding.place is not None and len(result.sets) > 1 else ""
-    beside = "" if finding.other is None else result.name(finding.other)
-    return Card(prefix + finding.file, finding.score, finding.expected_wrong, pictures[0], pictures[1], beside, finding.group,
-                finding.remark)  # fmt: skip
+def finding_card(result: Audit, finding: Finding) -> FindingCard:
+    places = finding.place, finding.other
+    pictures = [None if place is None else picture(result, place) for place in places]
+    sets = ["" if place is None or len(result.sets) == 1 else f"{result.set_of(place)}: " for place in places]
+    beside = "" if finding.other is None else sets[1] + result.name(finding.other)
+    return FindingCard(sets[0] + finding.file, finding.score, finding.expected_wrong, pictures[0], pictures[1], beside,
+                finding.group, finding.remark)  # fmt: skip
 
 
 def picture(result: Audit, place: int) -> np.ndarray | None:

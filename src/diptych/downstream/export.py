@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from diptych.downstream.programs import (
     onnx_program,
     open_exported,
     open_onnx,
-    squares_of,
+    opened_side,
 )
 from diptych.networks.encoders import REFUSALS, copy_of
 from diptych.networks.inference import prepare, resized
@@ -55,7 +55,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ReferenceImages:
     """COMPARED images: as they are opened (uint8), as the network takes them, and their embeddings."""
 
     pixels: Tensor
@@ -88,20 +88,21 @@ def export(
     trained = as_trained(trained)
     formats = require_formats([to] if isinstance(to, str) else to, trained)
     if with_preprocessing and "onnx" not in formats:
-        raise RecipeError("with preprocessing is a second file of ONNX: add --to onnx, or leave it out")
+        raise RecipeError("with_preprocessing writes a second ONNX file: add --to onnx, or leave it out")
     require_licence(licence)
     run = Run(trained.folder) if trained.folder is not None and is_run(trained.folder) else None
     fit = str(run.section("images").get("fit", "crop")) if run else "crop"
-    network = copy_of(trained.encoder).cpu().float().eval()
+    trained = replace(trained, encoder=copy_of(trained.encoder).cpu().float().eval())
+    network = trained.encoder
     with ProgressBar("export", show=show) as progress, new_folder(out) as work:
-        compared = images_to_compare(trained, network, images, run)
+        compared = images_to_compare(trained, images, run)
         differences = {}
         if set(formats) & set(TENSORS):
             progress.say(f"export {WEIGHTS} ({', '.join(name for name in formats if name in TENSORS)}) ...")
-            differences |= write_tensors(work, trained, network, formats, fit, compared)
+            differences |= write_tensors(work, trained, compared, formats=formats, fit=fit)
         if "onnx" in formats:
             progress.say(f"export {ONNX} and run it ...")
-            differences |= write_onnx(work, trained, network, with_preprocessing, compared)
+            differences |= write_onnx(work, trained, compared, with_preprocessing=with_preprocessing)
         if "torch-export" in formats:
             progress.say(f"export {EXPORTED} and run it ...")
             data = exported_program(network, compared.inputs[:SAMPLE])
@@ -116,9 +117,9 @@ def export(
     return Exported(out, formats, differences)
 
 
-def images_to_compare(trained: Trained, network: nn.Module, images: Images | None, run: Run | None) -> Compared:
+def images_to_compare(trained: Trained, images: Images | None, run: Run | None) -> ReferenceImages:
     """Images of the user's, else those that the run keeps, else drawn ones; their embeddings are those of `trained`."""
-    expected, side = trained.preprocessing, squares_of(trained.preprocessing)
+    expected, side = trained.preprocessing, opened_side(trained.preprocessing)
     pixels, origin = drawn(side), "drawn images"
     if images is not None:
         pixels, origin = some_of(images), "given images"
@@ -127,7 +128,7 @@ def images_to_compare(trained: Trained, network: nn.Module, images: Images | Non
     pixels = pixels[torch.arange(COMPARED) % len(pixels)]
     pixels = resized(pixels, side)
     inputs = prepare(pixels, expected.mean, expected.std, expected.size, expected.resize)
-    return Compared(pixels, inputs, Trained(network, expected)(pixels), origin)
+    return ReferenceImages(pixels, inputs, trained(pixels), origin)
 
 
 def drawn(side: int) -> Tensor:
@@ -165,14 +166,14 @@ def kept_images(run: Run) -> Tensor | None:
 
 
 def write_tensors(
-    work: Path, trained: Trained, network: nn.Module, formats: Sequence[str], fit: str, compared: Compared
+    work: Path, trained: Trained, compared: ReferenceImages, *, formats: Sequence[str], fit: str
 ) -> dict[str, float]:
     """Weights, and config.json unless only torchvision reads them; both are opened with timm and compared."""
-    save_encoder(work, network, trained.preprocessing, origin_of(trained), fit)
+    save_encoder(work, trained.encoder, trained.preprocessing, origin_of(trained), fit)
     try:
         opened: Any = timm.create_model(f"local-dir:{work}", pretrained=True)
     except REFUSALS as error:
-        raise RecipeError(f"timm cannot build this {type(network).__name__} again, as it has been changed since "
+        raise RecipeError(f"timm cannot build this {type(trained.encoder).__name__} again, as it has been changed since "
                           "`diptych.encoder` made it; use --to onnx or --to torch-export") from error  # fmt: skip
     gap = difference(opened.eval(), compared.inputs, compared.expected, WEIGHTS)
     if not {"timm", "transformers"} & set(formats):
@@ -181,13 +182,13 @@ def write_tensors(
 
 
 def write_onnx(
-    work: Path, trained: Trained, network: nn.Module, with_preprocessing: bool, compared: Compared
+    work: Path, trained: Trained, compared: ReferenceImages, *, with_preprocessing: bool
 ) -> dict[str, float]:
     """The ONNX files, run by ONNX Runtime and compared."""
-    tasks = {ONNX: (network, compared.inputs)}
+    tasks = {ONNX: (trained.encoder, compared.inputs)}
     if with_preprocessing:
         tasks[ONNX_FROM_BYTES] = (
-            FromBytes(network, trained.preprocessing),
+            FromBytes(trained.encoder, trained.preprocessing),
             compared.pixels.permute(0, 2, 3, 1).contiguous(),
         )
     differences = {}

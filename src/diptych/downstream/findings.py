@@ -1,6 +1,7 @@
 """What an audit has to say: lists of findings, ranked."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ LOOKING, LEAST = 0.5, 10
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a list. place: the row in `Audit.images_of`; other: of the image beside it. Both None: a file that is no
-    image. expected_wrong: of this line and those above it, how many are expected to be wrong; of a group, for its first line.
+    """One line of a list. place: the row in `Audit.places`; other: of the image beside it. Both None: a file that is no
+    image. expected_wrong: of this line and those above it, how many are expected to be wrong; of groups, how many pairs.
     """
 
     file: str
@@ -49,11 +50,23 @@ class Audit:
         for name, findings in self.lists.items():
             wrong = max((finding.expected_wrong for finding in findings), default=0.0)
             groups = {finding.group for finding in findings} - {None}
-            count = f"{len(groups):,} groups" if groups else f"{len(findings):,}"
+            count = f"{len(groups):,} group{'s' * (len(groups) > 1)}" if groups else f"{len(findings):,}"
             text.append(
                 f"  {name:<20}{count:>12}" + (f"  {wrong:.1f} of them expected to be wrong" if wrong >= 0.05 else "")
             )
         return "\n".join([*text, *self.notes])
+
+
+def accumulated(findings: Sequence[Finding]) -> list[Finding]:
+    """Pairs in their order, `expected_wrong` summed over each line and those above it instead of its own chance to be wrong.
+    A pair that two lines name counts once."""
+    lines, total, named = [], 0.0, set()
+    for finding in findings:
+        pair = frozenset((finding.place, finding.other))
+        total += 0.0 if pair in named else finding.expected_wrong
+        named.add(pair)
+        lines.append(replace(finding, expected_wrong=total))
+    return lines
 
 
 def last_within(expected: Tensor, share: float = LOOKING) -> int:

@@ -23,12 +23,12 @@ Program = Callable[[Tensor], Tensor]
 
 
 class FromBytes(nn.Module):
-    """Squares of pixels (N, S, S, 3) uint8, RGB, S as in `squares_of` -> embeddings (N, E)."""
+    """Squares of pixels (N, S, S, 3) uint8, RGB, S as in `opened_side` -> embeddings (N, E)."""
 
     def __init__(self, encoder: nn.Module, expected: Preprocessing):
         super().__init__()
         self.encoder = encoder
-        self.size, self.margin = expected.size, (squares_of(expected) - expected.size) // 2
+        self.size, self.margin = expected.size, (opened_side(expected) - expected.size) // 2
         self.register_buffer("mean", torch.tensor(expected.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(expected.std).view(1, -1, 1, 1))
 
@@ -38,7 +38,7 @@ class FromBytes(nn.Module):
         return self.encoder((images - self.mean) / self.std)
 
 
-def squares_of(expected: Preprocessing) -> int:
+def opened_side(expected: Preprocessing) -> int:
     """The side in pixels of the squares of which an encoder takes the centre."""
     return max(expected.size, expected.opened)
 

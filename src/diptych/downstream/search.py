@@ -168,9 +168,7 @@ def embed_queries(trained: Trained, photos: Images, device: torch.device) -> tup
 
 def require_same_encoder(bank: Bank, trained: Trained, path: Path) -> None:
     """Raise CheckpointError unless the encoder and its preprocessing are those of the saved embeddings."""
-    saved = bank.meta.get("encoder_sha256")
-    if saved is None:
-        raise DataError(f"{path} does not say which encoder made it: search by a row or a key, or embed again")
+    require_encoder(bank, path)
     for what, mine in (("encoder_sha256", weights_sha256(trained)),
                        ("preprocessing", preprocessing_record(trained.preprocessing))):  # fmt: skip
         if bank.meta.get(what) != mine:
@@ -179,8 +177,16 @@ def require_same_encoder(bank: Bank, trained: Trained, path: Path) -> None:
                                   f"made it ({bank.meta.get('encoder')}) as --run, or embed again")  # fmt: skip
 
 
+def require_encoder(bank: Bank, path: Path) -> None:
+    """Raise DataError where the saved embeddings do not say which encoder made them, as those of `save_embeddings`."""
+    if bank.meta.get("encoder_sha256") is None:
+        raise DataError(f"{path} does not say which encoder made it: search by a row or a key, or embed again")
+
+
 def recorded_encoder(bank: Bank, path: Path) -> Path:
-    """Where the encoder of the saved embeddings was. Raises CheckpointError if it is not there any more."""
+    """Where the encoder of the saved embeddings was. Raises CheckpointError if it is not there any more, DataError for
+    embeddings of an unknown encoder."""
+    require_encoder(bank, path)
     name = bank.meta.get("encoder")
     if isinstance(name, str) and Path(name).is_dir():
         return Path(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from diptych.base.errors import DataError, RecipeError
 from diptych.base.files import disk_error, require_free_file
@@ -43,6 +44,16 @@ class TableOptions:
 
 
 DEFAULTS = TableOptions()
+
+
+@dataclass(frozen=True)
+class TableContents:
+    """What becomes a table. xy: the map (M, 2). near: cosines and rows of the nearest others, (M, k) each, or None."""
+
+    saved: Saved
+    xy: np.ndarray
+    near: tuple[Tensor, Tensor] | None
+    pictures: "Thumbnails | None"
 
 
 def require_parquet(file: Path) -> Path:
@@ -79,6 +90,7 @@ def write_table(
         near = nearest_others(vectors, options.neighbors)
     size = options.thumbnail
     pictures = Thumbnails(images, saved.index, size) if images is not None and size else None
+    contents = TableContents(saved, xy, near, pictures)
     schema = schema_of(library, vectors.shape[1], pictures is not None, near is not None)
     described = saved.meta | {"projection": algorithm, "distance": "1 - cosine"}
     schema = schema.with_metadata({"diptych": json.dumps(described), "huggingface": json.dumps(hugging_face(schema))})
@@ -87,7 +99,7 @@ def write_table(
         with library.parquet.ParquetWriter(work, schema) as writer:
             for start in range(0, len(vectors), ROWS_PER_GROUP):
                 rows = slice(start, min(start + ROWS_PER_GROUP, len(vectors)))
-                writer.write_table(group(library, schema, saved, rows, xy, near, pictures))
+                writer.write_table(group(library, schema, contents, rows))
         with open(work, "rb") as written:
             os.fsync(written.fileno())
         require_free_file(file)  # again: another process may have written it in between
@@ -134,25 +146,26 @@ def hugging_face(schema) -> dict:
     return {"info": info}
 
 
-def group(library, schema, saved: Saved, rows: slice, xy: np.ndarray, near, pictures: "Thumbnails | None"):
+def group(library, schema, contents: TableContents, rows: slice):
     """Some rows as a table."""
-    index: Index = saved.index
+    index: Index = contents.saved.index
     lines = [index.of_row(row) for row in range(rows.start, rows.stop)]
     names = [line["key"].encode("utf-8", "replace").decode() for line in lines]
     labels = [None if line["label"] is None else str(line["label"]) for line in lines]
-    vectors = saved.vectors[rows]
+    vectors = contents.saved.vectors[rows]
     columns = {
         "file_name": library.array(names, library.string()),
         "label": library.array(labels, library.string()),
         "vector": library.FixedSizeListArray.from_arrays(library.array(vectors.numpy().reshape(-1)), vectors.shape[1]),
-        "projection_x": library.array(xy[rows, 0]),
-        "projection_y": library.array(xy[rows, 1]),
+        "projection_x": library.array(contents.xy[rows, 0]),
+        "projection_y": library.array(contents.xy[rows, 1]),
     }
-    if pictures is not None:
-        images = [{"bytes": data, "path": name} for data, name in zip(pictures.of_rows(rows), names, strict=True)]
+    if contents.pictures is not None:
+        pictures = contents.pictures.of_rows(rows)
+        images = [{"bytes": data, "path": name} for data, name in zip(pictures, names, strict=True)]
         columns["image"] = library.array(images, schema.field("image").type)
-    if near is not None:
-        similarities, ids = (part[rows].numpy() for part in near)
+    if contents.near is not None:
+        similarities, ids = (part[rows].numpy() for part in contents.near)
         offsets = library.array(np.arange(len(ids) + 1, dtype=np.int32) * ids.shape[1])
         parts = [library.ListArray.from_arrays(offsets, library.array(part.reshape(-1)))
                  for part in (ids, (1 - similarities).clip(0).astype(np.float32))]  # fmt: skip

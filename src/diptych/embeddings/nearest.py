@@ -233,10 +233,20 @@ def checked_embeddings(embeddings: Array, what: str, like: Tensor | None = None)
 
 
 def as_rows(embeddings: Array, what: str) -> Tensor:
-    """An array as a tensor that shares its memory. Raises DataError unless it is (N, E), neither of them 0."""
+    """An array as a tensor that shares its memory, if torch can: not of a reversed view or of big-endian numbers.
+
+    Raises DataError unless it is (N, E) numbers, neither N nor E being 0.
+    """
     with warnings.catch_warnings():  # an array that cannot be written, such as a memory-mapped one: nothing is written
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        z_NE = torch.as_tensor(embeddings).detach()
+        try:
+            z_NE = torch.as_tensor(embeddings).detach()
+        except (TypeError, ValueError):
+            try:
+                z_NE = torch.from_numpy(np.array(embeddings, np.float32))
+            except (TypeError, ValueError):
+                raise DataError(f"the {what} embeddings are no numbers (images, width); of a column of arrays, np.stack "
+                                "makes them") from None  # fmt: skip
     if z_NE.ndim != 2 or 0 in z_NE.shape:
         raise DataError(f"the {what} embeddings are {tuple(z_NE.shape)}; they must be (images, width), neither 0")
     return z_NE

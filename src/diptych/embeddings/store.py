@@ -7,8 +7,6 @@ progress.json  only while embedding: what of the other files is safely on the di
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.errors import CheckpointError, DataError, OutputError
-from diptych.base.files import read_object, read_plain, require_free_folder
+from diptych.base.errors import CheckpointError, DataError
+from diptych.base.files import new_folder, read_object, read_plain
 from diptych.embeddings.writer import FORMAT, INDEX, META, PROGRESS, VECTORS, Entry, Writer
 
 __all__ = ["FORMAT", "Index", "Saved", "Writer", "load_embeddings", "map_vectors", "read_meta", "save_embeddings"]
@@ -101,26 +99,15 @@ def save_embeddings(
 
     Raises DataError when the counts do not match, OutputError when the folder is not empty or cannot be written.
     """
-    folder = require_free_folder(Path(folder))
+    folder = Path(folder)
     array = np.ascontiguousarray(torch.as_tensor(vectors).detach().cpu().numpy(), dtype=np.float32)
     entries = as_entries(keys, labels, status)
     rows = sum(entry.error is None for entry in entries)
     if array.ndim != 2 or rows != len(array):
         raise DataError(f"{rows} images are said to have a vector, the vectors are {array.shape}; each needs one row")
-    work = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        with Writer(work, {}) as writer:
-            writer.add(entries, array)
-            writer.finish(meta or {})
-        if folder.is_dir():
-            folder.rmdir()  # it is empty, as checked above
-        work.rename(folder)
-    except (OSError, OutputError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        reason = getattr(cause, "strerror", None) or error
-        raise OutputError(f"{folder} cannot be written ({reason}); it needs {array.nbytes:,} bytes") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with new_folder(folder) as work, Writer(work, {}) as writer:
+        writer.add(entries, array)
+        writer.finish(meta or {})
     return folder
 
 

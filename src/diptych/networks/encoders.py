@@ -98,6 +98,8 @@ def encoder(
     """
     if stem == "auto" and (pretrained or name in NETWORKS):
         stem = "standard"  # the one that the weights are for, or the only one
+    if name not in NETWORKS:  # timm takes None for its default here, and for a value where it opens a folder
+        options = {key: value for key, value in options.items() if value is not None}
     for key in options:
         if key.endswith("_rate"):  # of dropout and the like: timm checks them in training, or not at all
             check_range(options[key], Share, f"encoder: {key}")

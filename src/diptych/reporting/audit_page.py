@@ -9,6 +9,7 @@ from diptych.reporting.page import page_template, text_of
 from diptych.reporting.pictures import data_uri
 
 MOST_SHOWN = 48  # findings of a list; the table has all of them
+# List -> title and explanation, in the order of the page.
 TITLES = {
     "leaks": (
         "Leaks",
@@ -46,7 +47,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Card:
+class FindingCard:
     """A finding as the page shows it. picture, other: (H, W, 3) uint8, or None."""
 
     file: str
@@ -60,7 +61,7 @@ class Card:
 
 
 def render_audit(
-    name: str, facts: Sequence[str], lists: dict[str, tuple[int, int, float, list[Card]]], notes: Sequence[str]
+    name: str, facts: Sequence[str], lists: dict[str, tuple[int, int, float, list[FindingCard]]], notes: Sequence[str]
 ):
     """The HTML of the page. lists: name -> (findings, groups, expected wrong, the first cards)."""
     style = text_of("report.css", "audit.css")
@@ -68,7 +69,7 @@ def render_audit(
     return page_template("audit.html.jinja").render(name=name, facts=facts, sections=sections, notes=notes, style=style)
 
 
-def section(key: str, count: int, groups: int, wrong: float, cards: list[Card]) -> dict:
+def section(key: str, count: int, groups: int, wrong: float, cards: list[FindingCard]) -> dict:
     title, text = TITLES[key]
     shown, rows = [], grouped(cards)
     for members in rows:
@@ -80,9 +81,9 @@ def section(key: str, count: int, groups: int, wrong: float, cards: list[Card]) 
             "paired": any(card.other is not None for card in cards) and not groups}  # fmt: skip
 
 
-def grouped(cards: Sequence[Card]) -> list[list[Card]]:
+def grouped(cards: Sequence[FindingCard]) -> list[list[FindingCard]]:
     """Cards of one group together; a card without a group alone."""
-    rows: list[list[Card]] = []
+    rows: list[list[FindingCard]] = []
     for card in cards:
         if rows and card.group is not None and rows[-1][0].group == card.group:
             rows[-1].append(card)
@@ -91,7 +92,7 @@ def grouped(cards: Sequence[Card]) -> list[list[Card]]:
     return rows
 
 
-def view_of(card: Card) -> dict:
+def view_of(card: FindingCard) -> dict:
     return {
         "file": card.file, "other_file": card.other_file, "remark": card.remark,
         "score": "" if card.score is None else f"{card.score:.3g}" if card.score >= 1 else f"{card.score:.3f}",

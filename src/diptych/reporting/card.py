@@ -83,7 +83,7 @@ def card_of(card: Card, run_folder: Path | None, origin: dict) -> str:
 
 def plain(value: object) -> str:
     """Any value as text in one line that Markdown shows as it is."""
-    return MARKS.sub(r"\\\1", " ".join(clip(value, 120).split()))
+    return MARKS.sub(r"\\\1", " ".join(clip(value).split()))
 
 
 def as_tuple(numbers: tuple[float, ...]) -> str:

@@ -38,16 +38,15 @@ def require_page(out: Path) -> Path:
     return require_free_file(out, HTML_MARK)
 
 
-def write_gallery(out: Path, title: str, facts: Sequence[str], rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> Path:
-    """Write a page with a row of pictures for each query (the first QUERIES) and its neighbours. Raises OutputError.
+def write_gallery(
+    out: Path, title: str, facts: Sequence[str], rows: Sequence[tuple[Tile, Sequence[Tile]]], *, left_out: int = 0
+) -> Path:
+    """Write a page with a row of pictures for each query and its neighbours. Raises OutputError.
 
-    All texts are escaped: names and labels come from files.
+    left_out: the number of queries that are not among the rows. All texts are escaped: names and labels come from files.
     """
     style = text_of("report.css")
-    left = len(rows) - QUERIES
-    notes = [f"{left:,} further queries are not shown."] if left > 0 else []
-    page = page_template("gallery.html.jinja").render(
-        title=title, facts=facts, rows=rows[:QUERIES], notes=notes, style=style
-    )
+    notes = [f"Further queries that are not shown: {left_out:,}."] if left_out else []
+    page = page_template("gallery.html.jinja").render(title=title, facts=facts, rows=rows, notes=notes, style=style)
     write_file(require_page(out), page.encode("utf-8", "replace"))
     return out

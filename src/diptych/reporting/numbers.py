@@ -143,7 +143,7 @@ def setting(key: object, value: object) -> str:
     if finite is not None:
         text = number(finite)
     else:
-        text = "yes" if value is True else "no" if value is False else clip(value, 60)
+        text = "yes" if value is True else "no" if value is False else clip(value, 100)
     return f"{clip(key, 40).replace('_', ' ')} {text}"
 
 
