@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import slow_kernels
 import torch
 from tiny import TinyEncoder, tiny_images, tiny_run, told, weights_of
 from torch import nn
@@ -21,6 +22,7 @@ from diptych.base.random_at import random_at
 from diptych.base.signals import Preempted
 from diptych.methods import BarlowTwins, CodingRate, SimSiam
 from diptych.methods.keras import keras_barlow_twins, keras_simsiam
+from diptych.networks import batch_norm
 from diptych.networks.inference import Preprocessing
 from diptych.networks.keras import KerasResNet20v2, KerasResNet34
 from diptych.runs.run import Run
@@ -115,6 +117,30 @@ def steps(
     numbers = [learner.step(step, feed.total, views).numbers.clone() for step, views in taken]
     assert said == []
     return torch.stack(numbers).tolist(), {key: value.cpu() for key, value in method.state_dict().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(24, 6, 5, 5), (24, 6), (8, 6, 2, 3, 4)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_fused_batch_normalisation_is_the_other_one(affine, shape, dtype, place, exact, monkeypatch):
+    """torch's kernels for CUDA against the form in torch's operations; without a GPU, kernels in operations too."""
+    if place.device.type != "cuda":
+        monkeypatch.setattr(batch_norm, "KERNELS", slow_kernels)
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    rng = torch.Generator().manual_seed(0)
+    x, slope = ((3 * torch.randn(shape, generator=rng) + 5).to(dtype).to(place.device) for _ in "ab")
+    affine_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = (torch.randn(6, generator=rng).to(affine_dtype).to(place.device).requires_grad_() for _ in "ab")
+    results = []
+    for form in (batch_norm._FusedOverRanks, batch_norm._NormalizeOverRanks):
+        leaf = x.detach().to(memory_format=layout).requires_grad_()
+        leaves = (leaf, weight, bias) if affine else (leaf,)
+        y, *statistics = form.apply(leaf, *((weight, bias) if affine else (None, None)), 1e-5)
+        assert y.dtype == dtype and y.is_contiguous(memory_format=layout)
+        results.append([y, *statistics, *torch.autograd.grad(y, leaves, slope)])
+    close = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2}[dtype]
+    for mine, witness in zip(*results, strict=True):
+        torch.testing.assert_close(mine.cpu(), witness.cpu(), rtol=close, atol=close)
 
 
 SLOW_HERE = ("the Keras ResNet-34",)

@@ -29,7 +29,18 @@ def train_in_pieces(out: Path, device: str) -> Run:
                     device=device)  # fmt: skip
 
 
+def without_questions(exchange):
+    """Training promises equal numbers of rows, so no loss asks the other processes for theirs."""
+
+    def checked(gathered, own):
+        assert (own.dtype, own.numel()) != (torch.int64, 1), "a process asked for the others' numbers of rows"
+        return exchange(gathered, own)
+
+    return checked
+
+
 if __name__ == "__main__":
+    torch.distributed.all_gather_into_tensor = without_questions(torch.distributed.all_gather_into_tensor)
     sys.path.insert(0, str(Path(__file__).parent))
     train(Path(sys.argv[1]), sys.argv[3])
     train_in_pieces(Path(sys.argv[2]), sys.argv[3])
