@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from tiny import TinyEncoder, tiny_images, tiny_run, told, weights_of
 from torch import nn
 
 from diptych import Trained, evaluate
+from diptych.base import graph
 from diptych.base.arithmetic import arithmetic
 from diptych.base.random_at import random_at
 from diptych.base.signals import Preempted
+from diptych.data.ahead import Copies
 from diptych.methods import BarlowTwins, CodingRate, SimSiam
 from diptych.methods.keras import keras_barlow_twins, keras_simsiam
 from diptych.networks import batch_norm
@@ -105,14 +108,14 @@ def test_views_are_the_cpus(preset, place):
 
 
 def steps(
-    name: str, optimizer: str, where: torch.device, *, graph: bool | str = False, count: int = 8
+    name: str, optimizer: str, where: torch.device, *, graphs: bool | str = False, count: int = 8
 ) -> tuple[list, dict]:
     """(numbers of each step, weights) of a few steps in float32, without TF32."""
     method = seeded(name).to(where).to(memory_format=torch.channels_last)
     feed = Feed(tiny_images(), barlow_twins(12), epochs=count, batch_size=24, device=where)
     learner = Learner(method, getattr(optimizers, optimizer)(method, lr=0.05), constant())
     said: list[str] = []
-    capture(learner, feed, graph, said.append, hindrance=None if graph else "not asked for")
+    capture(learner, feed, graphs, said.append, hindrance=None if graphs else "not asked for")
     taken = itertools.islice(feed.starting_at(0), count)
     numbers = [learner.step(step, feed.total, views).numbers.clone() for step, views in taken]
     assert said == []
@@ -143,6 +146,53 @@ def test_fused_batch_normalisation_is_the_other_one(affine, shape, dtype, place,
         torch.testing.assert_close(mine.cpu(), witness.cpu(), rtol=close, atol=close)
 
 
+STREAMS = {"from threads": {"resident": False}, "from memory": {"resident": True}}
+
+
+@pytest.mark.parametrize("what", STREAMS)
+def test_a_stream_is_the_cpus_one_batch_ahead(what, place, monkeypatch):
+    """The same bytes on either; a batch comes when the next one is on its way, and nothing waits for a copy."""
+    monkeypatch.setattr("diptych.data.resident.free_bytes", lambda where: 0)  # no room for all images at once
+    order, photos = torch.arange(47, -1, -1), tiny_images(**STREAMS[what])
+    photos.prepare()
+    here = [pixels for _, pixels in photos.read(order, 10)]
+    copies, begin = [], Copies.begin
+    monkeypatch.setattr(Copies, "begin", lambda self, batch: copies.append(1) or begin(self, batch))
+    place.forbid_waits(True)
+    try:
+        there, ahead = [], []
+        for _, pixels in photos.read(order, 10, device=place.device):
+            there.append(pixels * 1)  # computed beside the copies
+            ahead.append(len(copies))
+    finally:
+        place.forbid_waits(False)
+    assert ahead == [2, 3, 4, 5, 5]
+    assert {pixels.device for pixels in there} == {place.device}
+    assert all(torch.equal(mine.cpu(), wanted) for mine, wanted in zip(there, here, strict=True))
+
+
+def test_a_recording_forbids_nothing_to_other_threads(monkeypatch):
+    modes = []
+
+    @contextmanager
+    def record(graph, capture_error_mode="global"):
+        modes.append(capture_error_mode)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    with graph.CudaGraph().record():
+        pass
+    assert modes == ["thread_local"]
+
+
+@pytest.mark.gpu
+def test_a_step_is_captured_while_threads_decode(tmp_path):
+    """They ask for pinned memory, which a recording would forbid to the whole process."""
+    run = tiny_run(tmp_path / "run", photos=tiny_images(resident=False), device="cuda", cuda_graph=True)
+    assert run.finished
+
+
 SLOW_HERE = ("the Keras ResNet-34",)
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW_HERE else ()) for name in METHODS]
 
@@ -164,7 +214,7 @@ def test_a_captured_step_is_the_eager_one(name, optimizer, place, exact):
     if place.device.type != "cuda" and ("Keras" in name or optimizer != "lars"):
         pytest.skip("held by tests/test_pretend_device.py")
     eager, weights = steps(name, optimizer, place.device)
-    captured, same = steps(name, optimizer, place.device, graph=True)
+    captured, same = steps(name, optimizer, place.device, graphs=True)
     for mine, wanted in zip(captured, eager, strict=True):
         assert mine == pytest.approx(wanted, rel=1e-5)
     for key, value in weights.items():
