@@ -20,14 +20,16 @@ from torch import nn
 from diptych import Trained, evaluate
 from diptych.base import graph
 from diptych.base.arithmetic import arithmetic
+from diptych.base.errors import RecipeError
 from diptych.base.random_at import random_at
 from diptych.base.signals import Preempted
 from diptych.data.ahead import Copies
 from diptych.methods import BarlowTwins, CodingRate, SimSiam
 from diptych.methods.keras import keras_barlow_twins, keras_simsiam
 from diptych.networks import batch_norm
-from diptych.networks.inference import Preprocessing
+from diptych.networks.inference import Preprocessing, embeddings
 from diptych.networks.keras import KerasResNet20v2, KerasResNet34
+from diptych.runs.encoder import precision_for
 from diptych.runs.run import Run
 from diptych.training import optimizers
 from diptych.training.capture import capture
@@ -266,6 +268,40 @@ def test_an_evaluation_is_the_cpus(place, tmp_path):
         assert (mine.subject, mine.protocol) == (wanted.subject, wanted.protocol)
         assert mine.accuracy == pytest.approx(wanted.accuracy, abs=0.05), mine.subject
     assert there.diagnosis.readings == pytest.approx(here.diagnosis.readings, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("of_run", "there"), [("bfloat16", "bfloat16"), ("tf32", "tf32"), ("float64", "float32"), (None, "float32")]
+)
+def test_an_evaluation_takes_the_precision_of_the_run(of_run, there, place, tmp_path):
+    """On a GPU; a CPU embeds in float32 whatever the run took, and who names a precision gets it."""
+    record = {} if of_run is None else {"pretrain": {"precision": of_run}}
+    run = Run.start(tmp_path / "run", record)
+    run.release()
+    trained = Trained(TinyEncoder(), Preprocessing(12), folder=run.folder)
+    assert precision_for("auto", trained, place.device) == there
+    assert precision_for("auto", trained, CPU) == "float32"
+    assert precision_for("tf32", trained, place.device) == "tf32"
+    assert precision_for("auto", Trained(TinyEncoder(), Preprocessing(12)), place.device) == "float32"
+    with pytest.raises(RecipeError, match="precision 'int8' is unknown"):
+        precision_for("int8", trained, place.device)
+
+
+def test_embeddings_in_sixteen_bits_are_close(place):
+    """And those of a device lie there, batch by batch, without a wait; the last of a batch is not lost."""
+    pixels, encoder = torch.randint(256, (50, 3, 12, 12), dtype=torch.uint8), TinyEncoder().eval()
+    here = embeddings(encoder, pixels, Preprocessing(12), batch_size=20)
+    encoder.to(place.device)
+    options = {"batch_size": 20, "precision": "bfloat16", "output_device": place.device}
+    embeddings(encoder, pixels.to(place.device), Preprocessing(12), **options)  # the libraries' own start
+    place.forbid_waits(True)
+    try:
+        there = embeddings(encoder, pixels.to(place.device), Preprocessing(12), **options)
+    finally:
+        place.forbid_waits(False)
+    assert there.device == place.device and there.dtype == torch.float32
+    torch.testing.assert_close(there.cpu(), here, rtol=0.05, atol=0.05)
+    assert embeddings(encoder, pixels, Preprocessing(12), batch_size=20).device == CPU
 
 
 def run_encoder(run: Run) -> nn.Module:

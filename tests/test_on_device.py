@@ -27,6 +27,7 @@ def gpu():
 @pytest.fixture
 def asked_for_a_gpu(monkeypatch):
     """`device="cuda"` means the pretended one, and modules may be moved there."""
+    monkeypatch.setattr("diptych.data.resident.free_bytes", lambda where: 2**40)
     for file in (evaluate_file, classify_file):
         monkeypatch.setattr(file, "choose_device", lambda name: GPU)
     before = torch.__future__.get_swap_module_params_on_conversion()
