@@ -117,7 +117,7 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
 
 def task_of(arguments: argparse.Namespace, name: str, method: str, seed: int | str) -> Task:
     size, _ = SETS[name]
-    overrides = () if size == 32 else (f"images.size={size}",)
+    overrides = ("pretrain.precision=bfloat16", *(() if size == 32 else (f"images.size={size}",)))  # for all rows alike
     return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, overrides)
 
 
