@@ -8,9 +8,13 @@ GPU may need several kernels for one. The numbers do not depend on the batch.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: the pretended device does not go beside a GPU
 
 import numpy as np
 import torch

@@ -142,7 +142,8 @@ def task_of(arguments: argparse.Namespace, name: str, method: str, seed: int | s
 
 def overrides(name: str) -> tuple[str, ...]:
     size, _ = SETS[name]
-    return ("pretrain.device=cpu", *(() if size == 32 else (f"images.size={size}",)))
+    same = ("pretrain.device=cpu", "pretrain.precision=bfloat16")  # for all rows alike
+    return same if size == 32 else (*same, f"images.size={size}")
 
 
 def in_a_process(task: Task, arguments: argparse.Namespace, words: list[str] | None) -> None:

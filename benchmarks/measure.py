@@ -163,28 +163,53 @@ def report(question: str, what: str, rows: list[Row], against: str, arguments: a
 
     against: the name of our row, which the ratios refer to; "" where the rows answer different questions.
     """
+    print(table(what, rows, against, arguments, notes))
+    if arguments.quick:
+        return print("--quick: nothing is written, nothing is to be quoted")
+    write(question, what, result(question, what, rows, arguments, notes), arguments)
+
+
+def table(what: str, rows: list[Row], against: str, arguments: argparse.Namespace, notes=()) -> str:
     ours = next((row for row in rows if row.name == against), None)
     if against and ours is None:
         raise ValueError(f"no row is called {against!r}; there are {[row.name for row in rows]}")
-    threads = f"{arguments.threads} thread{'s' * (arguments.threads != 1)}"
     heads = f"{rows[0].unit:>12}{'min':>12}{'max':>12}" + f"{'ours is':>18}" * bool(ours)
-    print(f"\n{what}\n{f'{threads}, {arguments.device}':<44}{heads}")
+    lines = [f"\n{what}\n{f'{threads_of(arguments)}, {arguments.device}':<44}{heads}"]
     for row in rows:
-        told = f"{faster(ours, row):.2f} x as fast" if ours and row is not ours and row.unit == ours.unit else ""
+        against_ours = (
+            f"{faster(ours, row):.2f} x as fast" if ours and row is not ours and row.unit == ours.unit else ""
+        )
         numbers = "".join(f"{shown(value):>12}" for value in (row.median, min(row.values), max(row.values)))
-        print(f"{row.name:<44}{numbers}{told:>18}  {row.note}".rstrip())
-    for note in notes:
-        print(note)
-    if arguments.quick:
-        return print("--quick: nothing is written, nothing is to be quoted")
-    told = {"question": question, "what": what, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "machine": machine(),
+        lines.append(f"{row.name:<44}{numbers}{against_ours:>18}  {row.note}".rstrip())
+    return "\n".join([*lines, *notes])
+
+
+def threads_of(arguments: argparse.Namespace) -> str:
+    return f"{arguments.threads} thread{'s' * (arguments.threads != 1)}"
+
+
+def result(question: str, what: str, rows: list[Row], arguments: argparse.Namespace, notes=()) -> dict:
+    """What a table says, and of what commit and machine it is."""
+    return {"question": question, "what": what, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "machine": machine(),
             "arguments": {key: value for key, value in vars(arguments).items() if key not in ("out", "quick")},
             "rows": [{"name": row.name, "unit": row.unit, "median": row.median, "min": min(row.values), "max": max(row.values),
                       "seconds": row.seconds, "note": row.note, **row.extra} for row in rows], "notes": list(notes)}  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
+
+
+def written(question: str, arguments: argparse.Namespace) -> dict[str, dict]:
+    """The results of OUT/QUESTION-DEVICE.json, by table and number of threads."""
     path = arguments.out / f"{question}-{arguments.device}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | {f"{what}; {threads}": told}, indent=1, default=str) + "\n")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(question: str, what: str, content: dict, arguments: argparse.Namespace) -> None:
+    """Add a result to OUT/QUESTION-DEVICE.json, whole or not at all: a benchmark may be killed at any time."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    known = written(question, arguments) | {f"{what}; {threads_of(arguments)}": content}
+    path = arguments.out / f"{question}-{arguments.device}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(known, indent=1, default=str) + "\n")
+    partial.replace(path)
 
 
 def shown(value: float) -> str:

@@ -17,6 +17,9 @@ offline.forbid(attempts)
 paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *paths])
 
+# What was measured of this machine stays out of the tests, and theirs out of the user's cache.
+os.environ["DIPTYCH_CACHE"] = "off"
+
 # A gradient summed by two threads differs in its last bits from one summed by one: tests need one way.
 torch.set_num_threads(1)
 

@@ -98,7 +98,7 @@ def test_the_gain_of_bfloat16_is_measured():
 def test_doctor_says_what_bfloat16_gains(gain, better, monkeypatch):
     monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: gain)
     said = doctor.bfloat16()
-    assert said.startswith(f"{gain:.2f} times") and said.endswith(f"pretrain.precision={better}")
+    assert said.startswith(f"{gain:.2f} times") and said.endswith(f"pretrain.precision=auto takes {better}")
 
 
 @pytest.mark.parametrize(("cores", "local", "own"), [(128, "8", 16), (4, "8", 1), (2, "", 2)])
@@ -147,3 +147,4 @@ def test_a_run_chooses_its_precision_once(gain, chosen, monkeypatch, tmp_path):
     assert different(weights_of(resumed), weights_of(tiny_run(tmp_path / chosen, precision=chosen))) == []
     state = checkpoints.read_state(checkpoints.newest(tmp_path / "run" / "checkpoints"))
     assert state["precision"] == chosen
+    assert [line["precision"] for line in resumed.lines("precision")] == [chosen], "and says so once"

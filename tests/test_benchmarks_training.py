@@ -1,10 +1,9 @@
 """The benchmarks of whole steps, of evaluation and of growth run without their peers, and check what they compare."""
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, gpu, growth, measure, training
+from benchmarks import evaluation, growth, measure, training
 
 
 @pytest.fixture
@@ -108,23 +107,3 @@ def test_what_a_forward_keeps():
     one, two = (growth.saved_bytes(growth.tiny(growth_arguments(), batch), "cpu") for batch in (8, 16))
     assert one > 8 * 2 * 3 * 32 * 32  # at least the views
     assert 1.8 < two / one < 2.2
-
-
-@pytest.mark.slow
-def test_goals_for_a_gpu_are_tried_on_a_cpu(capsys, tmp_path):
-    """Every table of benchmarks.gpu, with next to no work; without a GPU it says so and measures nothing."""
-    rng = np.random.default_rng(0)
-    for name in ("train", "test"):
-        np.savez(
-            tmp_path / name, images=rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), labels=np.arange(24) % 3
-        )
-    sources = ["--train", str(tmp_path / "train.npz"), "--test", str(tmp_path / "test.npz"), "--epochs", "1"]
-    gpu.main([*QUICK, "--device", "cpu", "--only", *gpu.QUESTIONS, *sources])
-    said = capsys.readouterr().out
-    assert said.count("nothing is to be quoted") == len(gpu.QUESTIONS) == len(gpu.GOALS)
-    assert "1 epochs did NOT reach 90 %" in said and "linear " in said
-    with pytest.raises(SystemExit, match="--train TRAIN --test TEST"):
-        gpu.main([*QUICK, "--device", "cpu", "--only", "accuracy"])
-    if not torch.cuda.is_available():
-        with pytest.raises(SystemExit, match="no GPU here: nothing was measured"):
-            gpu.main([])

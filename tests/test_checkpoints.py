@@ -12,6 +12,7 @@ import torch
 from diptych.base import files
 from diptych.base.errors import CheckpointError, OutputError
 from diptych.runs import checkpoints
+from diptych.runs.run import Run
 from diptych.training.optimizers import adamw, lamb, lars, sgd
 
 
@@ -173,3 +174,12 @@ def test_saving_a_step_again_never_leaves_none(killed_at, tmp_path, monkeypatch)
     assert not list(tmp_path.glob(".step*"))
     again = checkpoints.save(tmp_path, 7, {"model": {"a": torch.ones(3)}}, {"finished": True})
     assert checkpoints.read_state(again)["finished"] is True and not list(tmp_path.glob(".step*"))
+
+
+def test_what_an_evaluation_takes_is_free_in_a_resumed_run(tmp_path):
+    """Its defaults may change from version to version, and no step of the training depends on them."""
+    record = {"pretrain": {"seed": 0}, "evaluate": {"k": 5, "precision": "float32"}}
+    Run.start(tmp_path / "run", record).release()
+    Run.start(tmp_path / "run", record | {"evaluate": {"k": None, "precision": "auto"}}, resume=True).release()
+    with pytest.raises(CheckpointError, match="another recipe"):
+        Run.start(tmp_path / "run", record | {"pretrain": {"seed": 1}}, resume=True)

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import slow_kernels
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
@@ -26,6 +27,7 @@ from diptych.base.processes import (
     agree,
     average_gradients,
     barrier,
+    equal_rows,
     gather,
     gather_rows,
     leave_processes,
@@ -39,6 +41,7 @@ from diptych.base.processes import (
 from diptych.base.random_at import random_at
 from diptych.methods import losses
 from diptych.methods.losses import barlow_twins, cross_correlation, negative_cosine, standardize
+from diptych.networks import batch_norm
 from diptych.networks.batch_norm import share_statistics, shared_statistics
 from diptych.training.optimizers import lars
 
@@ -143,6 +146,40 @@ def check_the_trap_is_caught(alone):
     assert same(trapped["loss 0"], alone["loss 0"])
     name = "gradient of projector.3.weight"
     assert not same(trapped[name], alone[name], 0.1)
+
+
+def check_fused_normalisation(alone):
+    """The form for CUDA, with its kernels as plain operations: training and unequal rows as with the other form."""
+    batch_norm.KERNELS, batch_norm.has_kernels = slow_kernels, lambda x: True
+    other, batch_norm._NormalizeOverRanks = batch_norm._NormalizeOverRanks, None
+    try:
+        check_training(alone)
+        check_unequal_rows()
+    finally:
+        batch_norm.KERNELS, batch_norm.has_kernels = torch, lambda x: False
+        batch_norm._NormalizeOverRanks = other
+
+
+def check_nobody_asks_for_equal_rows():
+    """A loss of equal rows needs no exchange between CPUs, which would wait for the slowest."""
+    z1, z2 = (normal(16, 40, address=("promised", view))[8 * rank() : 8 * rank() + 8] for view in (0, 1))
+    wanted, ask = barlow_twins(z1, z2, WEIGHT, EPS)[0], dist.all_gather_into_tensor
+    asked_for = []
+
+    def counted(gathered, own):
+        asked_for.append(own.dtype)
+        return ask(gathered, own)
+
+    dist.all_gather_into_tensor = counted
+    try:
+        barlow_twins(z1, z2, WEIGHT, EPS)
+        assert torch.int64 in asked_for
+        asked_for.clear()
+        with equal_rows():
+            assert row_counts(8) == [8, 8] and torch.equal(barlow_twins(z1, z2, WEIGHT, EPS)[0], wanted)
+        assert asked_for == [torch.float64] * 2
+    finally:
+        dist.all_gather_into_tensor = ask
 
 
 def check_groups_do_not_wait_for_each_other():
@@ -276,6 +313,8 @@ def one_of_two():
     check_training(alone)
     check_training(alone_in_fours, statistics_rows=4)
     check_both_forms(alone)
+    check_fused_normalisation(alone)
+    check_nobody_asks_for_equal_rows()
     check_groups_do_not_wait_for_each_other()
     check_the_trap_is_caught(alone)
     check_unequal_rows()

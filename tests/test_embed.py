@@ -85,7 +85,8 @@ def test_precisions():
     half = embeddings(encoder, images, EXPECTED, precision="bfloat16")
     assert half.dtype == torch.float32 and not torch.equal(half, full)
     torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
-    with pytest.raises(RecipeError, match="float32, bfloat16"):
+    assert torch.equal(embeddings(encoder, images, EXPECTED, precision="tf32"), full)  # on a CPU
+    with pytest.raises(RecipeError, match="float32, tf32, bfloat16"):
         embeddings(encoder, images, EXPECTED, precision="int8")
     assert embeddings(Small().double(), images, EXPECTED).dtype == torch.float32
 

@@ -10,6 +10,7 @@ from PIL import Image
 from test_cli import SMALL, diptych, photos  # noqa: F401  (photos: a fixture)
 from tiny import tiny_images, tiny_method, tiny_views
 
+from diptych.base import arithmetic
 from diptych.commands import planning
 from diptych.commands.planning import Planned, epochs_within, size_within
 from diptych.commands.recipe import read_recipe
@@ -48,6 +49,19 @@ def test_sizes_copies_and_bad_files_at_a_glance(tmp_path):
         "8 images, 40 x 30 to 80 x 90 pixels, median 40 x 30 pixels; 1 exact copies" in text
         and "1 cannot be read" in text
     )
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(2.0, "bfloat16"), (0.64, "float32")])
+def test_auto_is_measured_in_the_precision_that_it_will_take(gain, chosen, monkeypatch):
+    learners = []
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda where: gain)
+    monkeypatch.setattr(planning, "Learner", lambda *_, precision, **options: learners.append(precision))
+    monkeypatch.setattr(planning, "measure_pace", lambda *_, learn, **options: learn(None, None) or PLENTY)
+    sections = read_recipe("barlow-twins-small", ["images.size=12", "views.0.do.0.random_resized_crop.size=12"])
+    assert sections["pretrain"]["precision"] == "auto"
+    result = planning.plan(sections, tiny_images(), tiny_images().pixels(), 100.0)
+    assert learners == [chosen]
+    assert f"threads, {chosen})" in planning.described("barlow-twins-small", result)[0]
 
 
 def test_a_glance_ends_in_time():

@@ -2,8 +2,6 @@
 
 import json
 import multiprocessing
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,35 +234,6 @@ def test_bfloat16_and_clipping_run(tmp_path):
     assert run.finished
     weight = checkpoints.read_tensors(run.folder / "encoder" / "model.safetensors")["0.weight"]
     assert weight.dtype == torch.float32
-
-
-def test_two_processes_are_one(tmp_path):
-    """torchrun with two processes: three steps in float64 end within 1e-10 of one process on the same global batch; with
-    `micro_batch`, pieces of two processes end where one process' whole batch ends."""
-    script = HERE / "two_processes.py"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    out = [str(tmp_path / name) for name in ("two", "two-pieces")]
-    done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=240, cwd=HERE)
-    assert done.returncode == 0, done.stderr[-3000:]
-    from two_processes import train, train_in_pieces
-
-    for alone, name in ((train, "two"), (train_in_pieces, "two-pieces")):
-        one, two = alone(tmp_path / f"{name}-alone"), Run(tmp_path / name)
-        ours, theirs = weights_of(two), weights_of(one)
-        assert ours.keys() == theirs.keys()
-        worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-        assert worst < 1e-10
-        for a, b in zip(two.lines("step"), one.lines("step"), strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], abs=1e-10)
-            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-10)
 
 
 def test_tensorboard_mirrors_the_log(tmp_path):

@@ -133,5 +133,5 @@ def test_evaluation_embeds_in_the_precision_asked_for(run):
         for precision in ("float32", "float32", "bfloat16")
     )
     assert full == same != half and full["spread"] == pytest.approx(half["spread"], rel=0.02)
-    with pytest.raises(RecipeError, match="float32, bfloat16"):
+    with pytest.raises(RecipeError, match="float32, tf32, bfloat16"):
         diptych.evaluate(trained, photos, photos, precision="float16", **options)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diptych.base.errors import RecipeError
+from diptych.base.machine import remembered
 from diptych.base.processes import means
 
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9; the older switches refuse to be read beside it
@@ -89,20 +90,24 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
                 os.environ.pop(WORKSPACE, None)
 
 
+MEASURED = "bfloat16_gain"  # its name in the user's cache
 GAIN = 1.1  # how many times as fast bfloat16 must be to be worth its rounding
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`wanted`, or for "auto" what computes faster there: bfloat16 or float32, measured on a CPU, the same for all processes."""
+    """`wanted`, or for "auto" what computes faster there: bfloat16 or float32, the same for all processes.
+
+    Of a CPU that was measured, once for the machine (see `remembered`).
+    """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    (gain,) = means(bfloat16_gain(device))
+    (gain,) = means(remembered(MEASURED, lambda: bfloat16_gain(device)))
     return "bfloat16" if gain > GAIN else "float32"
 
 
-def bfloat16_gain(device: torch.device | str = "cpu", repeats: int = 5) -> float:
+def bfloat16_gain(device: torch.device | str = "cpu", repeats: int = 10) -> float:
     """How many times as fast bfloat16 is as float32 here: the seconds of a product and of a convolution, with gradients."""
     rng = torch.Generator().manual_seed(0)
     rows, weight = (torch.randn(shape, generator=rng).to(device) for shape in ((256, 512), (512, 512)))

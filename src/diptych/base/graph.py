@@ -21,7 +21,8 @@ class CudaGraph:
     @contextmanager
     def record(self) -> Iterator[None]:
         """Records what is launched inside, and launches nothing."""
-        with torch.cuda.graph(self.graph):
+        # Threads that decode images ask for pinned memory meanwhile: only this thread must not.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             yield
 
     def replay(self) -> None:

@@ -24,6 +24,7 @@ from diptych.base.heartbeat import Heartbeat
 from diptych.base.placement import place
 
 _heartbeats: list[Heartbeat] = []  # one at most
+_promises: list[str] = []  # of `equal_rows`, one for each block that is open
 
 
 def rank() -> int:
@@ -110,10 +111,21 @@ def gather(x: Tensor) -> Tensor:
     return gather_rows(x)
 
 
+@contextmanager
+def equal_rows() -> Iterator[None]:
+    """Inside, every process promises to hold as many rows as the others: `row_counts` need not ask them."""
+    _promises.append("equal rows")
+    try:
+        yield
+    finally:
+        _promises.pop()
+
+
 def row_counts(rows: int) -> list[int]:
-    """The number of rows of each rank, in rank order; one collective between CPUs, so that nothing waits for a GPU."""
-    if world_size() == 1:
-        return [rows]
+    """The number of rows of each rank, in rank order; one collective between CPUs, so that nothing waits for a GPU, and none
+    inside `equal_rows`."""
+    if world_size() == 1 or _promises:
+        return [rows] * world_size()
     counts = torch.zeros(world_size(), dtype=torch.int64)
     dist.all_gather_into_tensor(counts, torch.tensor([rows]))
     return counts.tolist()
@@ -200,7 +212,8 @@ def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What holds while processes train together, and ends with the block: they watch over each other once `start` is called.
+    """What holds while processes train together, and ends with the block: they watch over each other once `start` is called,
+    and hold equal numbers of rows.
 
     For one process it does nothing. Raises RecipeError when the environment is half set.
     """
@@ -211,7 +224,8 @@ def together() -> Iterator[None]:
         # A false alarm of DistributedDataParallel: the strides of a dimension of size 1 (a 1 x 1 convolution) mean nothing
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         try:
-            yield
+            with equal_rows():
+                yield
         finally:
             _stop_heartbeat()
 

@@ -37,7 +37,9 @@ def evaluate(
     protocol: Annotated[
         list[str] | None, typer.Option(help="knn, linear, linear-sgd, finetune, ...; repeat for several.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the embedding: float32 or bfloat16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the embedding: float32, tf32 or bfloat16; on a GPU the run's.")
+    ] = None,
     encoder: EncoderOption = None,
 ) -> None:
     """Evaluate an encoder beside chance, raw pixels, the closed form and the untrained encoder."""

@@ -75,12 +75,13 @@ def devices() -> str:
 
 
 def bfloat16() -> str:
-    """What bfloat16 gains on this CPU, measured in a tenth of a second or so. Instructions for it alone do not decide."""
-    from diptych.base.arithmetic import GAIN, bfloat16_gain
+    """What bfloat16 gains on this CPU, measured now and remembered for `auto`. Instructions for it alone do not decide."""
+    from diptych.base.arithmetic import GAIN, MEASURED, bfloat16_gain
+    from diptych.base.machine import remembered
 
-    gain = bfloat16_gain()
+    gain = remembered(MEASURED, bfloat16_gain, again=True)
     better = "bfloat16" if gain > GAIN else "float32"
-    return f"{gain:.2f} times the speed of float32 on this CPU: prefer pretrain.precision={better}"
+    return f"{gain:.2f} times the speed of float32 on this CPU: pretrain.precision=auto takes {better}"
 
 
 def backends() -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diptych.base.arithmetic import choose_precision
 from diptych.base.device import choose_device, free_bytes
 from diptych.base.errors import DataError
 from diptych.base.terminal import ProgressBar
@@ -47,6 +48,7 @@ class Planned(NamedTuple):
     count: int
     reading: float
     labels: bool
+    precision: str = "float32"  # in which it was measured
 
     @property
     def steps_an_epoch(self) -> int:
@@ -128,15 +130,17 @@ def sample(photos: Images) -> tuple[Tensor, float]:
 def plan(sections: dict, photos: Images, pixels: Tensor, rate: float) -> Planned:
     """Take a few steps of the recipe."""
     built, settings = build(sections), sections["pretrain"]
-    options = {key: settings[key] for key in ("seed", "precision", "clip_norm", "micro_batch", "torch_compile")}
+    device = choose_device(settings["device"])
+    options = {key: settings[key] for key in ("seed", "clip_norm", "micro_batch", "torch_compile")}
+    options["precision"] = choose_precision(settings["precision"], device)
     learn = partial(Learner, schedule=built.schedule, **options)
     size = sections["images"]["size"] or built.views[0].size
     if size is not None and size != pixels.shape[2]:
         pixels = torch.nn.functional.interpolate(pixels.float(), (size, size)).byte()
     pace = measure_pace(built.method, built.views, built.optimizer, pixels, batch_size=settings["batch_size"], learn=learn,
-                        device=choose_device(settings["device"]), within=SECONDS)  # fmt: skip
+                        device=device, within=SECONDS)  # fmt: skip
     sections = sections | {"images": sections["images"] | {"size": pixels.shape[2]}}
-    return Planned(sections, pace, len(photos), len(photos) / rate, photos.labels is not None)
+    return Planned(sections, pace, len(photos), len(photos) / rate, photos.labels is not None, options["precision"])
 
 
 def propose(
@@ -200,7 +204,7 @@ def described(recipe: str, planned: Planned) -> list[str]:
     settings, pace = planned.sections["pretrain"], planned.pace
     device = choose_device(settings["device"])
     scaled = "" if pace.measured == pace.batch_size else f", from steps of {pace.measured}"
-    lines = [f"{recipe} on this machine ({device}, {torch.get_num_threads()} threads, {settings['precision']}): "
+    lines = [f"{recipe} on this machine ({device}, {torch.get_num_threads()} threads, {planned.precision}): "
              f"{pace.step:.3g} s a step of {pace.batch_size} images{scaled}"]  # fmt: skip
     if planned.batch > planned.count:
         return [*lines, f"  it cannot be trained: a batch of {planned.batch} is larger than the {planned.count} images"]

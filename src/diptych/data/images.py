@@ -15,12 +15,13 @@ from diptych.base.errors import DataError
 from diptych.base.random_at import random_at
 from diptych.base.ranges import Range, Side, Words, checked
 from diptych.base.threads import in_order
+from diptych.data.ahead import copied_ahead
 from diptych.data.arrays import Pixels
 from diptych.data.decode import MAX_PIXELS
 from diptych.data.gray import Gray, gray_ends
 from diptych.data.labels import all_labels
 from diptych.data.open import NAMED, Source, open_source
-from diptych.data.resident import Decoded, decode_rows, empty_batch, fits_in_memory, move
+from diptych.data.resident import Decoded, decode_rows, empty_batch, fits_in_memory
 from diptych.data.source import KeyView, content_digest, digest
 from diptych.data.squares import Squares
 from diptych.data.unreadable import Pass, Unreadable, left_out
@@ -194,7 +195,7 @@ class Images:
             rows = [torch.from_numpy(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
             yield from zip(rows, self._decoded.batches(torch.from_numpy(places), batch_size, target), strict=True)
         else:
-            yield from self._stream(order, batch_size, replace, target, workers)
+            yield from copied_ahead(self._stream(order, batch_size, replace, target, workers), target)
 
     def load(self, i: int) -> Tensor:
         """Image `i` as (3, size, size) uint8. Raises BadImage with its key."""
@@ -252,22 +253,16 @@ class Images:
         self._decoded = Decoded(pixels)
         return self._decoded
 
-    def _stream(
-        self,
-        order: np.ndarray,
-        batch_size: int,
-        replace: tuple[int, int] | None,
-        device: torch.device,
-        workers: int | None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`read`, image by image on threads."""
+    def _stream(self, order: np.ndarray, batch_size: int, replace: tuple[int, int] | None, device: torch.device,
+                workers: int | None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+        """`read`, image by image on threads, from memory of the CPU that suits `device`."""
         parts = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
         batches = in_order(lambda part: self._batch(part, replace, device), parts, workers, self._slow)
         bad = Pass(self._unreadable)
         for start, (used, pixels, faults) in zip(range(0, len(order), batch_size), batches, strict=True):
             for k, i, reason in faults:
                 bad.add(start + k, int(self.rows[i]), reason)
-            yield torch.tensor(used, dtype=torch.int64), move(pixels, device)
+            yield torch.tensor(used, dtype=torch.int64), pixels
 
     def _batch(
         self, part: list[int], replace: tuple[int, int] | None, device: torch.device

@@ -9,6 +9,7 @@ from torch import Tensor
 from diptych.base.device import free_bytes, held_bytes
 from diptych.base.errors import DataError
 from diptych.base.threads import in_order
+from diptych.data.ahead import copied_ahead
 from diptych.data.decode import BadImage
 from diptych.data.squares import Squares
 from diptych.data.unreadable import Pass
@@ -82,13 +83,15 @@ class Decoded:
     def batches(self, places: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """Yields `pixels[places]` on `device`, `batch_size` images at a time; `places` (n,) int64 on the CPU."""
         pixels = self._pixels_for(device)
-        for start in range(0, len(places), batch_size):
-            part = places[start : start + batch_size]
-            if pixels.device.type == device.type:
+        parts = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+        if pixels.device.type == device.type:
+            for part in parts:
                 yield pixels[part.to(pixels.device, non_blocking=True)]
-            else:
-                batch = empty_batch(len(part), pixels.shape[-1], device)
-                yield move(torch.index_select(pixels, 0, part, out=batch), device)
+            return
+        gathered = (
+            torch.index_select(pixels, 0, part, out=empty_batch(len(part), pixels.shape[-1], device)) for part in parts
+        )
+        yield from (batch for _, batch in copied_ahead(((None, batch) for batch in gathered), device))
 
     def _pixels_for(self, device: torch.device) -> Tensor:
         """The pixels on a GPU, if they take at most GPU_SHARE of its free memory; else those on the CPU.
@@ -113,8 +116,3 @@ def empty_batch(count: int, size: int, device: torch.device) -> Tensor:
     if device.type == "cuda":  # pinned: the copy to the GPU then overlaps with computation
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
     return torch.from_numpy(np.empty(shape, np.uint8))
-
-
-def move(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch on `device`; a copy from pinned memory to a GPU does not wait."""
-    return batch.to(device, non_blocking=device.type != "cpu")

@@ -141,10 +141,10 @@ def readable(images: Images) -> Images:
     return images if len(used) == len(images) else images.subset(used)
 
 
-def stream(images: Images) -> Iterator[Tensor]:
-    """All readable images, as (n, 3, S, S) uint8 batches."""
+def stream(images: Images, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """All readable images, as (n, 3, S, S) uint8 batches on `device`."""
     images.prepare()
-    yield from (pixels for _, pixels in images.read(range(len(images)), IMAGES_PER_BATCH))
+    yield from (pixels for _, pixels in images.read(range(len(images)), IMAGES_PER_BATCH, device=device))
 
 
 def logits(classifier: nn.Module, images: Images, expected: Preprocessing) -> Tensor:

@@ -25,7 +25,7 @@ from diptych.embeddings.paired import paired_difference
 from diptych.embeddings.probe import PENALTIES, fit_probe, split
 from diptych.embeddings.scores import accuracy_interval, check_classes
 from diptych.networks.inference import centred, raw_pixels
-from diptych.runs.encoder import Trained, as_trained
+from diptych.runs.encoder import Trained, as_trained, precision_for
 from diptych.runs.run import Run
 
 TABLE_COLUMNS = ("path", "label", "probability", "reason")
@@ -120,7 +120,12 @@ def classify(
     check_classes(class_names(train, "labelled"))
     with ProgressBar("classify", len(train) + len(images), show) as progress:
         z_ME, z_NE = embed_sets(
-            trained, (train, images), device=where, precision="float32", progress=progress, what="encoder"
+            trained,
+            (train, images),
+            device=where,
+            precision=precision_for("auto", trained, where),
+            progress=progress,
+            what="encoder",
         )
         progress.say("fitting the head ...")
         known = labels_of_embedded(train)
@@ -140,9 +145,9 @@ def references_of(
     trained: Trained, train: Images, known: Sequence[str], seed: int, device: torch.device
 ) -> dict[str, HeldOut]:
     """The held-out accuracy of the same head on raw pixels and, where the run has kept it, on the untrained encoder."""
-    spaces = {RAW_PIXELS: raw_pixels(stream(train), *centred(trained.preprocessing), output_device=device)}
+    spaces = {RAW_PIXELS: raw_pixels(stream(train, device), *centred(trained.preprocessing), output_device=device)}
     if (untrained := trained.untrained()) is not None:
-        spaces[UNTRAINED] = untrained(stream(train), device=device, output_device=device)
+        spaces[UNTRAINED] = untrained(stream(train, device), device=device, output_device=device)
     numbers = class_numbers(known, check_classes(known)).to(device)
     judged = {name: judge_held_out(z_ME, numbers, seed) for name, z_ME in spaces.items()}
     return {name: result[0] for name, result in judged.items() if result is not None}

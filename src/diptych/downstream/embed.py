@@ -18,8 +18,8 @@ from diptych.downstream.spreadsheet import pyarrow
 from diptych.downstream.table import DEFAULTS, FOLDER_INSTEAD, TableOptions, require_parquet, write_table
 from diptych.embeddings.store import load_embeddings, map_vectors, read_meta
 from diptych.embeddings.writer import TABLE, Entry, Writer, remove_embeddings, require_place
-from diptych.networks.inference import Preprocessing, require_precision
-from diptych.runs.encoder import Trained, as_trained, weights_sha256
+from diptych.networks.inference import Preprocessing
+from diptych.runs.encoder import Trained, as_trained, precision_for, weights_sha256
 from diptych.runs.environment import version_of
 from diptych.runs.run import Run
 
@@ -34,7 +34,7 @@ def embed(
     resume: bool = False,
     source: str | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     show: bool = True,
 ) -> Tensor:
     """Embed images: (M, E) float32 on the CPU, in their order.
@@ -45,7 +45,8 @@ def embed(
     `embed_table`. resume: go on where a command or a call was stopped, even by SIGKILL; without anything there, begin.
     source: where the images are, for those who read the folder.
 
-    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32 or bfloat16.
+    trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32, tf32, bfloat16 or
+    "auto": on a GPU the precision of the training run, on a CPU float32.
 
     Raises OutputError for a folder that already exists, before the first image is embedded, CheckpointError when there is
     no encoder, or where another encoder, preprocessing or other images began the folder, DataError for images that cannot be
@@ -55,11 +56,11 @@ def embed(
         return embed_table(trained, images, Path(out), resume=resume, source=source, device=device, show=show)
     if out is not None:
         require_place(Path(out), resume)
-    require_precision(precision)
     trained, where = as_trained(trained), choose_device(device)
+    precision = precision_for(precision, trained, where)
     if out is None:
         with ProgressBar("embed", len(images), show) as progress:
-            vectors = trained(stream(images), device=where, precision=precision, progress=progress)
+            vectors = trained(stream(images, where), device=where, precision=precision, progress=progress)
         finite = vectors.isfinite().all(1)
         warn_of_infinite(int((~finite).sum()), len(finite), trained)
         return vectors
@@ -71,7 +72,7 @@ def embed(
             return map_vectors(Path(out))
         try:
             infinite = write_embeddings(writer, images, lambda pixels: trained(pixels, device=where, precision=precision),
-                                        progress)  # fmt: skip
+                                        progress, device=where)  # fmt: skip
         except Preempted as stopped:
             if not writer.images:
                 raise
@@ -161,7 +162,12 @@ def preprocessing_record(preprocessing: Preprocessing) -> dict:
 
 
 def write_embeddings(
-    writer: Writer, images: Images, encode: Callable[[Tensor], Tensor], progress: Callable[[int], object]
+    writer: Writer,
+    images: Images,
+    encode: Callable[[Tensor], Tensor],
+    progress: Callable[[int], object],
+    *,
+    device: torch.device,
 ) -> int:
     """Add all images after the first `writer.images` to the folder; returns how many embeddings were not finite."""
     keys, labels, infinite = images.all_keys, None, 0
@@ -173,7 +179,7 @@ def write_embeddings(
     done = writer.images
     for begin, (rows, pixels) in zip(
         range(start, len(images), IMAGES_PER_BATCH),
-        images.read(range(start, len(images)), IMAGES_PER_BATCH),
+        images.read(range(start, len(images)), IMAGES_PER_BATCH, device=device),
         strict=True,
     ):
         end = min(begin + IMAGES_PER_BATCH, len(images))
@@ -238,7 +244,7 @@ def embed_sets(
         def count(done: int, before: int = before) -> None:
             progress(before + done, f"embedding with the {what}")
 
-        batches = stream(images) if seen is None else passing(stream(images), seen)
+        batches = stream(images, device) if seen is None else passing(stream(images), seen)
         vectors.append(trained(batches, device=device, output_device=device, precision=precision, progress=count))
     return vectors
 

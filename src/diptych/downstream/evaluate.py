@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diptych.base.arithmetic import arithmetic
 from diptych.base.device import choose_device
 from diptych.base.errors import CheckpointError
 from diptych.base.files import require_writable
@@ -28,11 +29,11 @@ from diptych.downstream.worth import closed_form, gains, with_worth
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.lamps import Lamp
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
-from diptych.networks.inference import centred, raw_pixels, require_precision
+from diptych.networks.inference import centred, raw_pixels
 from diptych.networks.joined import Codes, Joined, side_by_side
 from diptych.networks.patches import PatchDictionary
 from diptych.reporting.explore import SPACES
-from diptych.runs.encoder import Trained, as_trained
+from diptych.runs.encoder import Trained, as_trained, precision_for
 from diptych.runs.pictures import picture_path, read_picture, save_picture
 from diptych.runs.run import Run, is_run
 from diptych.training.joining import join_networks
@@ -43,6 +44,7 @@ DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
 
 
 @checked
+@arithmetic("float32")
 def evaluate(
     trained: Trained | Run | str | Path,
     train: Images,
@@ -53,7 +55,7 @@ def evaluate(
     protocols: Sequence[str] = DEFAULT,
     baselines: bool = True,
     seed: Seed = 0,
-    precision: Annotated[str, Words("float32|bfloat16")] = "float32",
+    precision: Annotated[str, Words("auto|float32|tf32|bfloat16")] = "auto",
     device: Device = "auto",
     show: bool = True,
 ) -> Evaluation:
@@ -64,8 +66,8 @@ def evaluate(
     "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images), "untrained"
     and "joined", the closed form and the trained encoder side by side. The verdict is that of `embeddings.lamps`. The
     probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN and the probe run on
-    `device`; precision: float32 or bfloat16, of the embedding alone. Test images that are in the training set are listed
-    (`downstream.leaks`), with the accuracies without them; that costs as much as kNN.
+    `device`; precision: of the embedding alone, float32, tf32, bfloat16 or "auto", see `embed`. Test images that are in the
+    training set are listed (`downstream.leaks`), with the accuracies without them; that costs as much as kNN.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
@@ -75,7 +77,7 @@ def evaluate(
     protocols = list(dict.fromkeys(protocols))
     require_protocols(protocols, trained)
     check_vote(k, temperature)
-    require_precision(precision)
+    precision = precision_for(precision, trained, where)
     run = Run(require_writable(trained.folder)) if trained.folder is not None and is_run(trained.folder) else None
     projections = last_projections(run)
     train, test = labelled(train, test)
@@ -152,7 +154,8 @@ def subjects(
     options: dict[str, Any] = {"device": task.device, "precision": precision, "progress": progress}
     if references:
         train, test = (
-            raw_pixels(stream(images), *centred(task.expected), output_device=task.device) for images in sets
+            raw_pixels(stream(images, task.device), *centred(task.expected), output_device=task.device)
+            for images in sets
         )
         yield Subject(RAW_PIXELS, train, test, None, trained.folder)
         if (reference := closed_form(trained, task.train, task.seed, say=progress.say)) is not None:

@@ -27,7 +27,7 @@ from diptych.embeddings.paired import mean_interval, paired_difference
 from diptych.embeddings.scores import Score, linear_probe
 from diptych.reporting.gallery import require_page
 from diptych.reporting.label_page import label_page, label_table
-from diptych.runs.encoder import Trained, as_trained
+from diptych.runs.encoder import Trained, as_trained, precision_for
 from diptych.runs.run import Run, is_run
 
 PER_CLASS = (1, 2, 5)  # and these times 10, 100, ...
@@ -137,7 +137,8 @@ def probe_tables(
     trained: Trained, task: Task, sizes: dict, draws: int, progress: ProgressBar
 ) -> Iterator[tuple[str, Table]]:
     """The tables of all that only a linear layer is fitted to."""
-    options: dict[str, Any] = {"baselines": True, "references": True, "precision": "float32", "progress": progress}
+    precision = precision_for("auto", trained, task.device)
+    options: dict[str, Any] = {"baselines": True, "references": True, "precision": precision, "progress": progress}
     for subject in subjects(trained, task, seen=PixelDigests(), **options):
         if subject.name == JOINED:
             continue

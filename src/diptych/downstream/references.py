@@ -32,16 +32,16 @@ def references_of(
     expected = trained.preprocessing
 
     def pixels(images: Images) -> Tensor:
-        return raw_pixels(stream(images), *centred(expected), output_device=device)
+        return raw_pixels(stream(images, device), *centred(expected), output_device=device)
 
     def frozen(images: Images) -> Tensor:
-        return embeddings(trained.encoder, stream(images), expected, device=device, output_device=device)
+        return embeddings(trained.encoder, stream(images, device), expected, device=device, output_device=device)
 
     references = [Reference(RAW_PIXELS, "pixels", pixels)]
     if (quick := closed_form(trained, train, seed, say=say)) is not None:
 
         def dictionary(images: Images) -> Tensor:
-            return quick(stream(images), device=device, output_device=device)
+            return quick(stream(images, device), device=device, output_device=device)
 
         references.append(Reference(CLOSED_FORM, "embedding", dictionary))
     return [*references, Reference(FROZEN, "embedding", frozen)]

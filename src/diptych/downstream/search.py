@@ -17,7 +17,7 @@ from diptych.downstream.classifier import IMAGES_PER_BATCH
 from diptych.downstream.embed import preprocessing_record
 from diptych.downstream.vectors import Bank
 from diptych.embeddings.nearest import nearest_in_blocks, not_finite
-from diptych.runs.encoder import Trained, weights_sha256
+from diptych.runs.encoder import Trained, precision_for, weights_sha256
 
 INDEXES = ("exact", "faiss")
 HNSW_LINKS, HNSW_BREADTH = 32, 128  # of a node; of a search: recall 0.998 of ten neighbours at 50,000 x 256
@@ -159,7 +159,7 @@ def embed_queries(trained: Trained, photos: Images, device: torch.device) -> tup
     vectors, names = [], []
     for rows, pixels in photos.read(range(len(photos)), IMAGES_PER_BATCH):
         if len(rows):
-            vectors.append(trained(pixels, device=device))
+            vectors.append(trained(pixels, device=device, precision=precision_for("auto", trained, device)))
             names += [photos.keys[row] for row in rows.tolist()]
     if not vectors:
         raise DataError("no image of the query can be read; `diptych doctor SOURCE` says why")

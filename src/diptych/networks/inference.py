@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.base.arithmetic import float32_as
 from diptych.base.errors import DataError, RecipeError
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "tf32", "bfloat16")
 RAW_SIZE = 32  # pixels: larger images are shrunk to this size before their pixels are compared
 
 
@@ -49,8 +50,8 @@ def embeddings(
     pixels: (M, 3, H, W) uint8, or an iterable of such batches when not all fit into memory at once. Each image is scaled
     to [0, 1], resized and centre-cropped if its size differs, and normalized according to `preprocessing`. The encoder
     runs in evaluation mode; afterwards the mode of each of its modules is restored. device: the encoder is moved there
-    and remains there (default: its current device). precision: "float32" or "bfloat16" (autocast). progress: called with
-    the number of images embedded so far.
+    and remains there (default: its current device). precision: "float32", "tf32" (a GPU multiplies with 10 bits) or "bfloat16"
+    (autocast). progress: called with the number of images embedded so far.
 
     Raises DataError for no images or ones that are not uint8 (M, 3, H, W), RecipeError for an unknown precision or an
     encoder that does not give (n, E).
@@ -62,7 +63,8 @@ def embeddings(
     vectors, done = [], 0
     with (
         _evaluating(encoder),
-        torch.autocast(parameter.device.type, PRECISIONS[precision], precision != "float32"),
+        float32_as("tf32" if precision == "tf32" else "ieee"),
+        torch.autocast(parameter.device.type, torch.bfloat16, precision == "bfloat16"),
     ):
         for batch in _batches(pixels, batch_size):
             images = prepare(batch.to(parameter.device), p.mean, p.std, p.size, p.resize).to(parameter.dtype)
@@ -71,13 +73,17 @@ def embeddings(
                 raise RecipeError(
                     f"the encoder gives {tuple(vector.shape)} for {len(batch)} images; embeddings are (n, E)"
                 )
-            vectors.append(vector.float().to(output_device))  # a copy to another device waits for the computation
+            if (
+                vectors
+            ):  # a copy to another device waits for the computation: of the batch before, this one goes on meanwhile
+                vectors.append(vectors.pop().to(output_device))
+            vectors.append(vector.float())
             done += len(batch)
             if progress is not None:
                 progress(done)
     if not done:
         raise DataError("there are no images to embed")
-    return torch.cat(vectors)
+    return torch.cat([*vectors[:-1], vectors[-1].to(output_device)])
 
 
 def require_precision(precision: str) -> None:
@@ -108,7 +114,7 @@ def raw_pixels(
     32 pixels are shrunk to 32, which limits the cost of the baseline. Raises DataError as `embeddings` does.
     """
     rows = [
-        prepare(batch, mean, std, min(size, *batch.shape[2:])).flatten(1).to(output_device)
+        prepare(batch.to(output_device), mean, std, min(size, *batch.shape[2:])).flatten(1)
         for batch in _batches(pixels, 4096)
     ]
     if not rows:

@@ -15,12 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from diptych.base.arithmetic import choose_precision
 from diptych.base.errors import CheckpointError, DiptychError
 from diptych.base.files import write_file
 from diptych.data.untrusted import FAULTS, NO_FILE, reason_of
 from diptych.networks.encoders import built_with, copy_of, not_taken, without_weights
 from diptych.networks.encoders import encoder as make_encoder
-from diptych.networks.inference import Preprocessing, embeddings
+from diptych.networks.inference import PRECISIONS, Preprocessing, embeddings, require_precision
 from diptych.runs.checkpoints import load_exactly, plain, read_tensors
 from diptych.runs.encoder_config import damaged, preprocessing_of, read_config, timm_part
 from diptych.runs.run import Run, is_run
@@ -196,6 +197,20 @@ def build_again(arguments: dict) -> nn.Module:
 def as_trained(encoder: Trained | Run | str | Path) -> Trained:
     """The encoder that `embed`, `evaluate`, `classify` and `finetune` use: a `Trained` itself, or what `load` reads."""
     return encoder if isinstance(encoder, Trained) else load(encoder)
+
+
+def precision_for(wanted: str, trained: Trained, device: torch.device) -> str:
+    """The precision in which to embed: `wanted`, or for "auto" on a GPU that of the run that trained the encoder, else float32.
+
+    Raises RecipeError for an unknown one.
+    """
+    if wanted != "auto":
+        require_precision(wanted)
+        return wanted
+    if device.type == "cpu" or trained.folder is None or not is_run(trained.folder):
+        return "float32"
+    of_run = Run(trained.folder).section("pretrain").get("precision", "float32")
+    return of_run if of_run in PRECISIONS else choose_precision(of_run, device) if of_run == "auto" else "float32"
 
 
 def encoder_folder(folder: str | Path) -> Path:

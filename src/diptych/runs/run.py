@@ -35,7 +35,7 @@ LOCK_TEXT = "process "
 # What may change between a run and its continuation: none of it changes what is computed.
 HISTORY = ("extended", "start_from")  # what has happened to a run; a continuation need not repeat it
 FREE = ("source", "images.resident", "pretrain.device", "pretrain.log_steps", "pretrain.checkpoint_minutes",
-        "evaluate.k")  # fmt: skip
+        "evaluate.k", "evaluate.precision")  # fmt: skip
 
 
 class Run:

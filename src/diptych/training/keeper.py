@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from diptych.base.arithmetic import choose_precision
 from diptych.base.errors import CheckpointError, DivergedError
 from diptych.base.files import make_folder, read_json_lines, write_file
 from diptych.base.processes import barrier, rank
@@ -75,6 +76,14 @@ class Keeper:
         if rank() == 0:
             make_folder(self.folder)
         return State()
+
+    def settle_precision(self, state: State, wanted: str, device: torch.device) -> str:
+        """The precision in which the run computes to its end; what "auto" chooses at its start is logged."""
+        if not state.precision:
+            state.precision = choose_precision(wanted, device)
+            if wanted == "auto" and rank() == 0:
+                self.run.log("precision", step=state.step, precision=state.precision)
+        return state.precision
 
     def list_bad(self) -> None:
         """Append what is left out of the source, once, to bad_files.jsonl."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from diptych.base.arithmetic import arithmetic, choose_precision
+from diptych.base.arithmetic import arithmetic
 from diptych.base.device import TRAINING_PRECISIONS, choose_device, waits_for
 from diptych.base.processes import rank, start, together
 from diptych.base.ranges import Count, Device, Positive, Range, Rate, Seed, Words, checked
@@ -105,7 +105,7 @@ def pretrain(
         state = keeper.resume()
         if state.finished:
             return run
-        state.precision = precision = state.precision or choose_precision(precision, where)
+        precision = keeper.settle_precision(state, precision, where)
         if tensorboard and rank() == 0:
             run.mirrors.append(boards.tensorboard(run.folder))
         begin(keeper, feed, state.step, best=stopping is not None)
