@@ -74,4 +74,5 @@ def ranks(rows: Sequence[dict]) -> str:
     lines = [
         f"  {method:<42}{value:>16.1f}" for method, value in sorted(rank.items(), key=lambda item: (item[1], item[0]))
     ]
-    return "\n".join([f"{f'mean rank over {len(by_set)} sets':<44}{'linear':>16}", *lines])
+    head = f"mean rank over {len(by_set)} set{'s' * (len(by_set) != 1)}"
+    return "\n".join([f"{head:<44}{'linear':>16}", *lines])
