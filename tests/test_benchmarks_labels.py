@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from benchmarks import labels, plan
 
 
@@ -17,6 +19,7 @@ def test_forecasts_are_held_to_what_was_measured():
     ]
 
 
+@pytest.mark.slow
 def test_the_plan_is_held_to_a_training(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plan", "--quick", "--threads", "1"])
     plan.main()

@@ -102,7 +102,7 @@ def test_training_learns_and_keeps_the_untrained_encoder(quiet):
     assert trained.preprocessing.size == 12 and trained.preprocessing.mean == (0.5,) * 3
 
 
-@pytest.mark.parametrize("step", [0, 5, 7])
+@pytest.mark.parametrize("step", [0, 5, pytest.param(7, marks=pytest.mark.slow)])
 def test_killed_at_any_step_it_ends_bit_equal(step, quiet, tmp_path):
     assert in_own_process(tmp_path / "run", step, SIGKILL) == -SIGKILL
     assert not Run(tmp_path / "run").finished

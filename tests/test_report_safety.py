@@ -111,6 +111,7 @@ def test_a_name_that_is_no_text_is_shown_with_a_question_mark(run):
     assert "photo?.png" in Page(report(run)).text
 
 
+@pytest.mark.slow
 def test_five_thousand_pictures_stay_small(run):
     """Noise does not compress: the worst that can be offered, everywhere at once."""
     rng = np.random.default_rng(0)

@@ -159,6 +159,7 @@ def test_our_own_bugs_are_not_dressed_up(monkeypatch):
 # ---- odd places
 
 
+@pytest.mark.slow  # python -O compiles torch anew; test_place_faults has most of it
 def test_it_runs_from_anywhere(tmp_path):
     """Spaces in paths, another folder, locale C, no home to write to, 64 open files, python -O, nobody reading its output."""
     home = tmp_path / "a home"

@@ -155,7 +155,7 @@ def kill_at(folder: str, moment: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", [1, 9, 17, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (3, 4, 5, 15))]
+    "moment", [1, 17, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (3, 4, 5, 9, 15))]
 )
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(moment, tmp_path, complete):
     code = in_own_process(kill_at, str(tmp_path / "vectors"), moment)
@@ -346,7 +346,10 @@ def run_struck(number: int, *words: object) -> subprocess.CompletedProcess:
                           text=True, timeout=120)  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+)
 def test_a_signal_and_then_resume(number, code, network, tmp_path):
     source = tmp_path / "pixels.npy"
     np.save(source, np.random.default_rng(0).integers(0, 256, (1200, 16, 16, 3), dtype=np.uint8))

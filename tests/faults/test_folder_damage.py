@@ -212,8 +212,13 @@ def test_44_any_lines_end_in_a_report_or_one_line(damaged, tmp_path_factory):
             assert "\n" not in str(error) and str(folder) in str(error)
 
 
+SLOW_KEYS = [pytest.param(key, marks=pytest.mark.slow) for key in ("step", "loss", "images_per_second")]
+
+
 @pytest.mark.parametrize("value", [1e300, -1.7e308, 5e-324, 1e16, 2.0**53])
-@pytest.mark.parametrize("key", ["step", "loss", "lr", "images_per_second"])
+@pytest.mark.parametrize(
+    "key", ["lr", *(pytest.param(key, marks=pytest.mark.slow) for key in ("step", "loss", "images_per_second"))]
+)
 def test_44_numbers_at_the_edge_of_what_can_be_drawn(key, value, tmp_path):
     run = fake_run(tmp_path / "run")
     line = {"event": "step", "step": 1, "loss": 1.0, "lr": [0.1], "images_per_second": 5.0}

@@ -267,7 +267,7 @@ def test_38_slow_work_of_one_process_is_waited_for(tmp_path):
 # ---- a terminal that is closed, a reader that has gone
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("stream", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
 def test_38_a_reader_that_goes_ends_no_run(stream, tmp_path):
     """`diptych pretrain ... 2>&1 >/dev/null | head -1`, with two processes, and warnings that are errors."""
     reading, writing = os.pipe()

@@ -42,7 +42,9 @@ def packed(root: Path, form: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar.gz"])
+@pytest.mark.parametrize(
+    "form", ["folder", "zip", *(pytest.param(form, marks=pytest.mark.slow) for form in ("tar", "tar.gz"))]
+)
 def test_every_command_counts_them(form, tmp_path):
     source = put(photographs(tmp_path / "photos"), {f"cat/{name}": b"?" * 9 for name in UNREADABLE})
     put(source, {"cat/._x.heic": b"", "cat/notes.txt": b""})  # hidden, or no image
