@@ -13,9 +13,10 @@ from diptych.embeddings.scores import knn_accuracy
 from diptych.embeddings.whitening import partial_whitening
 from diptych.networks.encoders import built_with, encoder
 from diptych.networks.inference import Preprocessing, prepare, raw_pixels
-from diptych.networks.joined import Described, has_maps
+from diptych.networks.joined import Described
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
+from diptych.training.joining import has_maps
 from diptych.training.quick import MOST_ENTRIES, dictionary_network, entries_for, quick
 
 

@@ -65,7 +65,6 @@ def machine() -> str:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = facts.get("model name") or platform.processor() or platform.machine()
     kind = "/".join(facts.get(key, "") for key in ("cpu family", "model", "stepping"))
-    skills = hashlib.sha256(max(facts.values(), key=len, default="").encode()).hexdigest()[
-        :8
-    ]  # its flags, the longest line
+    flags = max(facts.values(), key=len, default="")  # the longest line
+    skills = hashlib.sha256(flags.encode()).hexdigest()[:8]
     return f"{name} {kind} {skills}; torch {torch.__version__}; {torch.get_num_threads()} threads"

@@ -62,7 +62,7 @@ def embeddings(
     parameter, p = next(encoder.parameters(), torch.empty(0)), preprocessing
     vectors, done = [], 0
     with (
-        _evaluating(encoder),
+        evaluating(encoder),
         float32_as("tf32" if precision == "tf32" else "ieee"),
         torch.autocast(parameter.device.type, torch.bfloat16, precision == "bfloat16"),
     ):
@@ -73,9 +73,8 @@ def embeddings(
                 raise RecipeError(
                     f"the encoder gives {tuple(vector.shape)} for {len(batch)} images; embeddings are (n, E)"
                 )
-            if (
-                vectors
-            ):  # a copy to another device waits for the computation: of the batch before, this one goes on meanwhile
+            # A copy to another device waits for the computation: that of the batch before, while this one goes on.
+            if vectors:
                 vectors.append(vectors.pop().to(output_device))
             vectors.append(vector.float())
             done += len(batch)
@@ -158,7 +157,7 @@ def _batches(pixels: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Ten
 
 
 @contextmanager
-def _evaluating(encoder: nn.Module) -> Iterator[None]:
+def evaluating(encoder: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the context; afterwards the mode of each module is restored, so that frozen parts remain
     frozen."""
     modes = [(module, module.training) for module in encoder.modules()]

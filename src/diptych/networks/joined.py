@@ -15,8 +15,8 @@ MAPS = 2  # the last feature maps of a network that are described
 class Described(nn.Module):
     """What a network says of images that it takes, (N, 3, S, S) -> (N, D): its `parts` side by side.
 
-    maps: whether feature maps are described too; the network must `has_maps`. mirrored: means over the images and their
-    mirror images.
+    maps: whether feature maps are described too, see `training.joining.has_maps`. mirrored: means over the images and
+    their mirror images.
     """
 
     def __init__(self, network: nn.Module, *, maps: bool, mirrored: bool):
@@ -102,15 +102,3 @@ def quadrants(maps: Tensor) -> Tensor:
     """(N, C, h, w) -> (N, 4 C)."""
     (rows, down), (columns, across) = (even_pooling(side, 2) for side in maps.shape[2:])
     return F.avg_pool2d(maps, (rows, columns), (down, across)).flatten(1)
-
-
-@torch.no_grad()
-def has_maps(network: Any, images: Tensor) -> bool:
-    """Whether the embedding of `network` is its `forward_head` of its last maps, as in most of timm's networks."""
-    if not (hasattr(network, "forward_intermediates") and hasattr(network, "forward_head")):
-        return False
-    try:
-        described = descriptions(network, images, maps=True)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, NotImplementedError):
-        return False
-    return len(described) > 1 and torch.allclose(described[0], network(images), rtol=1e-3, atol=1e-4)

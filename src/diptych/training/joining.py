@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from diptych.base.errors import RecipeError
 from diptych.embeddings.whitening import partial_whitening
-from diptych.networks.encoders import built_with, encoder
-from diptych.networks.inference import Preprocessing, embeddings, prepare
-from diptych.networks.joined import Described, Joined, has_maps
+from diptych.networks.encoders import REFUSALS, built_with, encoder
+from diptych.networks.inference import Preprocessing, embeddings, evaluating, prepare
+from diptych.networks.joined import Described, Joined, descriptions
 from diptych.networks.patches import PatchDictionary
 from diptych.runs.encoder import Trained
 from diptych.training.dictionary import fill
@@ -53,15 +53,23 @@ def join_networks(dictionary: PatchDictionary, trained: Trained, pixels: Tensor)
     most of its variance, and would decide cosines alone. Mirror images are averaged where the dictionary averages them.
     """
     p, network = trained.preprocessing, trained.encoder
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     few = prepare(pixels[:2], p.mean, p.std, p.size, p.resize).to(next(network.parameters(), pixels).device)
-    described = Described(network, maps=has_maps(network, few), mirrored=dictionary.mirrored)
-    widths = [part.shape[1] for part in described.parts(few)]
-    for module, mode in modes:
-        module.training = mode
+    with evaluating(network):
+        described = Described(network, maps=has_maps(network, few), mirrored=dictionary.mirrored)
+        widths = [part.shape[1] for part in described.parts(few)]
     layers = [whitening(vectors) for vectors in embeddings(described, pixels, p).split(widths, 1)]
     return Joined(dictionary, described, layers, [EMBEDDING, *[MAP] * (len(layers) - 1)], p.mean, p.std)
+
+
+@torch.no_grad()
+def has_maps(network: nn.Module, images: Tensor) -> bool:
+    """Whether `descriptions` has feature maps of `network`: its embedding must be `forward_head` of its last maps, as in most
+    of timm's networks. It is tried, as only that shows it; a network without maps of two sides raises what it likes."""
+    try:
+        described = descriptions(network, images, maps=True)
+    except REFUSALS:
+        return False
+    return len(described) > 1 and torch.allclose(described[0], network(images), rtol=1e-3, atol=1e-4)
 
 
 def whitening(rows_NE: Tensor) -> nn.Linear:
