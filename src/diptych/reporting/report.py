@@ -241,7 +241,7 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
     if any(f"--{JOIN} " in text for text in verdict(run)["advice"]):
-        steps.append(("Join the closed form and this encoder: together they are better than either.", command[JOIN]))
+        steps.append(("Join the closed form and this encoder; the advice above says what that gains.", command[JOIN]))
     elif word == "WORSE":
         steps.append(("Use the closed-form encoder on these images.", "diptych quick SOURCE --out quick"))
     elif word in ("WARNING", "COLLAPSED"):
