@@ -54,10 +54,10 @@ def launch(count: int, device: str) -> int:
             children.append(subprocess.Popen([*COMMAND, *sys.argv[1:]], env=env, stdin=subprocess.PIPE, stderr=stderr,
                                              start_new_session=True))  # fmt: skip
             stack.enter_context(children[-1].stdin)  # pyrefly: ignore[bad-argument-type]
-        forwarded, ended = wait(children, signals)
+        forwarded, ended, failed = wait(children, signals)
         codes = [0 if child in ended else FORWARDED[-child.returncode] if -child.returncode in forwarded
                  else child.returncode for child in children]  # fmt: skip
-        return conclude(codes, outputs)
+        return conclude(codes, outputs, [children.index(child) for child in failed])
 
 
 def launched() -> bool:
@@ -117,15 +117,24 @@ def listening() -> Iterator[list[int]]:
         yield received
 
 
-def wait(children: Sequence[subprocess.Popen], signals: list[int]) -> tuple[set[int], list[subprocess.Popen]]:
-    """Wait until all processes have ended. Returns the forwarded signals, and the processes that the launcher ended.
+Processes = list[subprocess.Popen]
 
-    A Ctrl-C after another signal is a KeyboardInterrupt here: nothing is waited for.
+
+def wait(children: Processes, signals: list[int]) -> tuple[set[int], Processes, Processes]:
+    """Wait until all processes have ended.
+
+    Returns the forwarded signals, the processes that the launcher ended, and those that failed, in this order. A Ctrl-C
+    after another signal is a KeyboardInterrupt here: nothing is waited for.
     """
     forwarded: set[int] = set()
-    ended: list[subprocess.Popen] = []
+    ended: Processes = []
+    failed: Processes = []
     limit = None
-    while running := [child for child in children if child.poll() is None]:
+    while True:
+        running = [child for child in children if child.poll() is None]
+        failed += [child for child in children if child.returncode and child not in failed]
+        if not running:
+            return forwarded, ended, failed
         while signals:
             number = signals.pop(0)
             if number == signal.SIGINT and forwarded:
@@ -133,19 +142,24 @@ def wait(children: Sequence[subprocess.Popen], signals: list[int]) -> tuple[set[
             forwarded.add(number)
             for child in running:
                 child.send_signal(number)
-        if limit is None and any(child.returncode for child in children):
+        if limit is None and failed:
             limit = time.monotonic() + TERMINATE_AFTER
         elif limit is not None and time.monotonic() > limit:
             for child in running:
                 child.kill() if ended else child.terminate()
             ended, limit = ended or running, time.monotonic() + KILL_AFTER
         time.sleep(0.05)
-    return forwarded, ended
 
 
-def conclude(codes: Sequence[int], outputs: Sequence[IO[bytes]]) -> int:
-    """The exit code of all: an error a user can fix, else a crash, else "run again". Prints its process's output."""
-    crashed = next((rank for rank, code in enumerate(codes) if code < 0), None)
+def conclude(codes: Sequence[int], outputs: Sequence[IO[bytes]], failed: Sequence[int]) -> int:
+    """The exit code of all: an error a user can fix, else a crash, else "run again". Prints its process's output.
+
+    failed: the ranks that failed, in this order. Of several crashes the first is told, and one by SIGABRT only if there is
+    no other: gloo may abort a process that loses another.
+    """
+    crashed = min(
+        (rank for rank in failed if codes[rank] < 0), key=lambda rank: codes[rank] == -signal.SIGABRT, default=None
+    )
     errors = [code for code in codes if code not in (0, 1, PREEMPTED) and code > 0]
     chosen = errors[0] if errors else 1 if crashed is not None or 1 in codes else max(codes)
     for rank, file in enumerate(outputs, 1):
