@@ -117,7 +117,7 @@ def steps(
     feed = Feed(tiny_images(), barlow_twins(12), epochs=count, batch_size=24, device=where)
     learner = Learner(method, getattr(optimizers, optimizer)(method, lr=0.05), constant())
     said: list[str] = []
-    capture(learner, feed, graphs, said.append, hindrance=None if graphs else "not asked for")
+    capture(learner, feed, graphs, said.append, log_steps=2, hindrance=None if graphs else "not asked for")
     taken = itertools.islice(feed.starting_at(0), count)
     numbers = [learner.step(step, feed.total, views).numbers.clone() for step, views in taken]
     assert said == []

@@ -1,5 +1,6 @@
 """Training on a device that is not there (tests/pretend.py): nothing is mixed or waited for, and the CPU's numbers come out."""
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -87,7 +88,7 @@ def train(make: Callable[[], Method], where: torch.device, optimizer: str = "lar
     with torch.random.fork_rng(), shared_statistics(method, statistics):
         learner = Learner(method, made, warmup_cosine(0.2), precision=precision, **options)
         if graph:
-            capture(learner, feed, graph, print)
+            capture(learner, feed, graph, print, log_steps=3)
         diary = Diary(run, State(), total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch,
                       log_steps=3, waits=where.type != "cpu")  # fmt: skip
         readings = Watches(watches, method.encoder, diary)
@@ -250,6 +251,7 @@ CAPTURED = {
     "adamw, bfloat16": (small(CodingRate), {"optimizer": "adamw", "precision": "bfloat16"}),
     "draws and targets": (small(Averages), {}),
     "slow views": (small(BarlowTwins), {"slow_views": True}),
+    "as many steps between looks as are kept": (small(BarlowTwins), {"batch": 6, "epochs": 1}),
     "the Keras ResNet-20": (small(keras_simsiam, KerasResNet20v2, predictor=8), {"optimizer": "lamb"}),
 }
 
@@ -258,14 +260,36 @@ CAPTURED = {
 def test_a_captured_step_is_the_eager_one(what, device, monkeypatch):
     """Bit for bit: a recording that is replayed on other numbers, in the memory that it was made with. Steps 3 to 7 are."""
     monkeypatch.setattr("diptych.base.graph.new_graph", lambda where: PretendGraph(device))
-    make, options = CAPTURED[what]
-    eager, wanted = train(make, DEVICE, epochs=2, **options)
+    make, options = CAPTURED[what][0], {"epochs": 2} | CAPTURED[what][1]
+    eager, wanted = train(make, DEVICE, **options)
     with device.counting():
-        captured, lines = train(make, DEVICE, epochs=2, graph=True, **options)
+        captured, lines = train(make, DEVICE, graph=True, **options)
     assert device.launched["replay"] == 5 * (1 if "slow_views" in options else 2)
     assert numbers(lines) == numbers(wanted)
     for (name, mine), his in zip(captured.state_dict().items(), eager.state_dict().values(), strict=True):
         assert torch.equal(mine.cpu(), his.cpu()), name
+
+
+def test_a_captured_step_gathers_and_copies_nothing_outside(device, monkeypatch):
+    """Images are read where they lie, and numbers where the recording writes them: there are two replays, and uploads."""
+    monkeypatch.setattr("diptych.base.graph.new_graph", lambda where: PretendGraph(device))
+    outside: list[dict[str, int]] = []
+    uploaded: list[list[int]] = []
+    of_loop = Learner.step
+
+    def counted(learner, step, total, views):
+        taken = of_loop(learner, step, total, views)
+        outside.append(dict(device.launched - sum(map(Counter, outside), Counter())))
+        uploaded.append(device.uploads[sum(map(len, uploaded)) :])
+        return taken
+
+    monkeypatch.setattr(Learner, "step", counted)
+    with device.counting():
+        train(small(BarlowTwins), DEVICE, epochs=2, graph=True)
+    assert len(outside) == 8
+    # step 5, replayed as those from step 3 on, comes between two looks; uploaded: places, draws, rates
+    assert outside[5] == {"replay": 2, "_to_copy.default": 3, "copy_.default": 3}
+    assert max(uploaded[5]) < 12 * 3 * 12 * 12, "no pixels"
 
 
 class Reads(BarlowTwins):
@@ -289,11 +313,16 @@ def test_a_step_that_cannot_be_captured_goes_on_without(device, monkeypatch, cap
 
 def test_a_hindrance_is_said_on_a_device(device, capsys):
     learner = SimpleNamespace(device=DEVICE)
-    capture(learner, None, "auto", print, hindrance="it does not go together with micro_batch")
+    capture(learner, None, "auto", print, log_steps=3, hindrance="it does not go together with micro_batch")
     assert capsys.readouterr().out == "note: steps run without a CUDA graph: it does not go together with micro_batch\n"
-    capture(learner, None, False, print, hindrance="cuda_graph is false")
+    capture(learner, None, False, print, log_steps=3, hindrance="cuda_graph is false")
     capture(
-        SimpleNamespace(device=torch.device("cpu")), None, "auto", print, hindrance="there are graphs on a GPU only"
+        SimpleNamespace(device=torch.device("cpu")),
+        None,
+        "auto",
+        print,
+        log_steps=3,
+        hindrance="there are graphs on a GPU only",
     )
     assert capsys.readouterr().out == ""
 

@@ -38,7 +38,7 @@ class Captured:
 
     function: of tensors on one device to tensors there. Nothing that it does may depend on a number of the CPU, which would be
     frozen, and no shape on a number of the device. Its results are overwritten by the next call. Inputs of another shape than
-    those of the recording are computed without it.
+    those of the recording are computed without it, and so is another tensor in the place of one that `stays`.
 
     failed: called with the reason where recording fails; the function is then called as it is for good.
     """
@@ -67,11 +67,14 @@ class Captured:
         return self.outputs
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        return [(x.shape, x.dtype) for x in inputs] == [(x.shape, x.dtype) for x in self.inputs]
+        return len(inputs) == len(self.inputs) and all(
+            given is mine if is_static(mine) else (given.shape, given.dtype) == (mine.shape, mine.dtype)
+            for given, mine in zip(inputs, self.inputs, strict=True)
+        )
 
     def _record(self, inputs: Sequence[Tensor]) -> None:
-        # Clones keep the layout; what a graph before this one returns lies always in the same place, and is taken as it is.
-        self.inputs = [x if getattr(x, "is_static", False) else x.clone() for x in inputs]
+        # Clones keep the layout. What always lies in the same place, such as what another graph returns, is taken as it is.
+        self.inputs = [x if is_static(x) else x.clone() for x in inputs]
         graph = new_graph(inputs[0].device)
         try:
             with graph.record():
@@ -81,8 +84,17 @@ class Captured:
             self.failed(str(error).strip().splitlines()[0])
             return
         for output in self.outputs:
-            output.is_static = True  # pyrefly: ignore[missing-attribute]
+            stays(output)
         self.graph = graph
+
+
+def stays(tensor: Tensor) -> None:
+    """Promise that the tensor stays where it is while recordings are replayed: they read it there, without a copy."""
+    tensor.is_static = True  # pyrefly: ignore[missing-attribute]
+
+
+def is_static(tensor: Tensor) -> bool:
+    return getattr(tensor, "is_static", False)
 
 
 @cache

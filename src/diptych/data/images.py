@@ -89,16 +89,9 @@ class Images:
     """
 
     def __init__(
-        self,
-        squares: Squares,
-        labels: list[int] | None,
-        classes: list[str] | None,
-        *,
-        on_bad: str = "skip",
-        resident: bool | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        rows: np.ndarray | None = None,
-    ):
+        self, squares: Squares, labels: list[int] | None, classes: list[str] | None, *, on_bad: str = "skip",
+        resident: bool | None = None, progress: Callable[[int, int], None] | None = None, rows: np.ndarray | None = None,
+    ):  # fmt: skip
         """rows: of the source, in order; None for all. labels: one per row. resident: None for "auto"."""
         self.source, self.size = squares.source, squares.size
         self.labels, self.classes = labels, classes
@@ -188,14 +181,27 @@ class Images:
         A bad image is left out, so n is smaller; or, with replace=(seed, epoch), another image takes its place, the
         same one on every machine. Raises DataError when bad images are too many, BadImage with on_bad="error".
         """
+        for rows, pixels, places in self.batches(order, batch_size, replace=replace, device=device, workers=workers):
+            yield rows, pixels if places is None else pixels[places]
+
+    def batches(
+        self, order: Sequence[int] | np.ndarray | Tensor, batch_size: int, *, replace: tuple[int, int] | None = None,
+        device: torch.device | str | None = None, workers: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:  # fmt: skip
+        """`read`, for a caller that gathers by itself: yields (rows, images, places).
+
+        places: where the batch is among `images`, which all lie on the device, (n,) int64 there; None: `images` are it.
+        """
         order, target = np.asarray(order, np.int64).copy(), torch.device(device or "cpu")
         if self.resident:
             self._decode(workers)
         if self._decoded is not None and (places := self._places[order]).min(initial=0) >= 0:
             rows = [torch.from_numpy(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-            yield from zip(rows, self._decoded.batches(torch.from_numpy(places), batch_size, target), strict=True)
+            batches = self._decoded.batches(torch.from_numpy(places), batch_size, target)
+            yield from ((own, *batch) for own, batch in zip(rows, batches, strict=True))
         else:
-            yield from copied_ahead(self._stream(order, batch_size, replace, target, workers), target)
+            streamed = copied_ahead(self._stream(order, batch_size, replace, target, workers), target)
+            yield from ((own, pixels, None) for own, pixels in streamed)
 
     def load(self, i: int) -> Tensor:
         """Image `i` as (3, size, size) uint8. Raises BadImage with its key."""
@@ -249,7 +255,7 @@ class Images:
         if self._decoded is not None:
             return self._decoded
         pixels, self._places = decode_rows(self.squares, self.rows, Pass(self._unreadable), workers=workers,
-                                           slow=self._slow, progress=self.progress)  # fmt: skip
+                                           slow=self.squares.warn_slow, progress=self.progress)  # fmt: skip
         self._decoded = Decoded(pixels)
         return self._decoded
 
@@ -257,7 +263,7 @@ class Images:
                 workers: int | None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
         """`read`, image by image on threads, from memory of the CPU that suits `device`."""
         parts = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
-        batches = in_order(lambda part: self._batch(part, replace, device), parts, workers, self._slow)
+        batches = in_order(lambda part: self._batch(part, replace, device), parts, workers, self.squares.warn_slow)
         bad = Pass(self._unreadable)
         for start, (used, pixels, faults) in zip(range(0, len(order), batch_size), batches, strict=True):
             for k, i, reason in faults:
@@ -282,12 +288,6 @@ class Images:
                     used.append(i)
                     break
         return used, batch[: len(used)], faults
-
-    def _slow(self, seconds: float) -> None:
-        """Warn of the images being read: a read from a network disk that has gone never returns."""
-        rows = list(self.squares.reading.values())
-        shown = ", ".join(self.source.key(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
-        warnings.warn(f"no image came for {seconds:.0f} s; still being read: {shown}", stacklevel=3)
 
     def _select(self, indices: np.ndarray) -> None:
         self.rows, self._places = self.rows[indices], self._places[indices]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diptych.base.device import free_bytes, held_bytes
 from diptych.base.errors import DataError
+from diptych.base.graph import stays
 from diptych.base.threads import in_order
 from diptych.data.ahead import copied_ahead
 from diptych.data.decode import BadImage
@@ -80,18 +81,21 @@ class Decoded:
         self.pixels = pixels
         self._copies: dict[torch.device, Tensor] = {}
 
-    def batches(self, places: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-        """Yields `pixels[places]` on `device`, `batch_size` images at a time; `places` (n,) int64 on the CPU."""
+    def batches(self, places: Tensor, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`pixels[places]` on `device`, `batch_size` images at a time; `places` (n,) int64 on the CPU.
+
+        Yields (all images, places of the batch) where they lie there, else (the images of the batch, None).
+        """
         pixels = self._pixels_for(device)
         parts = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
         if pixels.device.type == device.type:
             for part in parts:
-                yield pixels[part.to(pixels.device, non_blocking=True)]
+                yield pixels, part.to(pixels.device, non_blocking=True)
             return
         gathered = (
             torch.index_select(pixels, 0, part, out=empty_batch(len(part), pixels.shape[-1], device)) for part in parts
         )
-        yield from (batch for _, batch in copied_ahead(((None, batch) for batch in gathered), device))
+        yield from ((batch, None) for _, batch in copied_ahead(((None, batch) for batch in gathered), device))
 
     def _pixels_for(self, device: torch.device) -> Tensor:
         """The pixels on a GPU, if they take at most GPU_SHARE of its free memory; else those on the CPU.
@@ -106,6 +110,7 @@ class Decoded:
             fit = self.pixels.nbytes <= GPU_SHARE * free_bytes(device)
             self._copies[device] = self.pixels.to(device) if fit else self.pixels
             if fit:
+                stays(self._copies[device])
                 held_bytes["the images (images.resident=false keeps them out)"] = self.pixels.nbytes
         return self._copies[device]
 

@@ -3,6 +3,7 @@
 import errno
 import functools
 import threading
+import warnings
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -83,6 +84,12 @@ class Squares:
     def gray_range(self) -> tuple[float, float]:
         """The values of 16-bit images that become 0 and 255: those given, else looked up when the first such image is met."""
         return self._gray_range or gray_range_of(self.source, self.max_pixels)
+
+    def warn_slow(self, seconds: float) -> None:
+        """Name the images that are being read: a read from a network disk that has gone never returns."""
+        rows = list(self.reading.values())
+        shown = ", ".join(self.source.key(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        warnings.warn(f"no image came for {seconds:.0f} s; still being read: {shown}", stacklevel=3)
 
     def _native_size(self) -> int:
         known = getattr(self.source, "native_size", None)

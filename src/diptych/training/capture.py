@@ -32,10 +32,12 @@ def check_graph(
 
 
 def capture(
-    learner: Learner, feed: Feed, wanted: bool | str, say: Callable[[str], object], *, hindrance: str | None = None
-) -> None:
+    learner: Learner, feed: Feed, wanted: bool | str, say: Callable[[str], object], *, log_steps: int,
+    hindrance: str | None = None,
+) -> None:  # fmt: skip
     """From the fourth step on the learner's steps and the feed's views are graphs; a step computes what it did before.
 
+    log_steps: the numbers of a step are overwritten that many steps later, so they have to be read before.
     Where there is a hindrance (see `check_graph`) or recording fails, one line says why and steps go on without a graph; but
     RecipeError where one is wanted in any case.
     """
@@ -53,14 +55,20 @@ def capture(
         failed(f"{type(learner.optimizer).__name__} is no optimizer that skips a step which is not finite")
         return
     feed.together.capture(failed)
-    learner.take = Steps(learner, failed)
+    learner.take = Steps(learner, failed, log_steps)
 
 
 class Steps:
-    """`Learner.device_step` as one graph, with the host's part of what it does."""
+    """`Learner.device_step` as one graph, with the host's part of what it does.
 
-    def __init__(self, learner: Learner, failed: Callable[[str], object]):
+    The numbers of the last `kept` steps lie in a ring, a row each, that the device fills without being asked.
+    """
+
+    def __init__(self, learner: Learner, failed: Callable[[str], object], kept: int):
         self.learner, self.report = learner, failed
+        self.kept, self.taken = kept, 0
+        self.ring: Tensor | None = None
+        self.row = torch.zeros(1, dtype=torch.int64, device=learner.device)  # of the step that comes next
         self.names: list[str] = []
         self.of_draw: list[str] = []
         self.views = 0
@@ -68,15 +76,20 @@ class Steps:
 
     def __call__(self, step: int, given: Tensor, views: list[Tensor], draw: Draw) -> tuple[list[str], Tensor]:
         self.of_draw, self.views = list(draw), len(views)
-        (numbers,) = self.captured(given, *views, *draw.values())
+        (ring,) = self.captured(given, *views, *draw.values())
         if self.captured.replayed:
             self.learner.updates.replayed()
-        return self.names, numbers.clone()
+        self.taken += 1
+        return self.names, ring[(self.taken - 1) % self.kept]
 
     def flat(self, given: Tensor, *tensors: Tensor) -> tuple[Tensor]:
         draw = dict(zip(self.of_draw, tensors[self.views :], strict=True))
         self.names, numbers = self.learner.device_step(0, given, list(tensors[: self.views]), draw)
-        return (numbers,)
+        if self.ring is None:  # at the first step, which is not recorded
+            self.ring = numbers.new_zeros(self.kept, len(numbers))
+        self.ring.index_copy_(0, self.row, numbers[None])
+        self.row.add_(1).remainder_(self.kept)
+        return (self.ring,)
 
     def failed(self, reason: str) -> None:
         guard = self.learner.guard

@@ -48,18 +48,19 @@ class Feed:
             steps = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
             order = torch.randperm(len(self.images), generator=random_at(self.seed, "order", epoch))
             order = order[: steps * self.batch_size].view(-1, self.batch_size)[done:, own]
-            batches = self.images.read(order.flatten(), share, replace=(self.seed, epoch), device=self.device)
-            for step, (_, pixels) in enumerate(batches, epoch * self.steps_per_epoch + done):
-                yield step, self.views_of(pixels, step)
+            batches = self.images.batches(order.flatten(), share, replace=(self.seed, epoch), device=self.device)
+            for step, (_, images, places) in enumerate(batches, epoch * self.steps_per_epoch + done):
+                yield step, self.views_of(images, step, places)
             done = 0
 
-    def views_of(self, pixels: Tensor, step: int) -> list[Tensor]:
-        """The views of this process' images (n, 3, S, S) at a step. Draws are made for the global batch and sliced, so the
-        number of processes does not change what is seen."""
-        own = slice(rank() * len(pixels), (rank() + 1) * len(pixels))
+    def views_of(self, images: Tensor, step: int, places: Tensor | None = None) -> list[Tensor]:
+        """The views of this process' images (n, 3, S, S), or of those at `places` (n,), at a step. Draws are made for the
+        global batch and sliced, so the number of processes does not change what is seen."""
+        share = len(images if places is None else places)
+        own = slice(rank() * share, (rank() + 1) * share)
         draws = [draw_slice(view.sample(self.batch_size, random_at(self.seed, "views", step, index)), own)
                  for index, view in enumerate(self.views)]  # fmt: skip
-        views = self.together.apply(pixels, draws)
+        views = self.together.apply(images, draws, places)
         return [view.to(self.dtype, memory_format=torch.channels_last) for view in views]
 
     def examples(self, count: int) -> Tensor:

@@ -120,7 +120,7 @@ def pretrain(
         numerics = arithmetic(precision, deterministic=deterministic)
         with own_random, statistics, numerics, quick_convolutions(method), StopRequest() as request, bar:
             learner = learn(method, optimizer)
-            capture(learner, feed, cuda_graph, bar.say, hindrance=hindrance)
+            capture(learner, feed, cuda_graph, bar.say, hindrance=hindrance, log_steps=log_steps)
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,
                           log_steps=log_steps, waits=waits_for(where), bar=bar)  # fmt: skip
             watches = Watches(watch, method.encoder, diary, every=watch_epochs)

@@ -63,8 +63,12 @@ class Chain:
             height = width = getattr(link.step, "size", None) or height
         return torch.cat(columns, 1)
 
-    def apply(self, images: Tensor, packed: Tensor) -> list[Tensor]:
-        """uint8 (N, 3, H, W), and `pack`'s result on their device -> (N, 3, S, S) float32 in channels_last, one a view."""
+    def apply(self, images: Tensor, packed: Tensor, places: Tensor | None = None) -> list[Tensor]:
+        """uint8 (N, 3, H, W), and `pack`'s result on their device -> (N, 3, S, S) float32 in channels_last, one a view.
+
+        places: (N,) int64, of the batch among `images`; None for all of them.
+        """
+        images = images if places is None else images[places]
         views, count = len(self.parts), len(images)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), float32_as("ieee"):
             most = max(1, VALUES_PER_BLOCK // (views * images[:1].numel()))
@@ -92,14 +96,19 @@ class Together:
         for _, chain in self.chains or ():
             chain.run = Captured(chain.apply, failed)
 
-    def apply(self, images: Tensor, draws: Sequence[list[Draw]]) -> list[Tensor]:
-        """(N, 3, H, W) uint8 and the draws of each view -> (N, 3, S, S) float32 on the same device, one a view."""
+    def apply(self, images: Tensor, draws: Sequence[list[Draw]], places: Tensor | None = None) -> list[Tensor]:
+        """(N, 3, H, W) uint8 and the draws of each view -> (N, 3, S, S) float32 on the same device, one a view.
+
+        places: (N,) int64 on that device, of the batch among `images`; None for all of them.
+        """
         if images.device.type == "cpu" or self.chains is None:
-            return [view.apply(images, draw) for view, draw in zip(self.views, draws, strict=True)]
+            batch = images if places is None else images[places]
+            return [view.apply(batch, draw) for view, draw in zip(self.views, draws, strict=True)]
+        given = () if places is None else (places,)
         views: dict[int, Tensor] = {}
         for numbers, chain in self.chains:
-            packed = chain.pack([draws[number] for number in numbers], len(images), *images.shape[2:])
-            views |= zip(numbers, chain.run(images, upload(packed, images.device)), strict=True)
+            packed = chain.pack([draws[number] for number in numbers], len((images, *given)[-1]), *images.shape[2:])
+            views |= zip(numbers, chain.run(images, upload(packed, images.device), *given), strict=True)
         return [views[number] for number in range(len(self.views))]
 
 
