@@ -58,7 +58,7 @@ def count(kind: str, device: PretendDevice) -> dict[str, int]:
 
     learner.differentiate = marked("forward, loss and backward", learner.differentiate)
     learner.updates.take = marked("update", learner.updates.take)
-    feed.together.apply = marked("views", feed.together.apply)
+    feed.together.apply = marked("views, rows gathered", feed.together.apply)
     learner.step(0, feed.total, next(steps)[1])
     before = device.launches
     learner.step(1, feed.total, next(steps)[1])
@@ -66,8 +66,8 @@ def count(kind: str, device: PretendDevice) -> dict[str, int]:
     feed.together.chains = None
     feed.views_of(torch.from_numpy(pixels[:BATCH]).permute(0, 3, 1, 2).contiguous().to(DEVICE), 2)
     feed.together.chains = chains
-    rest = {"norm, guard, gathering": total - sum(parts.values()), "a step": total}
-    return parts | rest | {"views, one operation after the other": marks["views"]}
+    rest = {"norm, guard, uploads": total - sum(parts.values()), "a step": total}
+    return parts | rest | {"the same, one operation after the other": marks["views, rows gathered"]}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -134,10 +134,13 @@ def test_two_views_take_sixty_launches_on_a_device(name):
         views, images = SETS[name], photos(16).to(DEVICE)
         [(_, chain)] = chains(views)
         packed = chain.pack(draws_of(views, 16), 16, 32, 32).to(DEVICE)
+        places = torch.arange(16).flip(0).to(DEVICE)
         with device.counting():
-            made = chain.apply(images, packed)
+            made = chain.apply(images, packed, places)
         assert device.launches <= 60 and device.waits == device.uploads == [], device.launched
         assert all(view.is_contiguous(memory_format=torch.channels_last) for view in made)
+        for view, gathered in zip(made, chain.apply(images[places], packed), strict=True):
+            assert torch.equal(view.cpu(), gathered.cpu())
 
 
 @pytest.mark.parametrize("name", ["barlow_twins", "barlow_twins, original"])

@@ -53,7 +53,7 @@ def trace(what: str) -> tuple[GraphModule, list]:
         with PretendDevice() as device:
             images, rows, packed, numbers = map(There, given)
             learner.guard.note()
-            _, taken = learner.device_step(0, numbers, chain.apply(images[rows], packed), {})
+            _, taken = learner.device_step(0, numbers, chain.apply(images, packed, rows), {})
             waits.extend(device.waits)
             return taken.held
 
