@@ -69,6 +69,8 @@ def test_a_run_is_judged_embedded_and_reported(run, photos, capsys, tmp_path):
     for row in ("chance", "raw pixels", "untrained", "trained"):
         assert f"\n{row} " in out
     assert "verdict: " in out and "24 test and 24 training images of 2 classes" in out
+    assert out.endswith(f"report: {run / 'report.html'}\n")
+    assert "raw pixels" in (run / "report.html").read_text("utf-8"), "the page has no accuracies of this evaluation"
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert {(line.get("subject"), line.get("protocol")) for line in lines if "subject" in line} == {
         (subject, protocol)
@@ -96,7 +98,7 @@ def test_a_bad_image_keeps_its_row_and_has_no_vector(run, photos, capsys, tmp_pa
         (mixed / f"{i}.jpg").write_bytes((photos / "cat" / f"{i}.jpg").read_bytes())
     (mixed / "1.jpg").write_bytes(b"")
     code, out, _ = diptych(capsys, "embed", run, mixed, "--out", tmp_path / "vectors")
-    assert code == 0 and "2 x 8 float32, 1 images failed" in out
+    assert code == 0 and "2 x 8 float32, 1 image failed" in out
     index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
     assert [row["key"] for row in index] == ["0.jpg", "1.jpg", "2.jpg"]
     assert "empty" in index[1]["error"] and index[0]["status"] == index[2]["status"] == "ok"
@@ -160,6 +162,10 @@ def test_recipes_and_doctor(capsys, photos):
         (["evaluate", "PHOTOS", "--train", "PHOTOS", "--test", "PHOTOS"], 4, "holds no encoder"),
         (["embed", "RUN", "PHOTOS", "--out", "RUN"], 6, "RUN"),
         (["report", "PHOTOS"], 3, "not a run"),
+        (["search", "RUN", "PHOTOS"], 3, "holds an encoder, no vectors"),
+        (["embed", "VECTORS", "PHOTOS", "--out", "NOWHERE"], 4, "it holds vectors"),
+        (["quick", "PHOTOS", "--out", "RUN"], 6, "add --overwrite"),
+        (["finetune", "RUN", "--train", "PHOTOS", "--share", "30"], 2, "(--share) is '30'"),
         (
             ["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "pretrain.batch_size=8"],
             6,
@@ -173,7 +179,10 @@ def test_recipes_and_doctor(capsys, photos):
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(words, code, message, run, photos, capsys, tmp_path):
-    names = {"PHOTOS": str(photos), "RUN": str(run), "NOWHERE": str(tmp_path / "nowhere")}
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / "vectors.npy").touch()
+    names = {"PHOTOS": str(photos), "RUN": str(run), "NOWHERE": str(tmp_path / "nowhere"),
+             "VECTORS": str(tmp_path / "vectors")}  # fmt: skip
     if words[0] == "pretrain" and "--out" not in words:
         words = [*words, "--out", str(tmp_path / "out")]
     got, out, err = diptych(capsys, *[names.get(word, word) for word in words])
@@ -209,13 +218,14 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     _, out, _ = diptych(capsys, "finetune", "--help")
     words = " ".join(out.replace("│", " ").split())
     texts = ["fitted" if written[name] is None else written[name] for name in sorted(shown)]
-    assert [text for text in texts if f"(default: {text})" not in words] == []
-    assert words.count("(default: fitted)") == sum(written[name] is None for name in shown) == 6
+    assert [text for text in texts if f"[default: ({text})]" not in words] == []
+    assert words.count("[default: (fitted)]") == sum(written[name] is None for name in shown) == 6
     handed = {}
     monkeypatch.setattr("diptych.downstream.finetune.finetune", lambda *_, **options: handed.update(options))
     monkeypatch.setattr(cli_encoders, "open_encoder", lambda *_: None)
     monkeypatch.setattr(cli_encoders, "image_options", lambda *_: {})
     monkeypatch.setattr(cli_encoders, "open_labelled", lambda *_: (None, None))
+    monkeypatch.setattr("diptych.commands.paging.page_again", lambda *_: [])
     diptych(capsys, "finetune", "run", "--train", "a", "--test", "b", "--epochs", "3")
     assert handed == {"epochs": 3, "device": "auto"}
 

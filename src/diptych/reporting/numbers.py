@@ -72,7 +72,11 @@ def leaks_text(leaks: dict | None) -> str:
     rows = leaks.get("without")
     accuracies = [(clip(row.get("protocol", ""), 40), real(row.get("accuracy"))) for row in rows
                   if isinstance(row, dict) and row.get("subject") == "trained"] if isinstance(rows, list) else []  # fmt: skip
-    shown = [f"{name} {number(value, percent=True)}" for name, value in accuracies[:6] if value is not None]
+    shown = [
+        f"{PROTOCOL_TEXTS.get(name, (name,))[0]} {number(value, percent=True)}"
+        for name, value in accuracies[:6]
+        if value is not None
+    ]
     return f"{text} Without them the trained encoder has {', '.join(shown)}." if shown else text
 
 

@@ -147,11 +147,11 @@ def commands(run: Record) -> dict[str, str]:
         "evaluate": f"diptych evaluate {folder} --train SOURCE --test SOURCE",
         "embed": f"diptych embed {folder} {source} --out vectors",
         "search": "diptych search vectors IMAGE --out like-it.html",
-        "audit": f"diptych audit {source} --encoder {folder} --out audit",
+        "audit": f"diptych audit {source} --run {folder} --out audit",
         "overview": f"diptych report {folder} --images {source}",
         "load": f"trained = diptych.load({clip(run.folder)!r})",
         "report": f"diptych report {folder}",
-        JOIN: f"diptych quick SOURCE --{JOIN} {folder} --out both",
+        JOIN: f"diptych quick {source} --join {folder} --out both",
     }
 
 
