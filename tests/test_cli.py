@@ -78,12 +78,16 @@ def test_a_run_is_judged_embedded_and_reported(run, photos, capsys, tmp_path):
         for protocol in ("knn", "linear")
     }
 
-    code, out, _ = diptych(capsys, "embed", run, photos, "--out", tmp_path / "vectors")
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "file,parity\n" + "".join(f"{kind}/{i}.jpg,{i % 2}\n" for kind in ("cat", "dog") for i in range(12))
+    )
+    code, out, _ = diptych(capsys, "embed", run, photos, "--out", tmp_path / "vectors", "--labels", f"{table}:parity")
     assert code == 0 and "24 x 8 float32, 0 images failed" in out
     vectors = np.load(tmp_path / "vectors" / "vectors.npy")
     index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
     assert vectors.shape == (24, 8) and np.isfinite(vectors).all()
-    assert index[0]["key"].startswith("cat/") and index[0]["label"] == "cat" and len(index) == 24
+    assert index[1]["key"] == "cat/1.jpg" and index[1]["label"] == "1" and len(index) == 24
 
     code, out, _ = diptych(capsys, "report", run)
     page = (run / "report.html").read_text()
