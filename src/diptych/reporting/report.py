@@ -116,7 +116,7 @@ RELOADED = 20  # seconds, of a page of a run that still trains
 NOT_EVALUATED = "The encoder has not been evaluated. This needs labelled images:"
 NO_LABELS = (
     "These images have no labels, so no accuracy is known. To measure one, put some of them into a folder for each "
-    "class, or give their labels with --labels:"
+    "class, or give their labels with --labels FILE.csv:COLUMN:"
 )
 JOIN = "join"  # the option of `diptych quick`
 
