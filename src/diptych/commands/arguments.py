@@ -21,7 +21,9 @@ GroupByOption = Annotated[
     str | None,
     typer.Option(help="Images of one group stay together: folder, '(pattern)' or FILE.csv:COLUMN.", metavar="KEY"),
 ]
-LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder, none or FILE.csv:COLUMN.")]
+LabelsOption = Annotated[
+    str, typer.Option("--labels", help="Where labels come from: auto, folder, none or FILE.csv:COLUMN.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SeedsOption = Annotated[
     int | None,

@@ -66,7 +66,7 @@ def finetune(
     test: TestOption = None,
     split: SplitOption = 0.2,
     group_by: GroupByOption = None,
-    labels: of_finetune.Labels = None,
+    share: of_finetune.Labels = None,
     epochs: of_finetune.Epochs = None,
     steps: of_finetune.Steps = None,
     batch_size: of_finetune.BatchSize = None,
@@ -76,6 +76,7 @@ def finetune(
     published: of_finetune.Published = None,
     seeds: of_finetune.Seeds = None,
     seed: of_finetune.Seed = None,
+    labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
 ) -> None:
@@ -84,8 +85,8 @@ def finetune(
     from diptych.downstream.finetune import finetune as finetune_encoder
 
     trained = open_encoder(run, encoder)
-    bank, queries = open_labelled(train, test, image_options(trained), split, group_by, seed or 0)
-    options = given(labels=labels, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
+    bank, queries = open_labelled(train, test, image_options(trained) | {"labels": labels}, split, group_by, seed or 0)
+    options = given(labels=share, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
                     head_lr=head_lr, scratch_lr=scratch_lr, published=published, seeds=seeds, seed=seed)  # fmt: skip
     evaluation = finetune_encoder(trained, bank, queries, device=device, **options)
     print_result("\n".join([str(evaluation), *page_again(trained)]))
@@ -134,6 +135,7 @@ def labels(
     scratch: Annotated[bool, typer.Option(help="Also train the network from scratch, which takes longest.")] = True,
     target: Annotated[float | None, typer.Option(help="Accuracy whose number of labels is asked for, as 0.9.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("labels.html"),
     encoder: EncoderOption = None,
@@ -144,7 +146,7 @@ def labels(
 
     require_outside(require_page(out), train, test)
     trained = open_encoder(run, encoder)
-    bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
+    bank, queries = (open_images(source, image_options(trained) | {"labels": labels}) for source in (train, test))
     options = {"draws": draws, "scratch": scratch, "target": target, "seed": seed, "device": device, "out": out}
     print_result(str(label_curves(trained, bank, queries, **options)))
 
