@@ -290,8 +290,16 @@ def test_damaged_lamps_are_left_out(run, lamps):
     assert "Is it better than what costs" not in Page(report(run)).text
 
 
+def test_a_warning_without_a_collapse_speaks_of_none(run):
+    lamps = DIAGNOSIS["lamps"] | {"learning": {"word": "WARNING", "text": "nearer than 92.1 % of 72 held-out images"}}
+    judged = DIAGNOSIS | {"verdict": "WARNING", "advice": [], "lamps": lamps}
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": judged}])
+    page = Page(report(run))
+    assert "undo a collapse" not in page.text and "Follow the advice" not in page.text and "diptych embed" in page.text
+
+
 @pytest.mark.parametrize("advice, command", [
-    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick SOURCE --out quick"),
+    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick shapes/ --out quick"),
     ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick shapes/ --join {run} --out both"),
 ])  # fmt: skip
 def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
