@@ -65,7 +65,7 @@ class DINO(Method):
     ):
         super().__init__()
         norm = nn.BatchNorm1d if head_norm else nn.Identity
-        projector = projector_on(encoder, projector, width, std=0.02, bias=True, batch_norm=norm, activation=nn.GELU)
+        projector = projector_on(encoder, projector, width, bias=True, batch_norm=norm, activation=nn.GELU)
         self.student = nn.ModuleList([encoder, projector])
         self.encoder = copy_of(encoder).requires_grad_(False)  # the teacher's
         self.projector = copy_of(projector).requires_grad_(False)

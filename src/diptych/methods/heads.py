@@ -14,22 +14,14 @@ Projector = Sequence[Width] | nn.Module
 Predictor = Width | nn.Module
 
 
-def projector_on(
-    encoder: nn.Module, projector: Projector, width: int | None, std: float | None = None, **options: Any
-) -> nn.Module:
+def projector_on(encoder: nn.Module, projector: Projector, width: int | None, **options: Any) -> nn.Module:
     """`projector` itself if it is a module, else an `mlp` of its widths, with `options`, on embeddings (N, E).
 
-    width: E, for an encoder without `num_features`. std: of the weights at the start, with biases of 0; None: torch's.
-    Raises RecipeError if E is missing.
+    width: E, for an encoder without `num_features`. Raises RecipeError if both are missing.
     """
     if isinstance(projector, nn.Module):
         return projector
-    network = mlp((embedding_width(encoder, width), *projector), **options)
-    for layer in network:
-        if isinstance(layer, nn.Linear) and std is not None:
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
-    return network
+    return mlp((embedding_width(encoder, width), *projector), **options)
 
 
 def predictor_on(projector: nn.Module, predictor: Predictor, **options: Any) -> nn.Module:
