@@ -28,7 +28,7 @@ def leaf(values: Tensor) -> Tensor:
 
 def agree(array: Tensor | float, golden: dict | float | list, tolerance: float = ARRAY) -> None:
     """The array is the golden one, given whole or as a digest."""
-    array = torch.as_tensor(array).detach().double()
+    array = torch.as_tensor(array, dtype=torch.float64).detach()
     if not isinstance(golden, Mapping):
         expected = torch.tensor(golden, dtype=torch.float64)
         assert (array - expected).abs().max() <= tolerance * expected.abs().max(), (array, golden)

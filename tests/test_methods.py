@@ -192,6 +192,17 @@ def test_the_loss_is_float32_under_autocast(name):
 
 
 @every_method
+def test_checkpoints_hold_everything_that_moves(name):
+    """Queues, centres, counts and target networks too: no buffer is left out of the state, and no tensor stands beside it."""
+    method = CASES[name]()
+    state = method.state_dict()
+    held = dict(method.named_parameters()) | dict(method.named_buffers())
+    assert state.keys() == held.keys()
+    loose = [key for key, value in vars(method).items() if isinstance(value, torch.Tensor | nn.Module)]
+    assert loose == []
+
+
+@every_method
 def test_state_loads_strictly(name):
     method, other, pair = CASES[name](), CASES[name](), views_of(name)
     with torch.no_grad():

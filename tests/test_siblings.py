@@ -99,7 +99,7 @@ def slow_sinkhorn(scores: list[list[float]], epsilon: float, iterations: int) ->
     return [[x * n for x in row] for row in q]
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("iterations", [0, 1, 3])
 def test_sinkhorn(iterations):
     scores = numbers(5, 4).tanh()
     close(sinkhorn(scores, 0.05, iterations), slow_sinkhorn(scores.tolist(), 0.05, iterations), 1e-10)
@@ -265,6 +265,21 @@ def test_moco_pushes_keys_after_the_loss():
     assert torch.equal(method.queue[12:], before[12:])
 
 
+def test_moco_of_both_directions_is_their_sum_and_its_queue_takes_both():
+    """As in the authors' CIFAR-10 program: the loss is not the mean, and the first view's keys join first."""
+    method, draw = small("moco", queue=50), {"order": torch.zeros(12)}
+    first, second = views()
+    one, two = (method(pair, draw) for pair in ((first, second), (second, first)))
+    method.symmetric = True
+    both = method((first, second), draw)
+    close(both.loss, one.loss + two.loss, 1e-6)
+    close(both.parts["nearest_is_own"], (one.parts["nearest_is_own"] + two.parts["nearest_is_own"]) / 2)
+    method.after_step(both.kept, 0.0)
+    keys = F.normalize(torch.cat([two.kept["k2"], one.kept["k2"]]), dim=1)  # of the first view, of the second
+    close(method.queue[:24], keys, 1e-6)
+    assert method.pushed == 24
+
+
 # ---- statistics of groups
 
 
@@ -335,6 +350,32 @@ def test_dinos_centre_moves_after_the_loss_to_the_mean_of_the_logits():
     close(method.centre, 0.1 * torch.cat(logits).mean(0))
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.05, 0.3, 0.7, 1.0])
+def test_dinos_teacher_warms_up_in_double_precision(progress):
+    """With a Python number for the progress too; without a warm-up it begins where it ends."""
+    options = {"first_temperature": 0.03, "teacher_temperature": 0.07}
+    method = small("dino", warmup=0.6, **options)
+    close(method.temperature_at(progress), 0.03 + 0.04 * min(progress / 0.6, 1.0), 1e-14)
+    close(small("dino", **options).temperature_at(progress), 0.07, 1e-14)
+
+
+# ---- number types
+
+
+@pytest.mark.parametrize("name", ["moco", "swav", "dino"])
+@pytest.mark.parametrize(("module", "numbers"), [(torch.float32, torch.float64), (torch.bfloat16, torch.bfloat16)])
+def test_a_step_of_any_type_of_numbers(name, module, numbers):
+    """Queue, prototypes and centre may be narrower than projections, which losses widen: then the wider type is computed in."""
+    method = small(name, encoder=nn.Linear(4, 6), width=6, **{"queue": 20} if name == "swav" else {}).to(module)
+    batch, draw = [torch.rand(12, 4, dtype=module) for _ in range(2)], method.draw(12, torch.Generator())
+    projections = {key: z.to(numbers) for key, z in method.project(batch, draw).items()}
+    compared = method.compare(projections, 0.5)
+    compared.loss.backward()
+    method.after_step(compared.kept, 0.5)
+    assert compared.loss.dtype == (torch.float32 if numbers == torch.bfloat16 else numbers)
+    assert all(value.dtype in (module, torch.int64) for value in method.state_dict().values())
+
+
 # ---- networks
 
 
@@ -366,6 +407,13 @@ def test_the_published_heads_are_the_defaults():
     assert shapes(dino.projector) == [2048, 2048, 256] and dino.prototypes.shape == (65536, 256)
     assert swav.collapses["loss"][0] < 8.006 < swav.collapses["loss"][1]  # ln 3000
     assert dino.collapses["loss"][0] < 11.09 < dino.collapses["loss"][1]  # ln 65536
+
+
+def test_dinos_prototypes_start_as_published():
+    """As torch's Linear, of length 1 / sqrt(3): a step of Adam has the same length for all, so that long ones hardly turn."""
+    method = make(DINO, projector=(400, 300), prototypes=200)
+    assert (method.prototypes.norm(dim=1) - 3**-0.5).abs().max() < 0.1
+    assert method.prototypes.abs().max() <= 300**-0.5
 
 
 @pytest.mark.parametrize("name", ["byol", "moco", "moco_v3", "swav", "dino"])

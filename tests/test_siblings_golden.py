@@ -17,6 +17,7 @@ from diptych.methods.assignments import sinkhorn
 from diptych.methods.contrast import info_nce
 from diptych.methods.dino import directions
 from diptych.methods.target import falling, push
+from diptych.training.schedules import warmup_cosine
 
 
 def digits(name: str) -> dict[str, float]:
@@ -66,6 +67,17 @@ def test_dino_momentum_rises_as_published():
     schedules = siblings()["dino"]["schedules_100epochs_of_10steps"]
     for step, momentum in schedules["ema_0.996_to_1"].items():
         agree(1 - falling(1 - 0.996, int(step) / 1000), momentum)
+
+
+def test_byols_and_dinos_rates_are_the_schedules():
+    """BYOL's warm-up ends at its peak one step after DINO's, whose linspace has both ends: there ours is 99 / 100 of it."""
+    for step, rate in siblings()["byol"]["learning_rate_base0.3_batch4096_warmup100_total1000"].items():
+        agree(
+            0.3 * 4096 / 256 * warmup_cosine(warmup=0.1, floor=0.0)(int(step) / 1000), rate, 1e-7
+        )  # float32 of theirs
+    for step, rate in siblings()["dino"]["schedules_100epochs_of_10steps"]["lr_5e-4_to_1e-6_warmup10"].items():
+        ours = 5e-4 * warmup_cosine(warmup=0.1, floor=1e-6 / 5e-4)(int(step) / 1000)
+        agree(ours, rate * (0.99 if int(step) < 100 else 1.0))
 
 
 def check_networks(networks: Mapping[str, nn.Module], golden: Mapping[str, dict]) -> None:

@@ -39,7 +39,9 @@ def float32_as(word: str, *, convolutions: bool = True) -> Iterator[None]:
 
 
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of two matrices as ieee, and its gradient too, whenever that is computed."""
+    """a @ b of two matrices as ieee, in the wider of their types, and its gradient too, whenever that is computed."""
+    kind = torch.promote_types(a.dtype, b.dtype)
+    a, b = a.to(kind), b.to(kind)
     return a @ b if a.device.type == "cpu" else _ExactProduct.apply(a, b)
 
 

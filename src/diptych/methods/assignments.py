@@ -1,21 +1,24 @@
 """Losses that compare assignments to K prototypes. N: images of a batch, of all processes; s: scores (N, K)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diptych.methods.losses import mean_of_all, wide
+from diptych.methods.method import Progress
 
 
 @torch.no_grad()
 def sinkhorn(scores_NK: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Shares (N, K) of prototypes for each image, which all prototypes get about equally: Sinkhorn-Knopp, SwAV sec. 3.1.
 
-    Q = exp(s / epsilon); `iterations` times, each prototype's column is divided by its sum, then each image's row. Computed by
-    logarithms, so that no score overflows. Takes the rows of all processes: `gather` them first.
+    Q = exp(s / epsilon), divided by its mean row sum; `iterations` times, each prototype's column is divided by its sum, then
+    each image's row. Computed by logarithms, so that no score overflows. Takes the rows of all processes: `gather` them first.
     """
     log_NK = wide(scores_NK) / epsilon
+    log_NK = log_NK - log_NK.logsumexp((0, 1)) + math.log(len(log_NK))
     for _ in range(iterations):
         log_NK = log_NK - log_NK.logsumexp(0)
         log_NK = log_NK - log_NK.logsumexp(1, keepdim=True)
@@ -46,6 +49,11 @@ def alive(parameter: Tensor, flag: Tensor) -> Tensor:
     """The parameter itself; its gradient is 0 unless `flag`, a 0-d tensor on its device. Nothing waits for the flag."""
     still = parameter.detach()
     return still + (parameter - still) * flag.to(parameter.dtype)
+
+
+def reached(start: float, progress: Progress, device: torch.device) -> Tensor:
+    """Whether the share `start` of training is over: a flag on the device."""
+    return torch.as_tensor(progress, device=device) >= start
 
 
 def near(loss: float) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diptych.base.processes import gather
 from diptych.base.ranges import Momentum, Positive, Share, Width, checked
-from diptych.methods.assignments import alive, near, of_other_views, soft_cross_entropy
+from diptych.methods.assignments import alive, near, of_other_views, reached, soft_cross_entropy
 from diptych.methods.heads import Projector, projection_width, projector_on
 from diptych.methods.losses import matmul, wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections
@@ -35,8 +35,9 @@ class DINO(Method):
     encoder: images (N, 3, s, s) -> embedding (N, E), the student's, for views of every size that is used.
     projector: output widths of its Linear layers, with GELU between; or a module, (N, E) -> (N, D).
     prototypes: K, rows of length 1 that projections of length 1 are multiplied with.
-    teacher_temperature: T_t, reached linearly from `first_temperature` over the share `warmup` of training. temperature: T_s.
-    momentum: l_0; 0.9995 for batches of 256. centre_momentum: m. frozen: share of training before the prototypes move.
+    teacher_temperature: T_t, reached linearly from `first_temperature` over the share `warmup` of training, 0: at once.
+    temperature: T_s. momentum: l_0; 0.9995 for batches of 256. centre_momentum: m.
+    frozen: share of training before the prototypes move.
     head_norm: BN before each GELU, as in the program for convolutional encoders.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
@@ -71,9 +72,8 @@ class DINO(Method):
         for layer in self.encoder.modules():
             if "drop_prob" in vars(layer):
                 vars(layer)["drop_prob"] = 0.0  # stochastic depth is the student's alone
-        rows = torch.randn(prototypes, projection_width(projector))  # (K, D)
-        self.prototypes = nn.Parameter(rows)
-        self.teacher_prototypes = nn.Parameter(rows.clone(), requires_grad=False)
+        self.prototypes = nn.Linear(projection_width(projector), prototypes, bias=False).weight  # (K, D)
+        self.teacher_prototypes = nn.Parameter(self.prototypes.detach().clone(), requires_grad=False)
         self.register_buffer("centre", torch.zeros(prototypes))
         self.temperatures, self.warmup, self.temperature = (first_temperature, teacher_temperature), warmup, temperature
         self.momentum, self.centre_momentum, self.frozen = momentum, centre_momentum, frozen
@@ -88,27 +88,26 @@ class DINO(Method):
             }
 
     def compare(self, projections: Projections, progress: Progress) -> Compared:
-        progress = torch.as_tensor(progress, device=self.centre.device)
         teacher = {name: directions(projections[name].detach()) for name in ("teacher1", "teacher2")}
         student = [directions(projections[f"z{i + 1}"]) for i in range(len(projections) - len(teacher))]
-        prototypes = directions(alive(self.prototypes, progress >= self.frozen))  # (K, D)
-        of_teacher = directions(self.teacher_prototypes)
-        loss, entropy = self.loss_of(
-            [matmul(z_ND, prototypes.T) for z_ND in student],
-            [matmul(z_ND, of_teacher.T) for z_ND in teacher.values()],
-            progress,
-        )
+        prototypes = directions(alive(self.prototypes, reached(self.frozen, progress, self.centre.device)))  # (K, D)
+        of_student = [matmul(z_ND, prototypes.T) for z_ND in student]  # (N, K) each
+        prototypes = directions(self.teacher_prototypes)
+        of_teacher = [matmul(z_ND, prototypes.T) for z_ND in teacher.values()]
+        loss, entropy = self.loss_of(of_student, of_teacher, progress)
         return Compared(loss, {"teacher_entropy": entropy}, teacher)
 
-    def loss_of(self, student: Sequence[Tensor], teacher: Sequence[Tensor], progress: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(self, student: Sequence[Tensor], teacher: Sequence[Tensor], at: Progress) -> tuple[Tensor, Tensor]:
         """Eq. 3 and the mean entropy of the teacher's distributions, from logits (N, K) of all views and of the large ones."""
-        shares = [((g_NK - self.centre) / self.temperature_at(progress)).softmax(1) for g_NK in teacher]
+        shares = [((g_NK - self.centre) / self.temperature_at(at)).softmax(1) for g_NK in teacher]
         entropies = [soft_cross_entropy(q_NK, q_NK.clamp_min(1e-30).log(), 1.0) for q_NK in shares]
         return of_other_views(shares, student, self.temperature), torch.stack(entropies).mean()
 
-    def temperature_at(self, progress: Tensor) -> Tensor:
+    def temperature_at(self, progress: Progress) -> Tensor:
         first, last = self.temperatures
-        return last - (last - first) * (1 - progress.double() / max(self.warmup, 1e-9)).clamp_min(0)
+        progress = torch.as_tensor(progress, dtype=torch.float64, device=self.centre.device)
+        share = (progress / self.warmup).clamp_max(1) if self.warmup else torch.ones_like(progress)
+        return first + (last - first) * share
 
     @torch.no_grad()
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:

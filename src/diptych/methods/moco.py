@@ -36,7 +36,8 @@ class MoCo(Method):
     queue: K. temperature: T; 0.07 in v1. momentum: m.
     statistics_rows: how many images share batch statistics, the published 8 GPUs' 32; None: all, and no other order. With
     `pretrain.micro_batch`, groups are of images of a piece.
-    symmetric: both directions, as in v3 and in the authors' CIFAR-10 program; one epoch then does about the work of two.
+    symmetric: the sum of both directions, as in v3 and in the authors' CIFAR-10 program; the keys of both join the queue, and
+    one epoch then does about the work of two.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
@@ -91,8 +92,9 @@ class MoCo(Method):
     def compare(self, projections: Projections, progress: Progress) -> Compared:
         pairs = (("q1", "k2"), ("q2", "k1")) if self.symmetric else (("q1", "k2"),)
         results = [info_nce(projections[q], projections[k], self.queue, self.temperature) for q, k in pairs]
-        loss, right = (torch.stack(values).mean() for values in zip(*results, strict=True))
-        return Compared(loss, {"nearest_is_own": right}, {k: projections[k].detach() for _, k in pairs})
+        losses, rights = zip(*results, strict=True)
+        kept = {k: projections[k].detach() for k in ("k1", "k2") if k in projections}  # in the program's order
+        return Compared(torch.stack(losses).sum(), {"nearest_is_own": torch.stack(rights).mean()}, kept)
 
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:
         follow(self.target, (self.encoder, self.projector), 1 - self.momentum)

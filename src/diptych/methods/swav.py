@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diptych.base.processes import gather, rank, world_size
 from diptych.base.ranges import Count, Positive, Range, Share, Width, checked
-from diptych.methods.assignments import alive, near, of_other_views, sinkhorn
+from diptych.methods.assignments import alive, near, of_other_views, reached, sinkhorn
 from diptych.methods.heads import Projector, projection_width, projector_on
 from diptych.methods.losses import matmul, wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections
@@ -81,7 +81,7 @@ class SwAV(Method):
 
     def compare(self, projections: Projections, progress: Progress) -> Compared:
         z = [F.normalize(wide(projections[f"z{i + 1}"]), dim=1) for i in range(len(projections))]  # (N, D) each
-        prototypes = alive(self.prototypes, self.after(self.frozen, progress))
+        prototypes = alive(self.prototypes, reached(self.frozen, progress, self.prototypes.device))
         scores = [matmul(z_ND, prototypes.T) for z_ND in z]  # (N, K) each
         shares = [self.assign(z_ND.detach(), place, progress) for place, z_ND in enumerate(z[:2])]  # (N, K) each
         first, second = (q_NK.argmax(1) for q_NK in shares)
@@ -98,12 +98,8 @@ class SwAV(Method):
             return shares
         of_queue = matmul(self.queue[place], wide(self.prototypes.detach()).T)
         with_queue = sinkhorn(torch.cat([scores, of_queue]), self.epsilon, self.iterations)[own]
-        in_use = (self.pushed >= self.queue.shape[1]) & self.after(self.queue_start, progress)
+        in_use = (self.pushed >= self.queue.shape[1]) & reached(self.queue_start, progress, self.queue.device)
         return torch.where(in_use, with_queue, shares)
-
-    def after(self, start: float, progress: Progress) -> Tensor:
-        """Whether the share `start` of training is over: a flag on the device."""
-        return torch.as_tensor(progress, device=self.prototypes.device) >= start
 
     @torch.no_grad()
     def after_step(self, kept: Mapping[str, Tensor], progress: Progress) -> None:
