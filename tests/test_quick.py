@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import diptych
 from diptych.base.errors import DataError, OutputError, RecipeError
-from diptych.data.images import images
+from diptych.data.images import Images, images
 from diptych.embeddings import whitening as whitenings
 from diptych.embeddings.scores import knn_accuracy
 from diptych.embeddings.whitening import partial_whitening
@@ -38,6 +38,12 @@ def textures(count: int = 160, size: int = 16, seed: int = 0) -> tuple[np.ndarra
 @pytest.fixture(scope="module")
 def stripes() -> tuple[np.ndarray, list[int]]:
     return textures()
+
+
+@pytest.fixture(scope="module")
+def some(stripes) -> Images:
+    """As few of them as an encoder is computed from: where nothing depends on how good it is."""
+    return images(stripes[0][:60])
 
 
 @pytest.fixture(scope="module")
