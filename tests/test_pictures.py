@@ -10,8 +10,8 @@ from PIL import Image
 
 from diptych.base.errors import DataError
 from diptych.embeddings import plane
-from diptych.reporting.pictures import line_picture
 from diptych.reporting import charts, pictures
+from diptych.reporting.pictures import line_picture
 
 
 def flat(colours: list[tuple[int, int, int]], size: int) -> np.ndarray:

@@ -61,8 +61,11 @@ def ended(process: subprocess.Popen, seconds: float = 60) -> tuple[int, str]:
 
 BLOCKED = """
 import ctypes, pathlib, sys
+from diptych.base import signals
 from diptych.base.signals import StopRequest
 from diptych.commands import ending
+
+signals.PATIENCE = 1.0
 
 def main():
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -283,9 +286,9 @@ def test_38_a_reader_that_goes_ends_no_run(stream, tmp_path):
 
 @pytest.mark.parametrize(("wrapper", "gpus"), [
     pytest.param(FRESH, [], id="terminal-one"),
-    pytest.param(NOHUP, [], id="nohup-one", marks=pytest.mark.slow),
+    pytest.param(NOHUP, [], id="nohup-one"),
     pytest.param(FRESH, ["--gpus", "2"], id="terminal-two", marks=pytest.mark.slow),
-    pytest.param(NOHUP, ["--gpus", "2"], id="nohup-two"),
+    pytest.param(NOHUP, ["--gpus", "2"], id="nohup-two", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_38_a_terminal_that_closes_loses_nothing(wrapper, gpus, tmp_path):
     """The hang-up saves; under nohup it is not heard, and SIGTERM saves later. No message can be written any more."""
