@@ -270,14 +270,18 @@ def test_38_slow_work_of_one_process_is_waited_for(tmp_path):
 # ---- a terminal that is closed, a reader that has gone
 
 
-@pytest.mark.parametrize("stream", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
-def test_38_a_reader_that_goes_ends_no_run(stream, tmp_path):
-    """`diptych pretrain ... 2>&1 >/dev/null | head -1`, with two processes, and warnings that are errors."""
+@pytest.mark.parametrize(("stream", "gpus"), [
+    ("stdout", []),
+    pytest.param("stdout", ["--gpus", "2"], marks=pytest.mark.slow),
+    pytest.param("stderr", ["--gpus", "2"], marks=pytest.mark.slow),
+])  # fmt: skip
+def test_38_a_reader_that_goes_ends_no_run(stream, gpus, tmp_path):
+    """`diptych pretrain ... 2>&1 >/dev/null | head -1`, and warnings that are errors."""
     reading, writing = os.pipe()
     os.close(reading)
     words = ["-m", "diptych", "pretrain", photographs(tmp_path / "photos"), *TRAIN, "--out", tmp_path / "run"]
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | {stream: writing}
-    process = start(*words, "--gpus", 2, env=environment(PYTHONWARNINGS="error"), **options)
+    process = start(*words, *gpus, env=environment(PYTHONWARNINGS="error"), **options)
     os.close(writing)
     code, err = ended(process, 100)
     assert code == 0 and "Traceback" not in err
@@ -286,9 +290,9 @@ def test_38_a_reader_that_goes_ends_no_run(stream, tmp_path):
 
 @pytest.mark.parametrize(("wrapper", "gpus"), [
     pytest.param(FRESH, [], id="terminal-one"),
-    pytest.param(NOHUP, [], id="nohup-one"),
+    pytest.param(NOHUP, [], id="nohup-one", marks=pytest.mark.slow),
     pytest.param(FRESH, ["--gpus", "2"], id="terminal-two", marks=pytest.mark.slow),
-    pytest.param(NOHUP, ["--gpus", "2"], id="nohup-two", marks=pytest.mark.slow),
+    pytest.param(NOHUP, ["--gpus", "2"], id="nohup-two"),
 ])  # fmt: skip
 def test_38_a_terminal_that_closes_loses_nothing(wrapper, gpus, tmp_path):
     """The hang-up saves; under nohup it is not heard, and SIGTERM saves later. No message can be written any more."""
