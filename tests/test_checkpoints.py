@@ -83,12 +83,26 @@ def test_none_at_all_is_a_start(tmp_path):
     assert checkpoints.newest(tmp_path) is None
 
 
-def test_what_a_killed_writer_left_is_swept_away(folder):
+def test_what_a_killed_writer_left_is_deleted_by_who_holds_the_run(folder):
     stray = folder / ".step_0000040.tmp-123"
     stray.mkdir()
     (stray / "model.safetensors").write_bytes(b"half")
     assert checkpoints.newest(folder).name == "step_0000030"
-    assert not stray.exists()
+    assert stray.exists(), "a reader cannot know that nobody is writing it"
+    checkpoints.clear(folder)
+    assert not stray.exists() and checkpoints.newest(folder).name == "step_0000030"
+
+
+def test_a_reader_does_not_disturb_a_run_that_saves(folder, monkeypatch):
+    write, read = checkpoints.write_file, []
+
+    def read_meanwhile(path, data):
+        write(path, data)
+        read.append(checkpoints.newest(folder).name)
+
+    monkeypatch.setattr(checkpoints, "write_file", read_meanwhile)
+    checkpoints.save(folder, 40, tensors(40), {})
+    assert read == ["step_0000030"] * 3 + ["step_0000040"]  # the last one after the rename
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_it(folder, monkeypatch):
@@ -169,6 +183,7 @@ def test_saving_a_step_again_never_leaves_none(killed_at, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(tmp_path, 7, {"model": {"a": torch.ones(3)}}, {"finished": True})
     monkeypatch.undo()
+    checkpoints.clear(tmp_path)
     found = checkpoints.newest(tmp_path)
     assert found.name == "step_0000007" and checkpoints.read_state(found)["finished"] is False
     assert not list(tmp_path.glob(".step*"))

@@ -69,6 +69,8 @@ def test_a_run_is_judged_embedded_and_reported(run, photos, capsys, tmp_path):
     for row in ("chance", "raw pixels", "untrained", "trained"):
         assert f"\n{row} " in out
     assert "verdict: " in out and "24 test and 24 training images of 2 classes" in out
+    assert out.endswith(f"report: {run / 'report.html'}\n")
+    assert "raw pixels" in (run / "report.html").read_text("utf-8"), "the page has no accuracies of this evaluation"
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert {(line.get("subject"), line.get("protocol")) for line in lines if "subject" in line} == {
         (subject, protocol)
@@ -76,12 +78,16 @@ def test_a_run_is_judged_embedded_and_reported(run, photos, capsys, tmp_path):
         for protocol in ("knn", "linear")
     }
 
-    code, out, _ = diptych(capsys, "embed", run, photos, "--out", tmp_path / "vectors")
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "file,parity\n" + "".join(f"{kind}/{i}.jpg,{i % 2}\n" for kind in ("cat", "dog") for i in range(12))
+    )
+    code, out, _ = diptych(capsys, "embed", run, photos, "--out", tmp_path / "vectors", "--labels", f"{table}:parity")
     assert code == 0 and "24 x 8 float32, 0 images failed" in out
     vectors = np.load(tmp_path / "vectors" / "vectors.npy")
     index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
     assert vectors.shape == (24, 8) and np.isfinite(vectors).all()
-    assert index[0]["key"].startswith("cat/") and index[0]["label"] == "cat" and len(index) == 24
+    assert index[1]["key"] == "cat/1.jpg" and index[1]["label"] == "1" and len(index) == 24
 
     code, out, _ = diptych(capsys, "report", run)
     page = (run / "report.html").read_text()
@@ -96,7 +102,7 @@ def test_a_bad_image_keeps_its_row_and_has_no_vector(run, photos, capsys, tmp_pa
         (mixed / f"{i}.jpg").write_bytes((photos / "cat" / f"{i}.jpg").read_bytes())
     (mixed / "1.jpg").write_bytes(b"")
     code, out, _ = diptych(capsys, "embed", run, mixed, "--out", tmp_path / "vectors")
-    assert code == 0 and "2 x 8 float32, 1 images failed" in out
+    assert code == 0 and "2 x 8 float32, 1 image failed" in out
     index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
     assert [row["key"] for row in index] == ["0.jpg", "1.jpg", "2.jpg"]
     assert "empty" in index[1]["error"] and index[0]["status"] == index[2]["status"] == "ok"
@@ -160,6 +166,10 @@ def test_recipes_and_doctor(capsys, photos):
         (["evaluate", "PHOTOS", "--train", "PHOTOS", "--test", "PHOTOS"], 4, "holds no encoder"),
         (["embed", "RUN", "PHOTOS", "--out", "RUN"], 6, "RUN"),
         (["report", "PHOTOS"], 3, "not a run"),
+        (["search", "RUN", "PHOTOS"], 3, "holds an encoder, no vectors"),
+        (["embed", "VECTORS", "PHOTOS", "--out", "NOWHERE"], 4, "it holds vectors"),
+        (["quick", "PHOTOS", "--out", "RUN"], 6, "add --overwrite"),
+        (["finetune", "RUN", "--train", "PHOTOS", "--share", "30"], 2, "(--share) is '30'"),
         (
             ["pretrain", "PHOTOS", "--recipe", "demo", "--out", "RUN", "pretrain.batch_size=8"],
             6,
@@ -173,7 +183,10 @@ def test_recipes_and_doctor(capsys, photos):
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(words, code, message, run, photos, capsys, tmp_path):
-    names = {"PHOTOS": str(photos), "RUN": str(run), "NOWHERE": str(tmp_path / "nowhere")}
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / "vectors.npy").touch()
+    names = {"PHOTOS": str(photos), "RUN": str(run), "NOWHERE": str(tmp_path / "nowhere"),
+             "VECTORS": str(tmp_path / "vectors")}  # fmt: skip
     if words[0] == "pretrain" and "--out" not in words:
         words = [*words, "--out", str(tmp_path / "out")]
     got, out, err = diptych(capsys, *[names.get(word, word) for word in words])
@@ -202,20 +215,23 @@ def test_defaults_shown_are_those_of_the_signature(capsys, monkeypatch):
     signature = inspect.signature(finetune).parameters.values()
     written = {one.name: one.default for one in signature if one.default is not one.empty}
     assert defaults_of("downstream/finetune.py", "finetune") == written
-    shown = set(inspect.signature(cli_encoders.finetune).parameters) & written.keys() - {"device"}
+    own = {name: one.default for name, one in inspect.signature(cli_encoders.finetune).parameters.items()}
+    own["labels"] = own.pop("share")  # the command's own --labels says where labels come from
+    shown = own.keys() & written.keys() - {"device"}
     assert shown == {"labels", "epochs", "steps", "batch_size", "encoder_lr", "head_lr", "scratch_lr", "published", "seeds",
                      "seed"}  # fmt: skip
-    assert all(inspect.signature(cli_encoders.finetune).parameters[name].default is None for name in shown)
+    assert all(own[name] is None for name in shown)
     _, out, _ = diptych(capsys, "finetune", "--help")
     words = " ".join(out.replace("│", " ").split())
     texts = ["fitted" if written[name] is None else written[name] for name in sorted(shown)]
-    assert [text for text in texts if f"(default: {text})" not in words] == []
-    assert words.count("(default: fitted)") == sum(written[name] is None for name in shown) == 6
+    assert [text for text in texts if f"[default: ({text})]" not in words] == []
+    assert words.count("[default: (fitted)]") == sum(written[name] is None for name in shown) == 6
     handed = {}
     monkeypatch.setattr("diptych.downstream.finetune.finetune", lambda *_, **options: handed.update(options))
     monkeypatch.setattr(cli_encoders, "open_encoder", lambda *_: None)
     monkeypatch.setattr(cli_encoders, "image_options", lambda *_: {})
     monkeypatch.setattr(cli_encoders, "open_labelled", lambda *_: (None, None))
+    monkeypatch.setattr("diptych.commands.paging.page_again", lambda *_: [])
     diptych(capsys, "finetune", "run", "--train", "a", "--test", "b", "--epochs", "3")
     assert handed == {"epochs": 3, "device": "auto"}
 

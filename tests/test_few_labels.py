@@ -156,7 +156,7 @@ def test_the_verdict(scratch, frozen, verdict):
     scores = [score_of(FROZEN, first(frozen)), score_of(SCRATCH, first(scratch)), score_of(TRAINED, first(80))]
     text = verdict_on_labels(scores)
     assert text[0] == f"verdict on 150 labels: {verdict}"
-    assert len(text) == 4 and text[1].startswith(f"  trained less {FROZEN}: {80 - frozen:+.1f} [") and "p " in text[1]
+    assert len(text) == 4 and text[1].startswith(f"  gain over {FROZEN}: {80 - frozen:+.1f} [") and "p " in text[1]
     assert "\n".join(text) in str(Evaluation(scores))
     assert verdict_on_labels(scores[:2]) == [] and "verdict" not in str(Evaluation(scores[:2]))
 

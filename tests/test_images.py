@@ -173,6 +173,25 @@ def test_given_labels():
         images(ARRAY, labels=[0, 1])
 
 
+def test_labels_from_a_table(tmp_path):
+    folder, table = write(tmp_path / "photos", "a/1.png", "2.png"), tmp_path / "labels.csv"
+    table.write_text("file,kind,part\n2.png,dog,train\na/1.png,cat,\nelsewhere.png,cow,test\n", "utf-8")
+    found = images(folder, labels=f"{table}:kind")
+    assert found.classes == ["cat", "dog"]
+    assert {key: found.classes[label] for key, label in zip(found.keys, found.labels, strict=True)} == {
+        "2.png": "dog",
+        "a/1.png": "cat",
+    }
+    with pytest.raises(DataError, match=r"labels .*labels.csv:part: 1 of 2 images have no label \(first: a/1.png\)"):
+        images(folder, labels=f"{table}:part")
+    with pytest.raises(RecipeError, match="has no column 'class' after that of the names; it has kind, part"):
+        images(folder, labels=f"{table}:class")
+    with pytest.raises(DataError, match="labels .*absent.csv is missing"):
+        images(folder, labels=f"{tmp_path / 'absent.csv'}:kind")
+    with pytest.raises(RecipeError, match="it must be auto, folder, none or FILE.csv:COLUMN"):
+        images(folder, labels=str(table))
+
+
 def test_labels_are_for_all_images_or_for_none():
     with pytest.raises(DataError, match=r"1 of 3 images have no label \(first: fake/1\): labels='none'"):
         images(Fake(3, label={0: "a", 1: None, 2: "b"}.get))

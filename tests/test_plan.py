@@ -61,7 +61,7 @@ def test_auto_is_measured_in_the_precision_that_it_will_take(gain, chosen, monke
     assert sections["pretrain"]["precision"] == "auto"
     result = planning.plan(sections, tiny_images(), tiny_images().pixels(), 100.0)
     assert learners == [chosen]
-    assert f"threads, {chosen})" in planning.described("barlow-twins-small", result)[0]
+    assert f", {chosen})" in planning.described("barlow-twins-small", result)[0]
 
 
 def test_a_glance_ends_in_time():

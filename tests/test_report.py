@@ -271,7 +271,7 @@ def test_leaks_stand_above_the_accuracies(run, exact, near):
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"leaks": leaks}])
     page = page_alone(run)
     text = "3 of 1,800 test images are in the training set: 2 with the same pixels, 1 as near copies. Without them the trained"
-    assert (text in page.text and "encoder has knn 41.2 %." in page.text) == (exact == 2)
+    assert (text in page.text and "encoder has kNN 41.2 %." in page.text) == (exact == 2)
     assert ("are in the training set" in page.text) == (exact == 2)
 
 
@@ -297,9 +297,17 @@ def test_damaged_lamps_are_left_out(run, lamps):
     assert "Is it better than what costs" not in page_alone(run).text
 
 
+def test_a_warning_without_a_collapse_speaks_of_none(run):
+    lamps = DIAGNOSIS["lamps"] | {"learning": {"word": "WARNING", "text": "nearer than 92.1 % of 72 held-out images"}}
+    judged = DIAGNOSIS | {"verdict": "WARNING", "advice": [], "lamps": lamps}
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": judged}])
+    page = Page(report(run))
+    assert "undo a collapse" not in page.text and "Follow the advice" not in page.text and "diptych embed" in page.text
+
+
 @pytest.mark.parametrize("advice, command", [
-    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick SOURCE --out quick"),
-    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick SOURCE --join {run} --out both"),
+    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick shapes/ --out quick"),
+    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick shapes/ --join {run} --out both"),
 ])  # fmt: skip
 def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
     judged = DIAGNOSIS | {"verdict": "WORSE", "advice": [advice]}
@@ -323,7 +331,7 @@ def test_a_run_without_labels(run):
     assert "These images have no labels" in page.text and "marked by cluster" in page.source
     todo = page.source[page.source.index('class="todo"') :]
     todo = todo[: todo.index("</ol>")]
-    assert "diptych embed" in todo and "diptych audit shapes/ --encoder" in todo and "evaluate" not in todo
+    assert "diptych embed" in todo and "diptych audit shapes/ --run" in todo and "evaluate" not in todo
     assert "✗" not in page.text
 
 

@@ -130,7 +130,7 @@ def test_24_a_null_image_is_a_failed_row(tmp_path):
         made = encoder("resnet18", "small", 16, channels=(8, 8, 8, 8))
     save_encoder(tmp_path / "encoder", made, Preprocessing(16))
     code, out, _ = diptych("embed", tmp_path / "encoder", tmp_path / "a.parquet", "--out", tmp_path / "vectors")
-    assert code == 0 and "4 x 8 float32, 1 images failed" in out
+    assert code == 0 and "4 x 8 float32, 1 image failed" in out
     index = [json.loads(line) for line in (tmp_path / "vectors" / "index.jsonl").read_text().splitlines()]
     assert [row["row"] for row in index] == [0, 1, None, 2, 3]
     assert index[2]["key"] == "a.parquet:2" and index[2]["error"] == "no bytes in this row (null)"

@@ -365,5 +365,5 @@ def test_the_command_embeds_without_keeping_images_and_says_which_failed(network
     source = photographs(tmp_path / "photos")
     (source / "cat" / "03.jpg").write_bytes(b"")
     code, out, err = command("embed", network, source, "--out", tmp_path / "vectors")
-    assert code == 0 and "23 x 4 float32, 1 images failed" in out
+    assert code == 0 and "23 x 4 float32, 1 image failed" in out
     assert "1 of 24 images cannot be read and have no vector, first: cat/03.jpg (empty file)" in err

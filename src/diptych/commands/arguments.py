@@ -10,18 +10,20 @@ SourceArgument = Annotated[
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a name (see `diptych recipes`) or a file.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="KEY=VALUE")
 ]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, made by pretrain.", metavar="RUN")]
+RunArgument = Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="RUN")]
 TestOption = Annotated[
-    str | None, typer.Option(help="Labelled images to test on (SOURCE) [a part of --train, see --split].")
+    str | None, typer.Option(help="Labelled images to test on (SOURCE).", show_default="a part of --train, see --split")
 ]
 SplitOption = Annotated[float, typer.Option(help="Share of each class that is tested on, without --test.")]
 GroupByOption = Annotated[
     str | None,
     typer.Option(help="Images of one group stay together: folder, '(pattern)' or FILE.csv:COLUMN.", metavar="KEY"),
 ]
-LabelsOption = Annotated[str, typer.Option(help="Where labels come from: auto, folder or none.")]
+LabelsOption = Annotated[
+    str, typer.Option("--labels", help="Where labels come from: auto, folder, none or FILE.csv:COLUMN.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SeedsOption = Annotated[
     int | None,
@@ -32,7 +34,7 @@ SeedsOption = Annotated[
 EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", help="Your own network: the module is imported, from this directory too, and the function "
-                 "is called without arguments. This runs their code.", metavar="MODULE:FUNCTION"),
+                 "is called without arguments. This runs its code.", metavar="MODULE:FUNCTION"),
 ]  # fmt: skip
 
 

@@ -39,7 +39,8 @@ def run_audit(
     sets: list[Images] = [images(name, **call_arguments(images, options | {"labels": labels})) for name in names]
     result = audit(sets[0], test=sets[1] if test is not None else None, trained=trained, seed=seed, device=device)
     files = write_audit(result, out, " and ".join(Path(name).name or name for name in names))
-    return "\n".join([str(result), *map(str, files)])
+    page, *tables = sorted(files, key=lambda file: file.suffix != ".html")
+    return "\n".join([str(result), f"page: {page}", *map(str, tables)])
 
 
 def run_pick(vectors: Path, budget: int, out: Path, seed: int) -> str:

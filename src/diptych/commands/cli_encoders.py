@@ -43,6 +43,7 @@ def evaluate(
     encoder: EncoderOption = None,
 ) -> None:
     """Evaluate an encoder beside chance, raw pixels, the closed form and the untrained encoder."""
+    from diptych.commands.paging import page_again
     from diptych.commands.schema import call_arguments
     from diptych.downstream.evaluate import evaluate as evaluate_encoder
     from diptych.downstream.protocols import require_names
@@ -55,7 +56,8 @@ def evaluate(
     settings = section_of(trained, "evaluate") | options_given
     settings.pop("encoder", None)  # a key of runs older than `--encoder`
     arguments = call_arguments(evaluate_encoder, settings)
-    print_result(str(evaluate_encoder(trained, bank, queries, device=device, **arguments)))
+    evaluation = evaluate_encoder(trained, bank, queries, device=device, **arguments)
+    print_result("\n".join([str(evaluation), *page_again(trained)]))
 
 
 def finetune(
@@ -64,7 +66,7 @@ def finetune(
     test: TestOption = None,
     split: SplitOption = 0.2,
     group_by: GroupByOption = None,
-    labels: of_finetune.Labels = None,
+    share: of_finetune.Labels = None,
     epochs: of_finetune.Epochs = None,
     steps: of_finetune.Steps = None,
     batch_size: of_finetune.BatchSize = None,
@@ -74,17 +76,20 @@ def finetune(
     published: of_finetune.Published = None,
     seeds: of_finetune.Seeds = None,
     seed: of_finetune.Seed = None,
+    labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
 ) -> None:
     """Train encoder and classifier on few labels, beside a frozen encoder and training from scratch on the same labels."""
+    from diptych.commands.paging import page_again
     from diptych.downstream.finetune import finetune as finetune_encoder
 
     trained = open_encoder(run, encoder)
-    bank, queries = open_labelled(train, test, image_options(trained), split, group_by, seed or 0)
-    options = given(labels=labels, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
+    bank, queries = open_labelled(train, test, image_options(trained) | {"labels": labels}, split, group_by, seed or 0)
+    options = given(labels=share, epochs=epochs, steps=steps, batch_size=batch_size, encoder_lr=encoder_lr,
                     head_lr=head_lr, scratch_lr=scratch_lr, published=published, seeds=seeds, seed=seed)  # fmt: skip
-    print_result(str(finetune_encoder(trained, bank, queries, device=device, **options)))
+    evaluation = finetune_encoder(trained, bank, queries, device=device, **options)
+    print_result("\n".join([str(evaluation), *page_again(trained)]))
 
 
 def report(
@@ -130,6 +135,7 @@ def labels(
     scratch: Annotated[bool, typer.Option(help="Also train the network from scratch, which takes longest.")] = True,
     target: Annotated[float | None, typer.Option(help="Accuracy whose number of labels is asked for, as 0.9.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("labels.html"),
     encoder: EncoderOption = None,
@@ -140,7 +146,7 @@ def labels(
 
     require_outside(require_page(out), train, test)
     trained = open_encoder(run, encoder)
-    bank, queries = (open_images(source, image_options(trained)) for source in (train, test))
+    bank, queries = (open_images(source, image_options(trained) | {"labels": labels}) for source in (train, test))
     options = {"draws": draws, "scratch": scratch, "target": target, "seed": seed, "device": device, "out": out}
     print_result(str(label_curves(trained, bank, queries, **options)))
 
@@ -167,7 +173,7 @@ def classify(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="RUN")],
+    run: RunArgument,
     to: Annotated[
         list[str], typer.Option(help="timm, transformers, torchvision, onnx or torch-export (repeat for several).")
     ],
@@ -200,12 +206,14 @@ def import_weights(
     file: Annotated[Path, typer.Argument(help="resnet50.pth, checkpoint_0099.pth.tar, a .ckpt, ...", metavar="FILE")],
     out: Annotated[Path, out_option("Folder of the encoder.", "-o")],
     size: Annotated[
-        int | None, typer.Option(help="Side of its input in pixels [224; 32 for a small stem].", min=8)
+        int | None, typer.Option(help="Side of its input in pixels.", min=8, show_default="224; 32 for a small stem")
     ] = None,
     mean: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Of its training images [ImageNet's].")
+        tuple[float, float, float] | None, typer.Option(help="Of its training images.", show_default="ImageNet's")
     ] = None,
-    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Of its training images [ImageNet's].")] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of its training images.", show_default="ImageNet's")
+    ] = None,
 ) -> None:
     """Make an encoder folder from a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
     from diptych.runs.foreign import import_weights as import_file
@@ -214,8 +222,10 @@ def import_weights(
 
 
 def download(
-    name: Annotated[str | None, typer.Argument(help="Name of the weights; without it, list them.")] = None,
-    out: Annotated[Path | None, out_option("The file [NAME.pth].", "-o")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the weights; without it, list them.", metavar="NAME")
+    ] = None,
+    out: Annotated[Path | None, out_option("The file.", "-o", show_default="NAME.pth")] = None,
 ) -> None:
     """Download published weights by name. Only this and encoder.pretrained=true use the network."""
     from diptych.base.terminal import ProgressBar

@@ -65,7 +65,9 @@ def quick(
     source: SourceArgument,
     out: Annotated[Path, out_option("Folder of the run.", "-o")] = Path("runs/quick"),
     size: Annotated[int, typer.Option(help="Pixels to which images are shrunk.", min=9)] = 32,
-    entries: Annotated[int | None, typer.Option(help="Entries of the dictionary [by the number of images].")] = None,
+    entries: Annotated[
+        int | None, typer.Option(help="Entries of the dictionary.", show_default="by the number of images")
+    ] = None,
     keep: Annotated[str, typer.Option(help="codes, twins (Barlow Twins' best linear map of them), or both.")] = "both",
     join: Annotated[Path | None, typer.Option(help="Run of a trained encoder to join with it.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
@@ -101,7 +103,7 @@ def views(
     print_result(str(out))
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.", metavar="NAME")] = None) -> None:
     """List the recipes, or print one."""
     from diptych.commands.shelf import list_recipes, print_recipe
 
@@ -121,7 +123,7 @@ def plan(
 
 
 def doctor(
-    source: Annotated[str | None, typer.Argument(help="Also check these images.", metavar="[SOURCE]")] = None,
+    source: Annotated[str | None, typer.Argument(help="Also check these images.", metavar="SOURCE")] = None,
     hash: Annotated[
         Path | None, typer.Option(help="Write the images' sha256 to this file, or compare with it.")
     ] = None,

@@ -26,7 +26,8 @@ def embed(
     source: SourceArgument,
     out: Annotated[Path, out_option("Folder for vectors.npy, index.jsonl and meta.json; or one FILE.parquet.", "-o")],
     to: Annotated[
-        str | None, typer.Option(help="npy or parquet [by the ending of --out]; parquet: in the folder, too.")
+        str | None,
+        typer.Option(help="npy, or parquet: also in the folder.", show_default="by the ending of --out"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped command has left off; else begin.")
@@ -63,8 +64,12 @@ def search(
     ],
     top: Annotated[int, typer.Option(help="How many neighbours.")] = 20,
     out: Annotated[Path | None, out_option("A page of pictures, .html.", "-o")] = None,
-    images: Annotated[str | None, typer.Option(help="Where the embedded images are [as recorded].")] = None,
-    run: Annotated[Path | None, typer.Option(help="The encoder that made the vectors [as recorded].")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Where the embedded images are.", show_default="as recorded")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="The encoder that made the vectors.", show_default="as recorded")
+    ] = None,
     index: Annotated[str, typer.Option(help="exact, or faiss (approximate, for many queries).")] = "exact",
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
@@ -89,13 +94,13 @@ def search(
 
 def audit(
     source: Annotated[
-        str | None, typer.Argument(help="The images; or give --train and --test.", metavar="[SOURCE]")
+        str | None, typer.Argument(help="The images; or give --train and --test.", metavar="SOURCE")
     ] = None,
     out: Annotated[Path, out_option("Folder for index.html and the table.", "-o")] = Path("audit"),
     train: Annotated[str | None, typer.Option(help="Training images (SOURCE): lists what leaks into --test.")] = None,
     test: Annotated[str | None, typer.Option(help="Test images (SOURCE).")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run or encoder to compare by [the closed form of the images].")
+        Path | None, typer.Option(help="Run or encoder to compare by.", show_default="the closed form of the images")
     ] = None,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",

@@ -52,6 +52,6 @@ def given(**arguments: Any) -> dict[str, Any]:
 def option_of_finetune(name: str, help: str = "", flag: str | None = None, **limits: Any) -> Any:
     """An option that is an argument of `diptych.finetune`. Its help shows the default of the signature."""
     default = defaults_of("downstream/finetune.py", "finetune")[name]
-    shown = "fitted" if default is None else default
+    shown = "fitted" if default is None else str(default)
     names = () if flag is None else (flag,)
-    return typer.Option(*names, help=f"{help} (default: {shown})".strip(), show_default=False, **limits)
+    return typer.Option(*names, help=help, show_default=shown, **limits)

@@ -22,6 +22,7 @@ def examine(source: str | None = None, hashes: Path | None = None) -> str:
     import torch
 
     from diptych.base.errors import RecipeError
+    from diptych.base.terminal import counted
     from diptych.runs.environment import RECORDED_PACKAGES
 
     if hashes and not source:
@@ -30,7 +31,7 @@ def examine(source: str | None = None, hashes: Path | None = None) -> str:
     lines = [("python", f"{platform.python_version()} on {platform.platform()}")]
     lines += [(name, installed_version(name)) for name in (*RECORDED_PACKAGES, *OTHER_PACKAGES)]
     lines += [("extra " + name, installed_or_missing(modules)) for name, modules in EXTRAS.items()]
-    lines += [("cores, threads", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
+    lines += [("cores, threads", f"{os.cpu_count()} cores, torch uses {counted(torch.get_num_threads(), 'thread')}"),
               ("memory", memory()), ("free space here", f"{shutil.disk_usage('.').free / 1e9:.1f} GB in {Path.cwd()}"),
               ("devices", devices()), ("bfloat16", bfloat16()), ("distributed", backends()),
               ("host name", f"{socket.gethostname()} (gloo binds to its address, or GLOO_SOCKET_IFNAME's)")]  # fmt: skip

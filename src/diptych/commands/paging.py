@@ -11,6 +11,8 @@ from diptych.base.errors import DiptychError
 from diptych.data.images import Images
 from diptych.downstream.overview import FEWEST, overview
 from diptych.reporting.report import report
+from diptych.runs.contents import is_run
+from diptych.runs.encoder import Trained
 from diptych.runs.run import Run
 from diptych.training.watch import Watch
 
@@ -31,6 +33,19 @@ def page_watch(out: Path) -> Watch:
         return {}
 
     return watch
+
+
+def page_again(trained: Trained) -> list[str]:
+    """Write the page of an encoder's run anew, with what was measured last, and return a line about it.
+
+    [] for an encoder without a run. The measured numbers stay whatever goes wrong here: then the line tells it.
+    """
+    if trained.folder is None or not is_run(trained.folder):
+        return []
+    try:
+        return [f"report: {report(trained.folder)}"]
+    except DiptychError as error:
+        return [f"no report: {error}; `diptych report {trained.folder}` makes it"]
 
 
 def write_page(run: Run, photos: Images, *, seed: int = 0, device: str = "auto") -> str:

@@ -9,9 +9,9 @@ import typer
 from diptych.base.errors import OutputError
 
 
-def out_option(help: str, *names: str) -> Any:
+def out_option(help: str, *names: str, show_default: bool | str = True) -> Any:
     """The option `--out`, a path; ~ is expanded, as in a source."""
-    return typer.Option("--out", *names, help=help, parser=expanded, metavar="PATH")
+    return typer.Option("--out", *names, help=help, parser=expanded, metavar="PATH", show_default=show_default)
 
 
 def expanded(path: str | Path) -> Path:
@@ -31,6 +31,6 @@ def require_outside(out: Path, *sources: str) -> Path:
         folder = os.path.expanduser(source)
         for real in (os.path.abspath, os.path.realpath):
             if os.path.isdir(folder) and Path(real(out)).is_relative_to(real(folder)):
-                raise OutputError(f"{out} lies in the source {source}, whose images what is written there could become; "
-                                  "choose an --out outside of it")  # fmt: skip
+                raise OutputError(f"{out} lies in the source {source}: pictures that are written there would be read as its "
+                                  "images; choose an --out outside of it")  # fmt: skip
     return out

@@ -15,7 +15,7 @@ from torch import Tensor
 from diptych.base.arithmetic import choose_precision
 from diptych.base.device import choose_device, free_bytes
 from diptych.base.errors import DataError
-from diptych.base.terminal import ProgressBar
+from diptych.base.terminal import ProgressBar, counted
 from diptych.commands.build import build
 from diptych.commands.pretraining import advice_on_worth
 from diptych.commands.recipe import read_recipe
@@ -204,7 +204,7 @@ def described(recipe: str, planned: Planned) -> list[str]:
     settings, pace = planned.sections["pretrain"], planned.pace
     device = choose_device(settings["device"])
     scaled = "" if pace.measured == pace.batch_size else f", from steps of {pace.measured}"
-    lines = [f"{recipe} on this machine ({device}, {torch.get_num_threads()} threads, {planned.precision}): "
+    lines = [f"{recipe} on this machine ({device}, {counted(torch.get_num_threads(), 'thread')}, {planned.precision}): "
              f"{pace.step:.3g} s a step of {pace.batch_size} images{scaled}"]  # fmt: skip
     if planned.batch > planned.count:
         return [*lines, f"  it cannot be trained: a batch of {planned.batch} is larger than the {planned.count} images"]

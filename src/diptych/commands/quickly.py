@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.base.errors import OutputError
-from diptych.base.files import require_free_folder
 from diptych.commands.opening import open_images
 from diptych.commands.paging import write_page
 from diptych.commands.places import require_outside
-from diptych.commands.tables import last_diagnosis
+from diptych.commands.tables import last_diagnosis, next_step
 from diptych.downstream.results import verdict_of
-from diptych.runs.contents import require_place
+from diptych.runs.contents import is_run, require_place
 from diptych.runs.encoder import load
 from diptych.runs.run import Run
 from diptych.training.quick import quick
@@ -21,7 +20,9 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
     """Compute the encoder, write its run and return the text that `diptych quick` prints. options: of `training.quick`."""
     wall, processor = time.perf_counter(), time.process_time()
     require_outside(out, source)
-    require_place(out, overwrite=True) if overwrite else require_free_folder(out)
+    if is_run(out) and not overwrite:
+        raise OutputError(f"{out} already holds a run: add --overwrite to replace it, or choose another --out")
+    require_place(out, overwrite=overwrite)
     beside = None if join is None else load(join)
     if join is not None and out.exists() and out.samefile(join):
         raise OutputError(f"{out} is the run to join, which would be replaced; choose another --out")
@@ -42,5 +43,5 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
     flips = "averaged over mirror images" if mirrored else "mirror images look unlike: not averaged"
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
             f"{verdict_of(last_diagnosis(out)[0])}\n"
-            f"next: diptych evaluate {out} --train SOURCE --test SOURCE\n"
+            f"{next_step(out)}\n"
             f"      diptych embed {out} {source} --out vectors\n{page}")  # fmt: skip

@@ -98,7 +98,7 @@ def write_answers(
             query = Tile(answer.query, pictures.get(answer.row), bank.name(answer.row)[1])
         near = [Tile(near.key, pictures.get(near.row), near.label, near.similarity) for near in answer.neighbours]
         tiles.append((query, near))
-    facts = [f"{len(bank):,} images of {bank.width} numbers", str(options.vectors), f"{options.index} search"]
+    facts = [f"{len(bank):,} vectors of {bank.width} numbers", str(options.vectors), f"{options.index} search"]
     title = answers[0].query if len(answers) == 1 else f"{len(answers):,} queries"
     write_gallery(out, title, facts, tiles, left_out=len(answers) - len(shown))
     return remarks

@@ -12,10 +12,14 @@ from diptych.runs.run import Run
 def run_summary(run: Run) -> str:
     """The run's folder, its encoder and stem, the last verdict and the next command."""
     diagnosis = last_diagnosis(run.folder)
-    after = f"next: diptych evaluate {run.folder} --train SOURCE --test SOURCE (labelled images)"
     encoder = run.section("encoder")
     stem = f"encoder {encoder.get('name')}, stem {encoder.get('stem')}"
-    return "\n".join([str(run.folder), stem, *map(verdict_of, diagnosis), after])
+    return "\n".join([str(run.folder), stem, *map(verdict_of, diagnosis), next_step(run.folder)])
+
+
+def next_step(folder: Path) -> str:
+    """What to do with a new encoder."""
+    return f"next: diptych evaluate {folder} --train LABELLED (images in class folders; a part of them is held out)"
 
 
 def last_diagnosis(folder: Path) -> list[Diagnosis]:

@@ -23,7 +23,7 @@ def group_numbers(key: str, names: Sequence[str]) -> np.ndarray:
     if key == FOLDER:
         groups: list[str | None] = [str(PurePosixPath(name).parent) for name in names]
     elif ".csv:" in key:
-        table = column_of(key)
+        table = column_of(key, "--group-by")
         groups = [table.get(name) for name in names]
     else:
         groups = [part[1] if (part := pattern_of(key).search(name)) else None for name in names]
@@ -46,16 +46,18 @@ def pattern_of(key: str) -> re.Pattern:
     return pattern
 
 
-def column_of(key: str) -> dict[str, str]:
-    """Name -> value, from the first column and the named one."""
+def column_of(key: str, option: str) -> dict[str, str]:
+    """Name -> value, from the first column of FILE.csv and COLUMN; key: "FILE.csv:COLUMN". option: names it in an error.
+
+    Raises DataError for a file that cannot be read, RecipeError for a missing column.
+    """
     file, _, column = key.rpartition(":")
     try:
-        text = read_plain(Path(file)).decode("utf-8-sig")
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise DataError(f"--group-by {key}: {error}") from None
-    header, *rows = list(csv.reader(text.splitlines())) or [[]]
+        header, *rows = list(csv.reader(read_plain(Path(file)).decode("utf-8-sig").splitlines())) or [[]]
+    except (CheckpointError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{option} {key}: {error}") from None
     if column not in header[1:]:
         known = ", ".join(header[1:]) or "none"
-        raise RecipeError(f"--group-by: {file} has no column {column!r} after that of the names; it has {known}")
+        raise RecipeError(f"{option}: {file} has no column {column!r} after that of the names; it has {known}")
     place = header.index(column)
     return {row[0]: row[place] for row in rows if len(row) > place}

@@ -19,7 +19,7 @@ from diptych.data.ahead import copied_ahead
 from diptych.data.arrays import Pixels
 from diptych.data.decode import MAX_PIXELS
 from diptych.data.gray import Gray, gray_ends
-from diptych.data.labels import all_labels
+from diptych.data.labels import is_table, labels_of
 from diptych.data.open import NAMED, Source, open_source
 from diptych.data.resident import Decoded, decode_rows, empty_batch, fits_in_memory
 from diptych.data.source import KeyView, content_digest, digest
@@ -29,6 +29,7 @@ from diptych.data.untrusted import BadImage
 
 __all__ = ["NAMED", "BadImage", "Images", "Source", "images", "open_source"]
 
+LABELS_FROM = "auto, folder, none or FILE.csv:COLUMN"
 REPLACEMENTS = 16  # tried for one bad image; if 1 % are bad, all 16 are bad once in 1e32 times
 
 
@@ -36,7 +37,7 @@ REPLACEMENTS = 16  # tried for one bad image; if 1 % are bad, all 16 are bad onc
 def images(
     source: str | os.PathLike | Source | np.ndarray | Tensor,
     size: Side | None = None,
-    labels: Annotated[str, Words("auto|folder|none")] | Sequence | np.ndarray = "auto",
+    labels: Annotated[str, Words("auto|folder|none|.+[.]csv:.+", LABELS_FROM)] | Sequence | np.ndarray = "auto",
     on_bad: Annotated[str, Words("skip|error")] = "skip",
     max_pixels: Annotated[float, Range(1, math.inf)] = MAX_PIXELS,
     background: str = "white",
@@ -51,7 +52,8 @@ def images(
 
     source: a path or a name (see `open_source`), a Source, or uint8 pixels (N, H, W, 3), (N, 3, H, W) or (N, H, W).
     size: pixels; None for the native size, when all images are squares of one size.
-    labels: "auto", "folder" or "none" (see `open_source`), or one class number or name per image.
+    labels: "auto", "folder" or "none" (see `open_source`), "FILE.csv:COLUMN" (a table whose first column holds the names of
+    all images), or one class number or name per image.
     on_bad: an unreadable image is left out, see `.failed` ("skip"; up to 1 % or 10), or raises ("error").
     fit: "crop" (short side to `size`, then the centre) or "squash" (both sides to `size`). max_pixels, background: see `decode`.
     gray_range: 16-bit gray values that become 0 and 255; "auto": see `gray_range_of`. A run records them for later images.
@@ -63,19 +65,20 @@ def images(
     progress: called with (images done, images in all) while a resident set is decoded.
     Raises DataError (source, size, labels) and RecipeError (options).
     """
-    given_labels = None if isinstance(labels, str) else labels
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):
         source = Pixels(source)
     elif isinstance(source, str | os.PathLike):
-        source = open_source(source, labels if isinstance(labels, str) else "none", follow_symlinks)
+        source = open_source(
+            source, labels if isinstance(labels, str) and not is_table(labels) else "none", follow_symlinks
+        )
     if not len(source):
         raise DataError("the source holds no images")
     if skipped := getattr(source, "skipped", ()):
         warnings.warn(left_out(skipped), stacklevel=3)
     squares = Squares(source, size, max_pixels, background, fit, gray_ends(gray_range))
-    numbers, classes = (None, None) if given_labels is None and labels == "none" else all_labels(source, given_labels)
+    numbers, classes = labels_of(source, labels)
     in_memory = None if resident == "auto" else bool(resident)
     photos = Images(squares, numbers, classes, on_bad=on_bad, resident=in_memory, progress=progress)
     photos.reads_all = fingerprint == "full"

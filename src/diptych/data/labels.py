@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diptych.base.errors import DataError, RecipeError
+from diptych.data.groups import column_of
 from diptych.data.source import Keys, Source, key_of
 
 LABELS = ("auto", "folder", "none")
@@ -74,6 +75,26 @@ def numbered(
     if low < -1 or high >= most:
         raise DataError(f"{where}: labels {low} to {high} are not class numbers 0 to {most - 1} (-1: none)")
     return labels.astype(np.int64), classes or [str(number) for number in range(high + 1)]
+
+
+def is_table(labels: object) -> bool:
+    """Whether labels are "FILE.csv:COLUMN"."""
+    return isinstance(labels, str) and ".csv:" in labels
+
+
+def labels_of(source: Source, labels: str | Sequence | np.ndarray) -> tuple[list[int] | None, list[str] | None]:
+    """`all_labels` by the option `labels` of `images`: from the source, a table, or one for each image."""
+    if is_table(labels):
+        table = column_of(str(labels), "labels")
+        names = [table.get(source.key(i), "") for i in range(len(source))]
+        if "" in names:
+            first = source.key(names.index(""))
+            raise DataError(f"labels {labels}: {names.count('')} of {len(names)} images have no label (first: {first}); the "
+                            "first column holds the names, as this one, and all images need a label")  # fmt: skip
+        return all_labels(source, names)
+    if isinstance(labels, str):
+        return (None, None) if labels == "none" else all_labels(source)
+    return all_labels(source, labels)
 
 
 def all_labels(source: Source, given: Sequence | np.ndarray | None = None) -> tuple[list[int] | None, list[str] | None]:

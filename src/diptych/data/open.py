@@ -97,4 +97,4 @@ def _missing(path: Path) -> str:
     where = "this folder" if parent == Path(".") else parent
     if near:
         return f"{path} does not exist; in {where} there is {' or '.join(near)}"
-    return f"{path} does not exist; {where} has no {missing}" + (f" (names: {', '.join(NAMED)})" if NAMED else "")
+    return f"{path} does not exist; {where} has no {missing}" + f" ({' and '.join(NAMED)} need no folder)"

@@ -28,7 +28,9 @@ def split(
     none.
     """
     if images.labels is None or images.classes is None:
-        raise DataError("images without labels cannot be split for a test; use a folder of class folders")
+        raise DataError(
+            "images without labels cannot be split for a test; use class folders, or --labels FILE.csv:COLUMN"
+        )
     labels = np.array(images.labels)
     if lonely := [images.classes[label] for label, count in enumerate(np.bincount(labels)) if count == 1]:
         raise DataError(f"class {lonely[0]!r} has one image, which cannot be split; add images, or give --test")

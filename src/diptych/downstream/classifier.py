@@ -164,7 +164,8 @@ def crop_and_flip(expected: Preprocessing) -> View:
 def class_names(images: Images, what: str) -> list[str]:
     """The class name of each image: unlike class numbers, names can be compared between two sets."""
     if images.labels is None or images.classes is None:
-        raise DataError(f"the {what} images have no labels: use a folder of class folders, or a source with labels")
+        raise DataError(f"the {what} images have no labels: use a folder of class folders, a source with labels, or a "
+                        "table (--labels FILE.csv:COLUMN)")  # fmt: skip
     return [images.classes[label] for label in images.labels]
 
 

@@ -40,7 +40,7 @@ def verdict_on_labels(scores: Sequence[Score]) -> list[str]:
         text = f"no difference can be told between the fine-tuned encoder and {' or '.join(level)}{advice}"
     else:
         text = "the fine-tuned encoder is better than every other row"
-    lines = [f"  trained less {name}: {points(pair)}{probability(pair.p)}" for name, pair in pairs.items()]
+    lines = [f"  gain over {name}: {points(pair)}{probability(pair.p)}" for name, pair in pairs.items()]
     return [f"verdict on {labels:,} labels: {text}", *lines, f"  points, [95 % interval, {covered(scores)}]"]
 
 

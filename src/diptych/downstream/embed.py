@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych.base.device import choose_device
 from diptych.base.errors import DataError, RecipeError
 from diptych.base.signals import Preempted
-from diptych.base.terminal import ProgressBar
+from diptych.base.terminal import ProgressBar, counted
 from diptych.data.images import Images
 from diptych.downstream.classifier import IMAGES_PER_BATCH, class_names, stream
 from diptych.downstream.spreadsheet import pyarrow
@@ -220,7 +220,7 @@ def warn_of_infinite(bad: int, count: int, trained: Trained) -> None:
 def summary(folder: Path) -> str:
     """One line about a folder that `embed` has written."""
     meta = read_meta(folder)
-    return f"{folder}/vectors.npy  {meta['rows']} x {meta['width']} float32, {meta['failed']} images failed"
+    return f"{folder}/vectors.npy  {meta['rows']} x {meta['width']} float32, {counted(meta['failed'], 'image')} failed"
 
 
 def embed_sets(

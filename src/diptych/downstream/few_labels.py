@@ -24,7 +24,9 @@ def parse_labels(labels: float | str) -> float | int:
     except ValueError:
         share = math.nan
     if not 0 < share <= 1:
-        raise RecipeError(f"labels is {labels!r}; give a share such as 0.01 (1.0: all), or 10pc for 10 of each class")
+        raise RecipeError(
+            f"labels (--share) is {labels!r}; give a share such as 0.01 (1.0: all), or 10pc for 10 of each class"
+        )
     return share
 
 
@@ -40,7 +42,9 @@ def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int
     chosen: list[int] = []
     for label, rows in members.items():
         if isinstance(amount, int) and len(rows) < amount:
-            raise DataError(f"class {label!r} has {len(rows)} images, fewer than the {amount} asked for; lower labels")
+            raise DataError(
+                f"class {label!r} has {len(rows)} images, fewer than the {amount} asked for; lower labels (--share)"
+            )
         chosen += rows[: amount if isinstance(amount, int) else max(1, round(amount * len(rows)))]
     return torch.tensor(sorted(chosen))
 

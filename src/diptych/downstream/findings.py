@@ -52,7 +52,8 @@ class Audit:
             groups = {finding.group for finding in findings} - {None}
             count = f"{len(groups):,} group{'s' * (len(groups) > 1)}" if groups else f"{len(findings):,}"
             text.append(
-                f"  {name:<20}{count:>12}" + (f"  {wrong:.1f} of them expected to be wrong" if wrong >= 0.05 else "")
+                f"  {name:<20}{count:>12}"
+                + (f"  {wrong:.1f} of them expected to be false alarms" if wrong >= 0.05 else "")
             )
         return "\n".join([*text, *self.notes])
 

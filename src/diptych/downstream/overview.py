@@ -71,7 +71,7 @@ def overview(
             spaces[UNTRAINED] = untrained(iter(batches), **options)
         spaces[RAW_PIXELS] = raw_pixels(iter(batches), *centred(trained.preprocessing), output_device=where)
         progress.say(f"map of {len(rows):,} images ...")
-        arrays = overview_of(images, rows, spaces, pixels=torch.cat(batches), shows="images of training", seed=seed)
+        arrays = overview_of(images, rows, spaces, pixels=torch.cat(batches), shows="training images", seed=seed)
     save_picture(run.folder, "map", **arrays)
     return run.folder
 

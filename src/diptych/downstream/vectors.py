@@ -14,6 +14,7 @@ from diptych.data.untrusted import one_line, refusing
 from diptych.downstream.spreadsheet import pyarrow
 from diptych.embeddings.nearest import BANK_ROWS_PER_BLOCK
 from diptych.embeddings.store import FORMAT, Index, load_embeddings
+from diptych.runs.contents import is_run
 
 COLUMNS = ("file_name", "vector")  # that a table must have
 
@@ -44,6 +45,8 @@ class Bank(Protocol):
 
 def open_bank(path: Path) -> Bank:
     """The embeddings at a path: a folder of `diptych embed`, or its Parquet. Raises DataError."""
+    if is_run(path) or (path / "config.json").is_file():
+        raise DataError(f"{path} holds an encoder, no vectors; `diptych embed {path} SOURCE --out vectors` makes them")
     if path.is_dir():
         return FolderBank(path)
     if not path.exists():

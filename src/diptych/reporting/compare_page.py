@@ -6,6 +6,7 @@ from typing import NamedTuple
 from diptych.reporting.charts import COLOURS, line_chart
 from diptych.reporting.dots import Dot, dot_chart
 from diptych.reporting.figures import SENTENCES, TITLES, values
+from diptych.reporting.numbers import protocol_title
 from diptych.reporting.page import page_template, text_of
 from diptych.reporting.record import Record, clip
 
@@ -43,7 +44,7 @@ def comparison_page(
 
     accuracies, pairs: by protocol. covers: what the intervals cover, "" where nothing was evaluated.
     """
-    judged = [{"name": name, "dots": dot_chart(dots),
+    judged = [{"name": protocol_title(name), "dots": dot_chart(dots),
                "pairs": pairs.get(name, ()), "gaps": dot_chart([pair.dot for pair in pairs.get(name, ())], zero=True)}
               for name, dots in accuracies.items()]  # fmt: skip
     shown = [

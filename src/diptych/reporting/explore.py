@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.base.terminal import counted
 from diptych.reporting.charts import COLOURS, MAP_HEIGHT, MAP_WIDTH, SHAPES, mark, scatter
 from diptych.reporting.mistakes import confident_errors, confused_pairs, mistakes
 from diptych.reporting.pictures import data_uri, shrink_to_fit
@@ -123,7 +124,7 @@ def errors_on_map(pictures: Pictures) -> tuple[list[dict], list[dict]]:
     arrays = pictures.arrays
     labels, predicted, confidence = arrays["labels"], arrays["predicted"], arrays["confidence"]
     pairs = [{"truth": pictures.class_of(pair.truth), "predicted": pictures.class_of(pair.predicted),
-              "text": f"{len(pair.rows):,} images, {100 * pair.share:.1f} % of the class on the map",
+              "text": f"{counted(len(pair.rows), 'image')}, {100 * pair.share:.1f} % of the class on the map",
               "tiles": [pictures.tile(row) for row in pair.rows[:EXAMPLES]]}
              for pair in confused_pairs(labels, predicted, PAIRS)]  # fmt: skip
     errors = [pictures.tile(row, f"{confidence[row]:.2f}") | {"predicted": pictures.class_of(int(predicted[row]))}

@@ -85,10 +85,10 @@ def speed_chart(run: Record) -> dict | None:
 
 
 def watched_images(run: Record) -> str:
-    """ " of N images", those that the watches read; "" where the recipe does not tell."""
+    """ " of up to N images", those that the watches read; "" where the recipe does not tell."""
     section = run.recipe.get("watch")
     count = real(section.get("images")) if isinstance(section, dict) else None
-    return f" of {number(count)} images" if count else ""
+    return f" of up to {number(count)} images" if count else ""
 
 
 def chart(name: str, series: dict, own: str | None = None, *, of: str = "", **options) -> dict | None:

@@ -62,6 +62,11 @@ def accuracy_section(run: Record) -> dict | None:
     }
 
 
+def protocol_title(name: str) -> str:
+    """What people call a protocol: `kNN` for "knn"."""
+    return PROTOCOL_TEXTS.get(name, (name, ""))[0]
+
+
 def leaks_text(leaks: dict | None) -> str:
     """Test images that are in the training set, and the trained encoder's accuracies without them; "" without any."""
     exact, near, tested = (real((leaks or {}).get(key)) for key in ("exact", "near", "test_images"))
@@ -72,7 +77,9 @@ def leaks_text(leaks: dict | None) -> str:
     rows = leaks.get("without")
     accuracies = [(clip(row.get("protocol", ""), 40), real(row.get("accuracy"))) for row in rows
                   if isinstance(row, dict) and row.get("subject") == "trained"] if isinstance(rows, list) else []  # fmt: skip
-    shown = [f"{name} {number(value, percent=True)}" for name, value in accuracies[:6] if value is not None]
+    shown = [
+        f"{protocol_title(name)} {number(value, percent=True)}" for name, value in accuracies[:6] if value is not None
+    ]
     return f"{text} Without them the trained encoder has {', '.join(shown)}." if shown else text
 
 
@@ -138,13 +145,13 @@ def protocol_note(name: str, results: list[dict]) -> dict:
 
 
 def setting(key: object, value: object) -> str:
-    """`k 200`, `converged yes`."""
+    """`k 200`, `converged yes`; where a protocol is from (`as_in`) without its key."""
     finite = real(value)
     if finite is not None:
         text = number(finite)
     else:
         text = "yes" if value is True else "no" if value is False else clip(value, 100)
-    return f"{clip(key, 40).replace('_', ' ')} {text}"
+    return text if key == "as_in" else f"{clip(key, 40).replace('_', ' ')} {text}"
 
 
 def summary(accuracy: dict | None) -> str:

@@ -116,9 +116,8 @@ RELOADED = 20  # seconds, of a page of a run that still trains
 NOT_EVALUATED = "The encoder has not been evaluated. This needs labelled images:"
 NO_LABELS = (
     "These images have no labels, so no accuracy is known. To measure one, put some of them into a folder for each "
-    "class, or give their labels with --labels:"
+    "class, or give their labels with --labels FILE.csv:COLUMN:"
 )
-JOIN = "join"  # the option of `diptych quick`
 
 
 def parts_of(run: Record, accuracy: dict | None, explorable: dict, labels: str) -> list[tuple[str, str]]:
@@ -147,11 +146,12 @@ def commands(run: Record) -> dict[str, str]:
         "evaluate": f"diptych evaluate {folder} --train SOURCE --test SOURCE",
         "embed": f"diptych embed {folder} {source} --out vectors",
         "search": "diptych search vectors IMAGE --out like-it.html",
-        "audit": f"diptych audit {source} --encoder {folder} --out audit",
+        "audit": f"diptych audit {source} --run {folder} --out audit",
         "overview": f"diptych report {folder} --images {source}",
         "load": f"trained = diptych.load({clip(run.folder)!r})",
         "report": f"diptych report {folder}",
-        JOIN: f"diptych quick SOURCE --{JOIN} {folder} --out both",
+        "closed form": f"diptych quick {source} --out quick",
+        "join": f"diptych quick {source} --join {folder} --out both",
     }
 
 
@@ -226,7 +226,8 @@ def sentence(text: str) -> str:
 
 def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     """At most three steps: (sentence, command or "")."""
-    word, state, command = verdict(run)["word"], status(run)["word"], commands(run)
+    judged, state, command = verdict(run), status(run)["word"], commands(run)
+    word, collapse = judged["word"], [lamp["word"] for lamp in judged["lamps"] if lamp["name"] == "collapse"]
     trained = main_result(accuracy)[1] or {"better": None}
     steps = []
     if state == "diverged":
@@ -240,17 +241,19 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     elif word in (None, "UNPROVEN") or accuracy is None or (trained["better"] is None and not run.closed_form):
         text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
-    if any(f"--{JOIN} " in text for text in verdict(run)["advice"]):
-        steps.append(("Join the closed form and this encoder; the advice above says what that gains.", command[JOIN]))
+    if any("--join " in text for text in judged["advice"]):
+        steps.append(("Join the closed form and this encoder; the advice above says what that gains.", command["join"]))
     elif word == "WORSE":
-        steps.append(("Use the closed-form encoder on these images.", "diptych quick SOURCE --out quick"))
-    elif word in ("WARNING", "COLLAPSED"):
+        steps.append(("Use the closed-form encoder on these images.", command["closed form"]))
+    elif word == "COLLAPSED" or (word == "WARNING" and collapse != ["OK"]):
         steps.append(
             ("Follow the advice above before training longer: longer training alone does not undo a collapse.", "")
         )
+    elif word == "WARNING" and judged["advice"]:
+        steps.append(("Follow the advice above.", ""))
     elif word == "OK" and trained["better"] is False:
         steps.append(("Train longer, or on more images: the encoder is healthy, but has learned little.", ""))
-    elif word in ("OK", "UNPROVEN") and state == "finished":
+    elif word in ("OK", "UNPROVEN", "WARNING") and state == "finished":
         steps.append(("Turn images into embeddings.", command["embed"]))
         steps.append(("Use the encoder in Python.", command["load"]))
     if len(steps) < 3:

@@ -38,7 +38,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     files["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["manifest.json"] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=1).encode()
-    replaced = folder / f".step_{step:07d}.tmp-{os.getpid()}-old"  # like the other, deleted by `newest` after a kill
+    replaced = folder / f".step_{step:07d}.tmp-{os.getpid()}-old"  # like the other, deleted by `clear` after a kill
     for leftover in (temporary, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -92,17 +92,22 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest intact checkpoint, None when there is no checkpoint. Warns of every broken one that it skips.
-
-    Raises CheckpointError when there are checkpoints and all are broken: starting over silently would lose a run.
-    """
-    for stray in folder.glob(".step_*.tmp-*"):  # left by a process that was killed while writing
+def clear(folder: Path) -> None:
+    """Delete what a process that was killed while saving has left, or finish it. For the process that holds the run."""
+    for stray in folder.glob(".step_*.tmp-*"):
         checkpoint = folder / stray.name[1:].split(".")[0]
         if stray.name.endswith("-old") and not checkpoint.exists():
             os.replace(stray, checkpoint)  # killed between the two renames
         else:
             shutil.rmtree(stray, ignore_errors=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest intact checkpoint, None when there is no checkpoint. Warns of every broken one that it skips.
+
+    Changes nothing: the run may be saving. Raises CheckpointError when there are checkpoints and all are broken: starting
+    over silently would lose a run.
+    """
     candidates = steps(folder)
     for checkpoint in reversed(candidates):
         reason = fault(checkpoint)

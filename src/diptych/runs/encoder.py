@@ -223,11 +223,10 @@ def encoder_folder(folder: str | Path) -> Path:
     if (folder / "encoder" / "config.json").is_file():
         return folder / "encoder"
     if not (folder / "config.json").is_file():
-        unfinished = (folder / "log.jsonl").is_file()
-        reason = (
-            "its training has not finished: continue it with `diptych pretrain ... --resume`"
-            if unfinished
-            else "no config.json; point to a run, or to a folder that import-weights has written"
-        )
+        reason = "no config.json; point to a run, or to a folder that import-weights has written"
+        if (folder / "log.jsonl").is_file():
+            reason = "its training has not finished: continue it with `diptych pretrain ... --resume`"
+        elif (folder / "vectors.npy").is_file():
+            reason = "it holds vectors; name the run that they were made with"
         raise CheckpointError(f"{folder} holds no encoder ({reason})")
     return folder

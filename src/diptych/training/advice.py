@@ -73,6 +73,6 @@ def advise(
     row = min(lost, key=lambda row: row.core_minutes)
     return (
         f"note: for {images:,} images and this time on a CPU `diptych quick` is the better choice: with {row.images:,} "
-        f"{row.of} it had kNN {row.quick[0]:.0f} and linear {row.quick[1]:.0f} %, {row.core_minutes:.0f} core-minutes of "
+        f"{row.of} it had kNN {row.quick[0]:.0f} and linear {row.quick[1]:.0f} %, {row.core_minutes:.0f} minutes on a core of "
         f"{row.method} {row.trained[0]:.0f} and {row.trained[1]:.0f} %; `diptych quick --join` joins both afterwards"
     )

@@ -65,7 +65,8 @@ def are_extensions(history: object) -> bool:
 
 def unfinish(run: Run, images: Images) -> int:
     """Save the last checkpoint again, as one of a run that goes on; returns its step."""
-    checkpoint = checkpoints.newest(run.folder / "checkpoints")
+    checkpoints.clear(folder := run.folder / "checkpoints")
+    checkpoint = checkpoints.newest(folder)
     if checkpoint is None:
         raise CheckpointError(f"{run.folder} has no checkpoint to go on from; start a longer run with another --out")
     if (checkpoint / "best.safetensors").exists():

@@ -54,6 +54,9 @@ class Keeper:
 
     def resume(self) -> State:
         """Put weights, memory and log back to the newest checkpoint, if there is one; returns where the run stands."""
+        if rank() == 0:
+            checkpoints.clear(self.folder)
+        barrier()
         checkpoint = checkpoints.newest(self.folder)
         state = self.first_state() if checkpoint is None else self.restore(checkpoint)
         if rank() == 0 and not state.finished:
