@@ -1,7 +1,6 @@
-"""Methods of a user's own and those with a target, a queue or a centre, trained by name: by a test, by torchrun in two."""
+"""Methods of a user's own and those with a target, a queue or a centre, trained by name: by a test, and in two processes."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ def own_run(name: str, out: Path | str, kill_after: int | None = None, **options
     return pretrain(method, tiny_images(), views, sgd(method, lr=0.05), out=out, checkpoint_minutes=0.0, **options)
 
 
-if __name__ == "__main__":
-    own_run(sys.argv[1], sys.argv[2], precision="float64", epochs=1)
+def one_of_two(name: str, out: str) -> None:
+    own_run(name, out, precision="float64", epochs=1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

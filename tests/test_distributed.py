@@ -1,17 +1,15 @@
 """N processes = 1 process: in loss, gradients, statistics and weights. One process: the identity.
 
-The first test starts this very file twice, as a program: then it is one of two processes that check
-everything at once.
+The first test is two processes that check everything at once.
 """
 
 import os
 import socket
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
+import own_process
 import pytest
 import slow_kernels
 import torch
@@ -19,7 +17,6 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-import diptych
 from diptych.base import processes
 from diptych.base.errors import DiptychError, RecipeError
 from diptych.base.placement import place
@@ -353,31 +350,20 @@ SLURM = {
 PLACES = [*TORCHRUN, *SLURM, "SLURM_JOB_NODELIST"]
 
 
-def run_two_processes(program):
-    """Run a test file as two processes; the first reads its place in torchrun's words, the second in SLURM's."""
-    src, port = Path(diptych.__file__).parents[1], free_port()
-    env = {name: value for name, value in os.environ.items() if name not in PLACES}
-    env |= {"PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"}
+def run_two_processes(folder: Path, target, *arguments):
+    """Call `target` in two processes; the first reads its place in torchrun's words, the second in SLURM's."""
+    env = {name: value for name, value in os.environ.items() if name not in PLACES} | {"OMP_NUM_THREADS": "1"}
+    places, port = {"first": TORCHRUN, "second": SLURM}, {"MASTER_PORT": free_port()}
     both = [
-        subprocess.Popen(
-            [sys.executable, program],
-            env=env | place | {"MASTER_PORT": port},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for place in (TORCHRUN, SLURM)
+        own_process.start(target, *arguments, said=folder / name, env=env | place | port)
+        for name, place in places.items()
     ]
-    try:
-        output = [process.communicate(timeout=200)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(output)
+    codes = [own_process.end(process, 200) for process in both]
+    assert codes == [0, 0], "\n".join((folder / name).read_text() for name in places)
 
 
-def test_two_processes_compute_what_one_computes():
-    run_two_processes(__file__)
+def test_two_processes_compute_what_one_computes(tmp_path):
+    run_two_processes(tmp_path, one_of_two)
 
 
 @pytest.fixture
@@ -453,7 +439,3 @@ def test_a_missing_peer_is_an_error_not_a_hang(nowhere):
     with pytest.raises(DiptychError, match="process 0 of 2 did not meet the others at localhost"):
         start("cpu", timeout_seconds=1)
     assert world_size() == 1
-
-
-if __name__ == "__main__":
-    one_of_two()

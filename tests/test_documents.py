@@ -60,9 +60,9 @@ def slug(heading: str) -> str:
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """Where a reader stands: a folder with `photos/cat/*.jpg` and `photos/dog/*.jpg`; the demo has a tenth of its squares."""
-    monkeypatch.setattr("diptych.data.photographs.TRAIN", 30)
-    monkeypatch.setattr("diptych.data.photographs.TEST", 10)
+    """Where a reader stands: a folder with `photos/cat/*.jpg` and `photos/dog/*.jpg`; the demo has a twentieth of its squares."""
+    monkeypatch.setattr("diptych.data.photographs.TRAIN", 15)
+    monkeypatch.setattr("diptych.data.photographs.TEST", 5)
     rng = np.random.default_rng(0)
     for kind, colour in (("cat", (200, 120, 60)), ("dog", (60, 120, 200))):
         (tmp_path / "photos" / kind).mkdir(parents=True)

@@ -1,11 +1,11 @@
 """More epochs for a finished run, and a run that starts with another's encoder."""
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import own_process
 import pytest
 import torch
 from test_cli import SMALL, diptych, photos  # noqa: F401  (photos: a fixture)
@@ -70,7 +70,6 @@ def test_the_rate_is_that_of_the_new_length(finished, extended):
 
 def killed_in_the_extension(folder: str) -> None:
     """For a process of its own."""
-    torch.set_num_threads(1)
     method = tiny_method()
     method.signal_at = (9, SIGKILL)  # `Struck` counts in twelfths of the run: in the fourth of five epochs
     tiny_run(Path(folder), method, epochs=MORE)
@@ -78,10 +77,7 @@ def killed_in_the_extension(folder: str) -> None:
 
 def test_an_extension_that_is_killed_resumes_bit_equal(copy, extended):
     extend(copy, MORE, tiny_images())
-    process = multiprocessing.get_context("forkserver").Process(target=killed_in_the_extension, args=(str(copy),))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -SIGKILL
+    assert own_process.run(killed_in_the_extension, str(copy)) == -SIGKILL
     taken = Run(copy).lines("step")[-1]["step"]
     assert EPOCHS * STEPS < taken < MORE * STEPS and not Run(copy).finished
     extend(copy, MORE, tiny_images())  # the same command again: nothing to prepare

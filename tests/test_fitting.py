@@ -15,7 +15,8 @@ SMALL = ["barlow-twins-small", "barlow-twins-cifar10-small", "simsiam-cifar10-sm
 QUICK = ["pretrain.batch_size=4", "pretrain.epochs=1", "pretrain.precision=float32", "watch.collapse=false",
          "watch.knn=false"]  # fmt: skip
 CONVNEXT, VIT = "encoder.name=convnext_atto", "encoder.name=vit_tiny_patch16_224"
-# Without their options these networks are deep; that is enough to know that all fits.
+# That all fits is seen on shallow and narrow networks too; as they stand they are deep.
+NARROW = ["encoder.channels=[8,8,16,16]"]  # of the recipes' own ResNet
 SHALLOW = {CONVNEXT: ["encoder.depths=[1, 1, 1, 1]", "encoder.dims=[8, 8, 16, 24]"], VIT: ["encoder.depth=1"]}
 METHODS = ["method.name=simsiam", "method.name=barlow_twins"]
 SIZES = ["images.size=32", "images.size=64", "images.size=96"]
@@ -29,7 +30,7 @@ def fitted(name: str, *words: str) -> tuple[dict, list[str]]:
 
 
 def train_two_steps(name: str, words: list[str], tmp_path) -> None:
-    shallow = [option for word in words for option in SHALLOW.get(word, [])]
+    shallow = [option for word in words for option in SHALLOW.get(word, [])] or NARROW
     recipe, _ = fitted(name, *QUICK, *words, *shallow)
     built = build(recipe)
     size = recipe["images"]["size"]

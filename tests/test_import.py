@@ -119,7 +119,10 @@ def test_public_names():
         diptych.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("earlier", ["", "diptych.training.pretrain", "diptych.embeddings.scores"])
+@pytest.mark.parametrize(
+    "earlier",
+    ["", "diptych.training.pretrain", pytest.param("diptych.embeddings.scores", marks=pytest.mark.slow)],
+)
 def test_public_names_are_what_they_say(earlier):
     """`diptych.images` is the function, also where a program has imported the file of that name before."""
     ended = python(f"""

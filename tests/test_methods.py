@@ -277,9 +277,9 @@ def one_of_two() -> None:
     leave_processes()
 
 
-def test_two_processes_are_one():
+def test_two_processes_are_one(tmp_path):
     """Loss, parts, gradients, running statistics, target and queue of every method, in float64."""
-    run_two_processes(__file__)
+    run_two_processes(tmp_path, one_of_two)
 
 
 @pytest.mark.parametrize("name", OF_THE_PACKAGE)
@@ -310,7 +310,3 @@ def test_a_queue_and_a_target_move():
     assert not torch.equal(queue, method.queue) and not method.target[0].last.weight.requires_grad
     method.after_step({"key": keys[0]}, 1.0)
     torch.testing.assert_close(target, before + 1 - 0.9**2)  # at the end it stands still
-
-
-if __name__ == "__main__":
-    one_of_two()

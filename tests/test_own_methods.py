@@ -3,14 +3,11 @@
 And to those of the package that have targets, queues, centres and prototypes, most of them in the slow tests.
 """
 
-import subprocess
-import sys
-from multiprocessing import get_context
-from pathlib import Path
-
+import own_process
 import pytest
 import torch
-from own_methods import OWN, SIBLINGS, own_run
+from own_methods import OWN, SIBLINGS, one_of_two, own_run
+from test_distributed import run_two_processes
 from tiny import SIGKILL, told, weights_of
 
 from diptych.reporting.report import report
@@ -36,10 +33,7 @@ def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolera
 
 @with_processes
 def test_it_is_killed_and_ends_bit_equal_with_a_report(name, tmp_path):
-    child = get_context("spawn").Process(target=own_run, args=(name, str(tmp_path / "run"), 5))
-    child.start()
-    child.join()
-    assert child.exitcode == -SIGKILL
+    assert own_process.run(own_run, name, str(tmp_path / "run"), 5) == -SIGKILL
     assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step_0000005"
     resumed, quiet = own_run(name, tmp_path / "run"), own_run(name, tmp_path / "quiet")
     ours, theirs = weights_of(resumed), weights_of(quiet)
@@ -72,12 +66,7 @@ def test_in_pieces_it_is_the_batch(name, tmp_path):
 
 @with_processes
 def test_in_two_processes_it_is_one(name, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = Path(__file__).with_name("own_methods.py")
-    ran = subprocess.run(
-        [*command, str(program), name, str(tmp_path / "two")], capture_output=True, text=True, timeout=60
-    )
-    assert ran.returncode == 0, ran.stderr
+    run_two_processes(tmp_path, one_of_two, name, str(tmp_path / "two"))
     one = own_run(name, tmp_path / "one", precision="float64", epochs=1)
     close(weights_of(Run(tmp_path / "two")), weights_of(one), 1e-8)  # groups of two rows magnify rounding step by step
     first = [run.lines("step")[0] for run in (one, Run(tmp_path / "two"))]

@@ -11,6 +11,7 @@ from PIL import Image
 from diptych.base.errors import DataError
 from diptych.embeddings import plane
 from diptych.reporting import charts, pictures
+from diptych.reporting.pictures import line_picture
 
 
 def flat(colours: list[tuple[int, int, int]], size: int) -> np.ndarray:
@@ -228,7 +229,7 @@ def test_fifty_classes_have_fifty_marks():
 def test_a_curve_as_a_picture_goes_where_its_values_are():
     """At 3 pixels a unit, 26 units below the title: ink at each point, none half-way up where the line is not."""
     chart = charts.line_chart("loss", "Loss", "", {"a": [(0, 0.0), (10, 1.0)], "b": [(0, 1.0), (10, 1.0)]})
-    picture = np.asarray(pictures.line_picture(chart, (charts.WIDTH, charts.HEIGHT))).astype(int)
+    picture = np.asarray(line_picture(chart, (charts.WIDTH, charts.HEIGHT))).astype(int)
     assert picture.shape == (3 * (charts.HEIGHT + 26), 3 * charts.WIDTH, 3)
     for line, ink in zip(chart["lines"], pictures.INKS[:2], strict=True):
         x, y = line["hover"][0][:2]

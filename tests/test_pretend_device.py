@@ -256,7 +256,10 @@ CAPTURED = {
 }
 
 
-@pytest.mark.parametrize("what", CAPTURED)
+# In the quick suite, this network is captured nowhere, runs above on the device, and LAMB is captured with another one.
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.slow if "Keras" in what else ()) for what in CAPTURED]
+)
 def test_a_captured_step_is_the_eager_one(what, device, monkeypatch):
     """Bit for bit: a recording that is replayed on other numbers, in the memory that it was made with. Steps 3 to 7 are."""
     monkeypatch.setattr("diptych.base.graph.new_graph", lambda where: PretendGraph(device))

@@ -1,10 +1,10 @@
 """The loop: what a run leaves, and that stopping it, by whatever means, changes nothing in how it ends."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import own_process
 import pytest
 import torch
 from tiny import SIGKILL, SIGTERM, STEPS, TOTAL, struck_run, tiny_images, tiny_method, tiny_run, told, weights_of
@@ -22,6 +22,10 @@ from diptych.views import Normalize, RandomResizedCrop, View
 HERE = Path(__file__).parent
 
 
+def test_processes_of_a_tests_own_import_torch_once():
+    assert own_process.run(own_process.require_preloaded) == 0
+
+
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory) -> Run:
     """A run that nothing disturbed."""
@@ -36,17 +40,6 @@ def assert_same(run: Run, quiet: Run) -> None:
     assert (run.folder / "encoder" / "model.safetensors").read_bytes() == (
         quiet.folder / "encoder" / "model.safetensors"
     ).read_bytes()
-
-
-def in_own_process(out: Path, step: int, number: int) -> int:
-    """The exit code of a run that gets a signal after `step`; a server that has imported but not run torch forks it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
-    process = context.Process(target=struck_run, args=(str(out), step, number))
-    process.start()
-    process.join(120)
-    assert not process.is_alive()
-    return process.exitcode
 
 
 def test_a_run_leaves_what_it_promises(quiet):
@@ -104,14 +97,14 @@ def test_training_learns_and_keeps_the_untrained_encoder(quiet):
 
 @pytest.mark.parametrize("step", [0, 5, pytest.param(7, marks=pytest.mark.slow)])
 def test_killed_at_any_step_it_ends_bit_equal(step, quiet, tmp_path):
-    assert in_own_process(tmp_path / "run", step, SIGKILL) == -SIGKILL
+    assert own_process.run(struck_run, str(tmp_path / "run"), step, SIGKILL) == -SIGKILL
     assert not Run(tmp_path / "run").finished
     run = tiny_run(tmp_path / "run", checkpoint_minutes=5.0)
     assert_same(run, quiet)
 
 
 def test_asked_to_stop_it_saves_and_exits_75(quiet, tmp_path):
-    assert in_own_process(tmp_path / "run", 4, SIGTERM) == 75
+    assert own_process.run(struck_run, str(tmp_path / "run"), 4, SIGTERM) == 75
     assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step_0000005"
     assert_same(tiny_run(tmp_path / "run"), quiet)
 

@@ -14,6 +14,8 @@ from page import Page
 from PIL import Image
 
 from diptych.base.errors import DataError, OutputError
+from diptych.reporting import pictures
+from diptych.reporting.pictures import line_picture
 from diptych.reporting.report import report
 
 SECTIONS = [
@@ -46,6 +48,11 @@ def page(finished) -> Page:
 def run(finished, tmp_path) -> Path:
     """A copy to break."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def page_alone(run: Path) -> Page:
+    """Without the PNG files, which cost five times as much and show nothing of the evaluation."""
+    return Page(report(run, run.parent / "page.html"))
 
 
 def test_everything_is_there_in_order(page, finished):
@@ -223,7 +230,7 @@ def test_a_resumed_run_tells_each_step_once_and_the_latest_evaluation(run):
     again = [line | {"loss": 5.0} for line in lines if line["event"] == "step" and line["step"] > 1000]
     write_lines(run / "log.jsonl", [*lines, *again])
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), evaluation_lines()[-2] | {"accuracy": 0.5}])
-    page = Page(report(run))
+    page = page_alone(run)
     assert "Training is unfinished: 1,200 steps" in page.text, "it went on after its end"
     loss = json.loads(page.scripts[0][1])["loss"][0]
     assert len(loss) == 60 and [point[3] for point in loss][-10:] == ["5"] * 10
@@ -246,14 +253,14 @@ def test_training_that_did_not_pay_is_said_so(run, trained, words):
     ends = [trained - 0.468 - 0.01, trained - 0.468 + 0.01]
     lines[-2] |= {"accuracy": trained, "gains": {"untrained": {"difference": trained - 0.468, "interval": ends}}}
     write_lines(run / "evaluations.jsonl", lines)
-    page = Page(report(run))
+    page = page_alone(run)
     assert words in page.text and "has learned little" in page.text and "diptych embed" not in page.text
 
 
 @pytest.mark.parametrize("word, title", [("WARNING", "Needs a look"), ("COLLAPSED", "The encoder has collapsed")])
 def test_bad_verdicts(run, word, title):
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"verdict": word}}])
-    page = Page(report(run))
+    page = page_alone(run)
     assert f"{title} {word}" in page.text and "Follow the advice above" in page.text and "Worth its" not in page.text
 
 
@@ -262,7 +269,7 @@ def test_leaks_stand_above_the_accuracies(run, exact, near):
     clean = [{"protocol": "knn", "subject": subject, "accuracy": 0.412} for subject in ("untrained", "trained")]
     leaks = {"exact": exact, "near": near, "test_images": 1800, "pairs": [], "without": [*clean, 5]}
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"leaks": leaks}])
-    page = Page(report(run))
+    page = page_alone(run)
     text = "3 of 1,800 test images are in the training set: 2 with the same pixels, 1 as near copies. Without them the trained"
     assert (text in page.text and "encoder has kNN 41.2 %." in page.text) == (exact == 2)
     assert ("are in the training set" in page.text) == (exact == 2)
@@ -272,7 +279,7 @@ def test_without_labels_nothing_is_called_useful(run):
     lamps = DIAGNOSIS["lamps"] | {"worth": {"word": "NOT MEASURED", "text": "it needs labelled images"}}
     judged = DIAGNOSIS | {"verdict": "UNPROVEN", "lamps": lamps}
     write_lines(run / "evaluations.jsonl", [{"diagnosis": judged}])
-    page = Page(report(run))
+    page = page_alone(run)
     assert "Not yet shown to be useful UNPROVEN" in page.text and "Worth NOT MEASURED" in page.text
     assert "diptych evaluate" in page.text and "diptych embed" in page.text
 
@@ -287,7 +294,7 @@ def test_an_older_verdict_speaks_of_a_collapse_alone(run):
 )
 def test_damaged_lamps_are_left_out(run, lamps):
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"lamps": lamps}}])
-    assert "Is it better than what costs" not in Page(report(run)).text
+    assert "Is it better than what costs" not in page_alone(run).text
 
 
 def test_a_warning_without_a_collapse_speaks_of_none(run):
@@ -305,7 +312,7 @@ def test_a_warning_without_a_collapse_speaks_of_none(run):
 def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
     judged = DIAGNOSIS | {"verdict": "WORSE", "advice": [advice]}
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": judged}])
-    page = Page(report(run))
+    page = page_alone(run)
     assert "Not worth its training" in page.text and command.format(run=run) in page.text
 
 
@@ -318,7 +325,7 @@ def test_a_run_without_labels(run):
     )
     (run / "pictures" / "predictions.npz").unlink()
     write_lines(run / "evaluations.jsonl", evaluation_lines()[-1:])
-    page = Page(report(run))
+    page = page_alone(run)
     sections = [a["id"] for tag, a in page.tags if tag == "section"]
     assert sections.index("contents") < sections.index("accuracy") and "errors" not in sections
     assert "These images have no labels" in page.text and "marked by cluster" in page.source
@@ -341,7 +348,9 @@ def test_folders_and_files_that_cannot_be(run, tmp_path):
     assert report(run, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
 
 
-def test_figures_lie_beside_the_page(finished, run):
+def test_figures_lie_beside_the_page(finished, run, monkeypatch):
+    monkeypatch.setattr(pictures, "line_picture", line_picture)  # at its own size
+    report(finished)
     names = {path.name for path in (finished / "figures").iterdir()}
     assert {
         "loss.png",

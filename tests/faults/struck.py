@@ -1,7 +1,6 @@
 """Runs that are struck while they train or save, each in a process of its own; a server that has imported torch forks it."""
 
 import builtins
-import multiprocessing
 import os
 import resource
 import shutil
@@ -10,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import own_process
 import torch
 from tiny import EPOCHS, tiny_method, tiny_run
 
@@ -20,25 +20,18 @@ from diptych.runs.run import Run
 
 def in_own_process(target, *arguments, kill_after: float | None = None) -> int:
     """The exit code of `target(*arguments)`; kill_after: seconds from when it has started its work until SIGKILL."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
-    ready, here = context.Pipe(duplex=False)
-    process = context.Process(target=begin, args=(here, target, *arguments))
-    process.start()
-    if kill_after is not None:
+    if kill_after is None:
+        return own_process.run(target, *arguments)
+    ready, here = own_process.CONTEXT.Pipe(duplex=False)
+    with ready, here:
+        process = own_process.start(begin, here, target, *arguments)
         ready.recv()
         time.sleep(kill_after)
         process.kill()
-    process.join(120)
-    assert not process.is_alive()
-    code = process.exitcode
-    for thing in (process, ready, here):
-        thing.close()
-    return code
+        return own_process.end(process)
 
 
 def begin(here, target, *arguments) -> None:
-    torch.set_num_threads(1)
     here.send("begun")
     target(*arguments)
 

@@ -1,14 +1,15 @@
 """Embedding as a stream: recorded in blocks, resumed after any end, flat in memory, never over anything."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import own_process
 import pytest
 import torch
 from fake_source import Fake
@@ -20,14 +21,15 @@ from torch import nn
 import diptych
 from diptych.base.errors import CheckpointError, DataError, OutputError
 from diptych.base.signals import Preempted
+from diptych.commands import cli
 from diptych.data.images import images
 from diptych.embeddings import writer as writer_file
 from diptych.embeddings.store import load_embeddings
 from diptych.embeddings.writer import Entry, Writer
+from diptych.networks import inference
 from diptych.networks.inference import Preprocessing
 from diptych.runs.encoder import Trained, save_encoder
 
-SRC = Path(__file__).resolve().parents[2] / "src"
 QUIET = {"device": "cpu", "show": False}
 COUNT = 1500  # three batches
 
@@ -320,30 +322,17 @@ def network(tmp_path_factory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("network") / "encoder", network, Preprocessing(16))
 
 
-PROGRAM = """
-import os, signal, sys
-from diptych.commands import cli
-from diptych.embeddings import writer
-from diptych.networks import inference
+def struck_command(number: int, words: list[str]) -> None:
+    """For a process of its own: the command, with a signal before its second batch."""
+    prepare, calls = inference.prepare, itertools.count(1)
 
-writer.BLOCK_SECONDS, number, prepare, calls = 0, int(sys.argv.pop(1)), inference.prepare, 0
+    def struck(*arguments):
+        if next(calls) == 2:
+            os.kill(os.getpid(), number)
+        return prepare(*arguments)
 
-def struck(*arguments):
-    global calls
-    calls += 1
-    if calls == 2 and number:
-        os.kill(os.getpid(), number)
-    return prepare(*arguments)
-
-inference.prepare = struck
-cli.main()
-"""
-
-
-def run_struck(number: int, *words: object) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": f"{SRC}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", PROGRAM, str(number), *map(str, words)], env=env, capture_output=True,
-                          text=True, timeout=120)  # fmt: skip
+    writer_file.BLOCK_SECONDS, inference.prepare, sys.argv = 0, struck, ["diptych", *words]
+    cli.main()
 
 
 @pytest.mark.parametrize(
@@ -354,10 +343,10 @@ def test_a_signal_and_then_resume(number, code, network, tmp_path):
     source = tmp_path / "pixels.npy"
     np.save(source, np.random.default_rng(0).integers(0, 256, (1200, 16, 16, 3), dtype=np.uint8))
     words = "embed", network, source, "--out", tmp_path / "vectors", "--device", "cpu"
-    ended = run_struck(number, *words)
-    assert ended.returncode == code, ended.stderr
+    said = tmp_path / "said"
+    assert own_process.run(struck_command, int(number), [*map(str, words)], said=said) == code, said.read_text()
     if number == signal.SIGTERM:
-        line = refusal(ended.stderr)
+        line = refusal(said.read_text())
         assert (
             line
             == f"diptych: SIGTERM: stopped; 512 images in {tmp_path / 'vectors'} are embedded: run again with --resume"

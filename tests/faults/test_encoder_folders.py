@@ -108,9 +108,20 @@ ADDED = (
 )
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_value_at_any_key_loads_or_is_one_error(data, whole, tmp_path_factory):
+    change_any_value(data, whole, tmp_path_factory)
+
+
+@pytest.mark.slow
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_any_of_more_values_at_any_key_loads_or_is_one_error(data, whole, tmp_path_factory):
+    change_any_value(data, whole, tmp_path_factory)
+
+
+def change_any_value(data, whole, tmp_path_factory):
     keys = [*paths(json.loads((whole / "config.json").read_text())), *((*OPTIONS, key) for key in ADDED)]
     place = tmp_path_factory.getbasetemp() / "changed"
     folder = changed(whole, place, data.draw(st.sampled_from(keys)), data.draw(JSON))

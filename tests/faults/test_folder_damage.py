@@ -194,8 +194,19 @@ def damaged_lines(draw) -> tuple[str, list]:
 
 
 @given(damaged=damaged_lines())
-@few(150)
+@few(50)
 def test_44_any_lines_end_in_a_report_or_one_line(damaged, tmp_path_factory):
+    read_damaged(damaged, tmp_path_factory)
+
+
+@pytest.mark.slow
+@given(damaged=damaged_lines())
+@few(150)
+def test_44_any_of_more_lines_end_in_a_report_or_one_line(damaged, tmp_path_factory):
+    read_damaged(damaged, tmp_path_factory)
+
+
+def read_damaged(damaged, tmp_path_factory):
     name, lines = damaged
     folder = tmp_path_factory.mktemp("any") / "run"
     fake_run(folder, mapped=4) if not lines else put(folder, {"recipe.yaml": b"{}", "log.jsonl": b""})

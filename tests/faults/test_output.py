@@ -1,7 +1,6 @@
 """Rows 35 and 39 of docs/faults.md: a disk that refuses, and two runs in one folder. What was saved before stays whole."""
 
 import errno
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import own_process
 import pytest
 import struck
 from spoiled import SMALL, diptych, photographs, refusal
@@ -119,10 +119,7 @@ def test_35_the_log_and_a_table_on_a_full_disk_are_told_as_one_line(tmp_path, mo
 def test_39_a_second_run_is_told_who_is_writing_and_a_dead_one_holds_nothing(tmp_path):
     out = tmp_path / "run"
     Run.start(out, {"a": 1}).release()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
-    first = context.Process(target=struck.hold, args=(str(out),))
-    first.start()
+    first = own_process.start(struck.hold, str(out))
     try:
         while not (out / "held").exists():
             assert first.is_alive()

@@ -153,7 +153,7 @@ QUIETLY = {"deadline": None, "suppress_health_check": list(HealthCheck), "derand
 
 
 @SOMETHING
-@settings(max_examples=250, **QUIETLY)
+@settings(max_examples=80, **QUIETLY)
 def test_any_value_of_any_key_trains_or_is_refused(place, value):
     trains_or_is_refused(*place, value)
 

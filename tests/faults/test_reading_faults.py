@@ -1,12 +1,12 @@
 """Rows 14 to 16 of docs/faults.md: images that change, vanish or never come while they are read."""
 
 import json
-import multiprocessing
 import os
 import signal
 import threading
 
 import numpy as np
+import own_process
 import pytest
 from dying import streamed_run
 from fake_source import Fake
@@ -137,12 +137,7 @@ def test_16_a_read_that_hangs_is_told_with_the_images_in_flight(resident, monkey
 
 
 def test_16_a_process_that_dies_while_reading_resumes_bit_equal(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
-    process = context.Process(target=streamed_run, args=(tmp_path / "run", 110))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGSEGV
+    assert own_process.run(streamed_run, tmp_path / "run", 110) == -signal.SIGSEGV
     died, quiet = streamed_run(tmp_path / "run"), streamed_run(tmp_path / "quiet")
     assert died.finished and [line["step"] for line in died.lines("step")] == list(range(1, 13))
     weights = [np.fromfile(run.folder / "encoder" / "model.safetensors", np.uint8) for run in (died, quiet)]
