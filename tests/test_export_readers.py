@@ -17,21 +17,16 @@ from diptych.data.images import images
 SIZE, OPENED = 64, 72
 CLOSE = 1e-5  # of the largest number of an embedding
 READERS = ["timm", "transformers", "segmentation-models-pytorch", "torchvision", "ONNX", "torch.export"]
-WITH_VECTORS = [reader for reader in READERS if reader != "segmentation-models-pytorch"]
-# Programs of cards, each with names of its own, in its folder, on one image after the other; what one leaves in `vector` is
-# kept. programs: (folder, kind of images, file for the vectors, program) of each.
+# The card's program, on one image after the other; what it leaves in `vector` is kept.
 EACH = """
-import os, shutil, sys
+import shutil, sys
 import numpy as np
-for folder, kind, file, program in {programs!r}:
-    os.chdir(folder)
-    vectors = []
-    for number in range({count}):
-        shutil.copy(f"{{kind}}-{{number}}.png", "photo.jpg")
-        names = {{"__name__": "card"}}
-        exec(compile(program, "card", "exec"), names)
-        vectors.append(np.asarray(names["vector"])[0])
-    np.save(file, np.stack(vectors))
+vectors = []
+for number in range({count}):
+    shutil.copy(f"{kind}-{{number}}.png", "photo.jpg")
+    exec(compile({program!r}, "card", "exec"), globals())
+    vectors.append(np.asarray(vector)[0])
+np.save("vectors.npy", np.stack(vectors))
 assert not [name for name in sys.modules if name.partition(".")[0] == "diptych"]
 """
 
@@ -58,44 +53,26 @@ def test_diptych_is_hidden(tmp_path):
     )
 
 
-def exported(reader: str) -> str:
-    """The export that it reads."""
-    return "wide" if reader == "torchvision" else "narrow"
-
-
-def copied(place: Path, name: str, to: Path) -> Path:
-    """A copy of an export, beside the photographs as they are and as squares."""
-    here = Path(shutil.copytree(place / name, to / name))
-    (here / "photos").mkdir()
-    for number, (photo, square) in enumerate(zip(photographs(), squares(OPENED), strict=True)):
-        photo.save(here / f"photo-{number}.png")
-        photo.save(here / "photos" / f"{number}.png")
-        Image.fromarray(square).save(here / f"square-{number}.png")
-    return here
-
-
-def opened(place: Path, here: Path, vectors: str, kind: str = "square") -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of the photographs that a program has left in the copy `here`, and those by our encoder."""
-    trained = diptych.load(place / f"original-{here.name}")
+def opened(
+    place: Path, tmp_path: Path, reader: str, program: str, kind: str = "square"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of the photographs by a program of the card, and by our encoder."""
+    name = "wide" if reader == "torchvision" else "narrow"
+    here = tmp_path / "export"
+    shutil.copytree(place / name, here)
+    pictures = photographs() if kind == "photo" else [Image.fromarray(array) for array in squares(OPENED)]
+    for number, picture in enumerate(pictures):
+        picture.save(here / f"{kind}-{number}.png")
+    python_without(EACH.format(count=len(pictures), kind=kind, program=program), here)
+    trained = diptych.load(place / f"original-{name}")
     if kind == "photo":
+        (here / "photos").mkdir()
+        for number, picture in enumerate(pictures):
+            picture.save(here / "photos" / f"{number}.png")
         ours = trained(images(here / "photos", size=OPENED).pixels())
     else:
         ours = trained(torch.from_numpy(squares(OPENED)).permute(0, 3, 1, 2))
-    return np.load(here / vectors), ours.numpy()
-
-
-@pytest.fixture(scope="module")
-def answers(place, tmp_path_factory) -> Path:
-    """Copies of both exports in which every reader's program has run, all in one process: most of the time is their imports."""
-    root = tmp_path_factory.mktemp("answers")
-    copies = {name: copied(place, name, root) for name in ("narrow", "wide")}
-    programs = []
-    for reader in WITH_VECTORS:
-        here = copies[exported(reader)]
-        programs.append((str(here), "square", f"{reader}.npy", snippets(here)[reader][0]))
-    programs.append((str(copies["narrow"]), "photo", "ONNX-photo.npy", snippets(copies["narrow"])["ONNX"][0]))
-    python_without(EACH.format(count=4, programs=programs), root)
-    return root
+    return np.load(here / "vectors.npy"), ours.numpy()
 
 
 def test_the_card_has_a_program_for_each_reader(place):
@@ -103,9 +80,10 @@ def test_the_card_has_a_program_for_each_reader(place):
     assert [len(programs) for programs in snippets(place / "narrow").values()] == [1] * 5
 
 
-@pytest.mark.parametrize("reader", WITH_VECTORS)
-def test_each_reader_gives_our_vectors(place, answers, reader):
-    vectors, ours = opened(place, answers / exported(reader), f"{reader}.npy")
+@pytest.mark.parametrize("reader", [reader for reader in READERS if reader != "segmentation-models-pytorch"])
+def test_each_reader_gives_our_vectors(place, tmp_path, reader):
+    (program, *_) = snippets(place / ("wide" if reader == "torchvision" else "narrow"))[reader]
+    vectors, ours = opened(place, tmp_path, reader, program)
     assert vectors.shape == ours.shape and vectors.dtype == np.float32
     assert np.abs(vectors - ours).max() <= CLOSE * np.abs(ours).max()
     assert np.abs(ours - ours[::-1]).max() > 100 * CLOSE * np.abs(ours).max(), "the photographs must differ"
@@ -118,10 +96,9 @@ def test_the_file_with_preprocessing_takes_bytes(place, tmp_path):
     assert {path.name for path in out.iterdir()} == {"README.md", "encoder-uint8.onnx", "encoder.onnx"}
     (tmp_path / "place" / "original-narrow").symlink_to(place / "original-narrow")
     for kind in ("square", "photo"):
-        here = copied(out.parent, "narrow", tmp_path / kind)
-        programs = [(str(here), kind, "vectors.npy", snippets(out)["ONNX"][1])]
-        python_without(EACH.format(count=4, programs=programs), here)
-        vectors, ours = opened(out.parent, here, "vectors.npy", kind)
+        program, here = snippets(out)["ONNX"][1], tmp_path / kind
+        here.mkdir()
+        vectors, ours = opened(out.parent, here, "ONNX", program, kind)
         assert np.abs(vectors - ours).max() <= CLOSE * np.abs(ours).max()
 
 
@@ -143,19 +120,16 @@ with torch.inference_mode():
     assert np.abs(np.load(tmp_path / "vectors.npy") - ours).max() <= CLOSE * np.abs(ours).max()
 
 
-def test_photographs_as_they_are_have_our_vectors(place, answers):
+def test_photographs_as_they_are_have_our_vectors(place, tmp_path):
     """By the programs that bring their own preprocessing; two of the photographs are oblong."""
-    vectors, ours = opened(place, answers / "narrow", "ONNX-photo.npy", "photo")
+    vectors, ours = opened(place, tmp_path, "ONNX", snippets(place / "narrow")["ONNX"][0], "photo")
     assert np.abs(vectors - ours).max() <= CLOSE * np.abs(ours).max()
 
 
 @pytest.mark.slow
 def test_photographs_as_they_are_have_nearly_our_vectors_with_timms_transform(place, tmp_path):
     """It shrinks in one step where ours takes two, and its central square is up to a pixel beside ours."""
-    here = copied(place, "narrow", tmp_path)
-    programs = [(str(here), "photo", "vectors.npy", snippets(here)["timm"][0])]
-    python_without(EACH.format(count=4, programs=programs), here)
-    vectors, ours = opened(place, here, "vectors.npy", "photo")
+    vectors, ours = opened(place, tmp_path, "timm", snippets(place / "narrow")["timm"][0], "photo")
     cosines = (vectors * ours).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(ours, axis=1)
     assert cosines.min() > 0.98, cosines
 
@@ -172,8 +146,7 @@ def test_a_run_that_squashes_its_images(tmp_path, reader):
     picture = photographs()[2]
     picture.save(tmp_path / "out" / "photo-0.png")
     program = snippets(tmp_path / "out")[reader][0]
-    here = str(tmp_path / "out")
-    python_without(EACH.format(count=1, programs=[(here, "photo", "vectors.npy", program)]), tmp_path / "out")
+    python_without(EACH.format(count=1, kind="photo", program=program), tmp_path / "out")
     picture.save(tmp_path / "photo.png")
     ours = diptych.load(run)(images(np.asarray(picture)[None], size=48, fit="squash").pixels()).numpy()
     vectors = np.load(tmp_path / "out" / "vectors.npy")
