@@ -140,7 +140,7 @@ def test_the_help_says_that_code_is_run(capsys):
     for verb in ("evaluate", "embed", "classify", "finetune", "export"):
         _, out, _ = diptych(capsys, verb, "--help")
         words = " ".join(out.replace("│", " ").split())
-        assert "--encoder" in words and "This runs their code." in words, verb
+        assert "--encoder" in words and "This runs its code." in words, verb
 
 
 def test_a_run_of_an_older_version_is_evaluated(here, capsys):

@@ -10,7 +10,7 @@ from diptych.base.errors import RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
 # What is read of a recipe without building it.
-METHOD = re.compile(r"^method: {name: (\w+)", re.MULTILINE)
+METHOD = re.compile(r"^method:\s+{?name: (\w+)", re.MULTILINE)
 HARDWARE, TIME = (re.compile(rf"^# {word} +(.+)", re.MULTILINE) for word in ("hardware", "time"))
 
 
