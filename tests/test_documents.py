@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from test_cli import diptych
 
+from diptych.commands import recipe
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     ROOT / "README.md",
@@ -161,6 +163,22 @@ def test_the_api_is_that_of_the_docstrings(monkeypatch):
     import make_api
 
     assert make_api.reference() == make_api.FILE.read_text("utf-8"), "run `python docs/make_api.py`"
+
+
+def test_the_settings_of_other_libraries_have_these_places():
+    """Overrides that the page names are those of the recipe with the same settings, but for three that say they differ."""
+    text = (ROOT / "docs" / "migrating.md").read_text("utf-8")
+    overrides = [
+        word for word in re.findall(r"[a-z]+[.][\w.]*=[^\s`]+", text) if word.partition(".")[0] in recipe.SECTIONS
+    ]
+    assert len(overrides) > 15
+    published = recipe.read_recipe("barlow-twins-cifar10")
+    changed = [word for word in overrides if recipe.read_recipe("barlow-twins-cifar10", [word]) != published]
+    assert changed == [
+        "encoder.stem=small-padded",
+        "pretrain.budget=20m",
+        "views.0.do.0.random_resized_crop.scale=[0.2,1.0]",
+    ]
 
 
 SMALL = {"pretrain": ["pretrain.epochs=1", "pretrain.batch_size=16", "images.size=32", "encoder.channels=[8,8,8,8]",
