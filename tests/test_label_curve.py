@@ -142,6 +142,19 @@ def test_the_command(capsys, tmp_path):
     assert code == 6 and "was not written by diptych" in err
 
 
+def test_one_labelled_folder_is_split(run, capsys, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr("diptych.downstream.label_curve.labels", lambda *arguments, **options: given.append(arguments))
+    monkeypatch.setattr("diptych.commands.cli_encoders.open_encoder", lambda *_: load(run.folder, TinyEncoder()))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), np.uint8)
+    np.savez(tmp_path / "photos.npz", images=pixels, labels=np.arange(20) % 2)
+    words = ["--train", tmp_path / "photos.npz", "--split", "0.3", "--out", tmp_path / "x.html"]
+    code, _, err = command(capsys, "labels", run.folder, *words)
+    assert code == 0, err
+    _, train, test = given[0]
+    assert len(train) == 14 and len(test) == 6 and not set(train.rows) & set(test.rows)
+
+
 @pytest.mark.parametrize("options", [{"draws": 4}, {"target": 1.0}, {"target": 0.0}, {"scratch_steps": 0}])
 def test_arguments_have_ranges(options, run):
     with pytest.raises(RecipeError, match="must be"):

@@ -130,11 +130,13 @@ def compare(
 def labels(
     run: RunArgument,
     train: Annotated[str, typer.Option(help="Labelled images to fit on (SOURCE).")],
-    test: Annotated[str, typer.Option(help="Labelled images to test on (SOURCE).")],
+    test: TestOption = None,
+    split: SplitOption = 0.2,
+    group_by: GroupByOption = None,
     draws: Annotated[int, typer.Option(help="Draws of every number of labels, 5 or more.")] = 5,
     scratch: Annotated[bool, typer.Option(help="Also train the network from scratch, which takes longest.")] = True,
     target: Annotated[float | None, typer.Option(help="Accuracy whose number of labels is asked for, as 0.9.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and of the split.")] = 0,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("labels.html"),
@@ -144,9 +146,9 @@ def labels(
     from diptych.downstream.label_curve import labels as label_curves
     from diptych.reporting.gallery import require_page
 
-    require_outside(require_page(out), train, test)
+    require_outside(require_page(out), train, *filter(None, [test]))
     trained = open_encoder(run, encoder)
-    bank, queries = (open_images(source, image_options(trained) | {"labels": labels}) for source in (train, test))
+    bank, queries = open_labelled(train, test, image_options(trained) | {"labels": labels}, split, group_by, seed)
     options = {"draws": draws, "scratch": scratch, "target": target, "seed": seed, "device": device, "out": out}
     print_result(str(label_curves(trained, bank, queries, **options)))
 
