@@ -154,8 +154,8 @@ def wait(children: Processes, signals: list[int]) -> tuple[set[int], Processes, 
 def conclude(codes: Sequence[int], outputs: Sequence[IO[bytes]], failed: Sequence[int]) -> int:
     """The exit code of all: an error a user can fix, else a crash, else "run again". Prints its process's output.
 
-    failed: the ranks that failed, in this order. Of several crashes the first is told, and one by SIGABRT only if there is
-    no other: gloo may abort a process that loses another.
+    failed: the ranks that failed, in this order. Of several crashes the first is named, and one by SIGABRT only if there
+    is no other: gloo may abort a process that loses another.
     """
     crashed = min(
         (rank for rank in failed if codes[rank] < 0), key=lambda rank: codes[rank] == -signal.SIGABRT, default=None

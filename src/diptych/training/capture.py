@@ -66,7 +66,7 @@ class Steps:
 
     def __init__(self, learner: Learner, failed: Callable[[str], object], kept: int):
         self.learner, self.report = learner, failed
-        self.kept, self.taken = kept, 0
+        self.kept = kept
         self.ring: Tensor | None = None
         self.row = torch.zeros(1, dtype=torch.int64, device=learner.device)  # of the step that comes next
         self.names: list[str] = []
@@ -79,8 +79,7 @@ class Steps:
         (ring,) = self.captured(given, *views, *draw.values())
         if self.captured.replayed:
             self.learner.updates.replayed()
-        self.taken += 1
-        return self.names, ring[(self.taken - 1) % self.kept]
+        return self.names, ring[(self.captured.calls - 1) % self.kept]
 
     def flat(self, given: Tensor, *tensors: Tensor) -> tuple[Tensor]:
         draw = dict(zip(self.of_draw, tensors[self.views :], strict=True))
