@@ -4,10 +4,11 @@
     python -m benchmarks.leaderboard --sets demo --methods byol simclr --minutes 2
     python -m benchmarks.leaderboard --table        (the text table of what is there, nothing is trained)
 
-cifar10 is any labelled SOURCE of 32 pixels; demo are the squares of `diptych demo`, photographs64 the same photographs at 64
-pixels. A row is a method's recipe NAME-cifar10-small, a seed and one thread, in a process of its own: a run folder
-FOLDER/SET/METHOD-SEED that `diptych report` opens. It is judged by kNN and a linear probe on the test images, which nothing is
-chosen on. A row that is done is not done again; one that was stopped goes on.
+cifar10 is any labelled SOURCE of 32 pixels, demo are the squares of `diptych demo`, backgrounds those of photographs that
+Debian ships (benchmarks/backgrounds.py; `--backgrounds FOLDER` where they are not installed). A row is a method's recipe
+NAME-cifar10-small, a seed and one thread, in a process of its own: a run folder FOLDER/SET/METHOD-SEED that `diptych report`
+opens. It is judged by kNN and a linear probe on the test images, which nothing is chosen on. A row that is done is not done
+again; one that was stopped goes on.
 
 The CPU-seconds of a step of every method are measured first, in turns, and FOLDER/paces.json keeps them: the budget is a
 number of steps, which other work on the machine does not change afterwards.
@@ -28,6 +29,7 @@ from pathlib import Path
 import torch
 
 import diptych
+from benchmarks.backgrounds import backgrounds
 from benchmarks.few_labels import photographs
 from benchmarks.leaderboard_table import read_rows, table
 from benchmarks.measure import ROOT, commit, machine, parser
@@ -45,6 +47,7 @@ from diptych.training.pretrain import pretrain
 from diptych.training.quick import quick
 
 METHODS = ("barlow-twins", "simsiam", "simclr", "byol", "moco", "moco-v3", "swav", "vicreg", "dino")
+SAME = ("pretrain.device=cpu", "pretrain.precision=bfloat16")  # for all rows alike
 REFERENCES = "references"  # a row of its own: chance, raw pixels, untrained, dictionary, closed form
 
 
@@ -58,7 +61,7 @@ class Task:
     runs: Path
     minutes: float
     pace: float  # CPU-seconds a step
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = SAME
 
     @property
     def run(self) -> Path:
@@ -75,7 +78,7 @@ class Task:
 
 def cifar10(arguments: argparse.Namespace) -> tuple[Images, Images]:
     if not (arguments.train and arguments.test):
-        raise SystemExit("the set cifar10 needs --train SOURCE and --test SOURCE (or --sets demo photographs64)")
+        raise SystemExit("the set cifar10 needs --train SOURCE and --test SOURCE (or --sets demo backgrounds)")
     train, test = (diptych.images(source, size=32) for source in (arguments.train, arguments.test))
     if arguments.images is not None and arguments.images < len(train):
         order = torch.randperm(len(train), generator=random_at(0, "leaderboard's images"))
@@ -83,10 +86,10 @@ def cifar10(arguments: argparse.Namespace) -> tuple[Images, Images]:
     return train, test
 
 
-SETS: dict[str, tuple[int, Callable[[argparse.Namespace], tuple[Images, Images]]]] = {  # with the pixels of a side
-    "cifar10": (32, cifar10),
-    "demo": (32, lambda arguments: photographs(32)),
-    "photographs64": (64, lambda arguments: photographs(64)),
+SETS: dict[str, Callable[[argparse.Namespace], tuple[Images, Images]]] = {  # all of 32 pixels
+    "cifar10": cifar10,
+    "demo": lambda arguments: photographs(32),
+    "backgrounds": lambda arguments: backgrounds(arguments.backgrounds),
 }
 
 
@@ -94,7 +97,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = options(words)
     torch.set_num_threads(1)
     if arguments.pace is not None:
-        return print(json.dumps(pace(*arguments.pace, arguments)))
+        return print(json.dumps(pace(arguments.pace)))
     if arguments.row is not None:
         return do(task_of(arguments, *arguments.row), arguments)
     if not arguments.table:
@@ -118,12 +121,15 @@ def options(words: list[str] | None) -> argparse.Namespace:
     command.add_argument("--train", help="labelled training images of cifar10 (SOURCE)")
     command.add_argument("--test", help="labelled test images of cifar10 (SOURCE)")
     command.add_argument("--images", type=int, help="of cifar10's training images, drawn at random; all by default")
+    command.add_argument(
+        "--backgrounds", type=Path, default=Path("/"), help="folder that holds usr/share of Debian's packages"
+    )
     command.add_argument("--minutes", type=float, default=15.0, help="CPU-minutes of training, each row")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--runs", type=Path, default=ROOT / "runs" / "leaderboard", help="folder of the run folders")
     command.add_argument("--table", action="store_true", help="print what is there")
     command.add_argument("--row", nargs=3, metavar=("SET", "METHOD", "SEED"), help="one row, in this process")
-    command.add_argument("--pace", nargs=2, metavar=("SET", "METHOD"), help="a measurement, in this process")
+    command.add_argument("--pace", metavar="METHOD", help="a measurement, in this process")
     return command.parse_args(words)
 
 
@@ -135,15 +141,8 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
 
 
 def task_of(arguments: argparse.Namespace, name: str, method: str, seed: int | str) -> Task:
-    seconds = known_paces(arguments.runs).get(f"{method}, {SETS[name][0]} pixels", math.nan)
-    return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, seconds,
-                overrides(name))  # fmt: skip
-
-
-def overrides(name: str) -> tuple[str, ...]:
-    size, _ = SETS[name]
-    same = ("pretrain.device=cpu", "pretrain.precision=bfloat16")  # for all rows alike
-    return same if size == 32 else (*same, f"images.size={size}")
+    seconds = known_paces(arguments.runs).get(method, math.nan)
+    return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, seconds)
 
 
 def in_a_process(task: Task, arguments: argparse.Namespace, words: list[str] | None) -> None:
@@ -158,7 +157,7 @@ def process(words: list[str] | None, *more: str, **options: bool) -> str:
 
 
 def known_paces(runs: Path) -> dict[str, float]:
-    """CPU-seconds of a step, by method and size of the images."""
+    """CPU-seconds of a step, by method."""
     kept = runs / "paces.json"
     return json.loads(kept.read_text()) if kept.exists() else {}
 
@@ -166,29 +165,26 @@ def known_paces(runs: Path) -> dict[str, float]:
 def measure_paces(arguments: argparse.Namespace, words: list[str] | None) -> None:
     """The smallest of `--repeats` measurements, all methods in turn, so that all meet the same other work."""
     known, kept = known_paces(arguments.runs), arguments.runs / "paces.json"
-    wanted = {
-        f"{method}, {SETS[name][0]} pixels": (name, method) for name in arguments.sets for method in arguments.methods
-    }
-    missing = {key: task for key, task in wanted.items() if key not in known}
+    missing = [method for method in arguments.methods if method not in known]
     for _ in range(1 if arguments.quick else arguments.repeats):
-        for key, task in missing.items():
-            seconds = float(process(words, "--pace", *task, stdout=subprocess.PIPE))
-            known[key] = min(seconds, known.get(key, math.inf))
-            print(f"{key}: {seconds:.3f} CPU-s a step", flush=True)
+        for method in missing:
+            seconds = float(process(words, "--pace", method, stdout=subprocess.PIPE))
+            known[method] = min(seconds, known.get(method, math.inf))
+            print(f"{method}: {seconds:.3f} CPU-s a step", flush=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(known, indent=1) + "\n")
 
 
-def pace(name: str, method: str, arguments: argparse.Namespace) -> float:
+def pace(method: str) -> float:
     """CPU-seconds of a step of the method's recipe: views, forward, loss, backward, update."""
-    sections = read_recipe(f"{method}-cifar10-small", overrides(name))
-    train, _ = SETS[name][1](arguments)
+    sections = read_recipe(f"{method}-cifar10-small", SAME)
+    train, _ = photographs(32)  # the pixels make no difference
     return plan(sections, train, train.subset(range(min(256, len(train)))).pixels(), 1.0).pace.cpu
 
 
 def do(task: Task, arguments: argparse.Namespace) -> None:
     """Train and judge one row, and write its result beside the run folder, at the end."""
-    train, test = SETS[task.name][1](arguments)
+    train, test = SETS[task.name](arguments)
     row = references(task, train, test) if task.method == REFERENCES else trained(task, train, test)
     task.result.parent.mkdir(parents=True, exist_ok=True)
     about = {"set": task.name, "seed": task.seed, "minutes": task.minutes, "commit": commit(), "machine": machine()}

@@ -7,6 +7,7 @@ import pytest
 
 import diptych
 from benchmarks import leaderboard, method_costs
+from benchmarks.backgrounds import backgrounds, cut
 from benchmarks.leaderboard_table import interval, table
 from diptych.runs.run import Run
 
@@ -51,7 +52,7 @@ def tiny(monkeypatch):
         return diptych.images(pixels, labels=labels)
 
     sets = squares(300), squares(60)
-    monkeypatch.setitem(leaderboard.SETS, "demo", (32, lambda arguments: sets))
+    monkeypatch.setitem(leaderboard.SETS, "demo", lambda arguments: sets)
     small = ("encoder.channels=[4, 4, 8, 8]", "pretrain.batch_size=32", "pretrain.precision=float32")
     task_of = leaderboard.task_of
     monkeypatch.setattr(leaderboard, "task_of", lambda *words: task_of(*words).__class__(
@@ -84,6 +85,16 @@ def test_rows_are_run_folders_and_done_once(tiny, tmp_path, capsys, monkeypatch)
 def test_a_set_without_its_source_is_a_line(tmp_path):
     with pytest.raises(SystemExit, match="needs --train SOURCE and --test SOURCE"):
         leaderboard.main(["--row", "cifar10", "byol", "0", "--runs", str(tmp_path)])
+
+
+def test_backgrounds_are_cut_from_apart(tmp_path):
+    """Training and test squares of a photograph share no pixel; a missing photograph is a line that names the packages."""
+    columns = np.broadcast_to((np.arange(1000) // 4).astype(np.uint8)[None, :, None], (600, 1000, 3))
+    shown = [np.unique(np.stack(cut(columns, "a", split, 40, 32))) for split in ("train", "test")]
+    assert all(len(values) > 50 for values in shown)
+    assert not np.intersect1d(*shown).size
+    with pytest.raises(SystemExit, match="Aqua.jpg is missing: install mate-backgrounds"):
+        backgrounds(tmp_path)
 
 
 def test_costs_are_counted(capsys):
