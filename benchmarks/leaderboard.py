@@ -2,13 +2,13 @@
 
     python -m benchmarks.leaderboard --train TRAIN --test TEST [--minutes 15] [--seeds 3] [--runs FOLDER]
     python -m benchmarks.leaderboard --sets demo --methods byol simclr --minutes 2
-    python -m benchmarks.leaderboard --table        (the text table of what is there, nothing is trained)
+    python -m benchmarks.leaderboard --table        (what is there, nothing is trained; --markdown: as in the README)
 
 cifar10 is any labelled SOURCE of 32 pixels, demo are the squares of `diptych demo`, backgrounds those of photographs that
 Debian ships (benchmarks/backgrounds.py; `--backgrounds FOLDER` where they are not installed). A row is a method's recipe
-NAME-cifar10-small, a seed and one thread, in a process of its own: a run folder FOLDER/SET/METHOD-SEED that `diptych report`
-opens. It is judged by kNN and a linear probe on the test images, which nothing is chosen on. A row that is done is not done
-again; one that was stopped goes on.
+NAME-cifar10-small, a seed and one thread, in a process of its own: a run folder that `diptych report` opens,
+FOLDER/SET-MINUTESmin/METHOD-SEED. It is judged by kNN and a linear probe on the test images, which nothing is chosen on. A row
+that is done is not done again; one that was stopped goes on.
 
 The CPU-seconds of a step of every method are measured first, in turns, and FOLDER/paces.json keeps them: the budget is a
 number of steps, which other work on the machine does not change afterwards.
@@ -31,7 +31,7 @@ import torch
 import diptych
 from benchmarks.backgrounds import backgrounds
 from benchmarks.few_labels import photographs
-from benchmarks.leaderboard_table import read_rows, table
+from benchmarks.leaderboard_table import markdown, read_rows, table
 from benchmarks.measure import ROOT, commit, machine, parser
 from diptych.base.random_at import random_at
 from diptych.commands.build import build
@@ -65,7 +65,7 @@ class Task:
 
     @property
     def run(self) -> Path:
-        return self.runs / self.name / f"{self.method}-{self.seed}"
+        return self.runs / f"{self.name}-{self.minutes:g}min" / f"{self.method}-{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -107,7 +107,7 @@ def main(words: list[str] | None = None) -> None:
                 print(f"{task.name}: {task.method}, seed {task.seed} ...", flush=True)
                 in_a_process(task, arguments, words)
     rows = read_rows(arguments.runs)
-    print(table(rows))
+    print(markdown(rows) if arguments.markdown else table(rows))
     if rows and not (arguments.quick or arguments.table):
         arguments.out.mkdir(parents=True, exist_ok=True)
         context = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "machine": machine(), "rows": rows}
@@ -128,6 +128,7 @@ def options(words: list[str] | None) -> argparse.Namespace:
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--runs", type=Path, default=ROOT / "runs" / "leaderboard", help="folder of the run folders")
     command.add_argument("--table", action="store_true", help="print what is there")
+    command.add_argument("--markdown", action="store_true", help="print tables of Markdown, one for each budget")
     command.add_argument("--row", nargs=3, metavar=("SET", "METHOD", "SEED"), help="one row, in this process")
     command.add_argument("--pace", metavar="METHOD", help="a measurement, in this process")
     return command.parse_args(words)

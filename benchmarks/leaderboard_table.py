@@ -1,4 +1,7 @@
-"""The leaderboard's rows as a text table: accuracies with intervals over seeds, mean rank, cost."""
+"""The leaderboard's rows as text and as Markdown: accuracies with intervals over seeds, mean rank, cost.
+
+Rows of different budgets are never in one table.
+"""
 
 import json
 import math
@@ -21,18 +24,31 @@ def read_rows(runs: Path) -> list[dict]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """A block for each set and one of ranks; "" where there is no row."""
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    blocks = [block(name, [row for row in rows if row["set"] == name]) for name in sets]
-    return "\n\n".join([*blocks, ranks(rows), CONCLUSIONS]) if blocks else "no row is done yet"
+    """For each budget a block of every set and one of ranks."""
+    blocks = []
+    for mine in by_minutes(rows).values():
+        blocks += [block(name, of_set) for name, of_set in by_set(mine).items()]
+        blocks.append(ranks_block(mine))
+    return "\n\n".join([*blocks, CONCLUSIONS]) if blocks else "no row is done yet"
+
+
+def by_minutes(rows: Sequence[dict]) -> dict[float, list[dict]]:
+    """Rows by CPU-minutes of training, the smallest budget first."""
+    return {
+        minutes: [row for row in rows if row["minutes"] == minutes]
+        for minutes in sorted({row["minutes"] for row in rows})
+    }
+
+
+def by_set(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    return {name: [row for row in rows if row["set"] == name] for name in dict.fromkeys(row["set"] for row in rows)}
 
 
 def block(name: str, rows: Sequence[dict]) -> str:
     """The subjects of a set, best linear accuracy first."""
     subjects = list(dict.fromkeys(subject for row in rows for subject in row["subjects"]))
     means = {subject: statistics.fmean(values(rows, subject, "linear")) for subject in subjects}
-    minutes = ", ".join(f"{m:g}" for m in sorted({row["minutes"] for row in rows}))
-    head = f"{name}, {minutes} minutes of one core{'':<8}"
+    head = f"{name}, {rows[0]['minutes']:g} minutes of one core"
     lines = [f"{head:<44}{'linear':>16}{'kNN':>16}{'s/epoch':>10}{'epochs':>8}{'MB':>8}{'seeds':>7}  doctor"]
     for subject in sorted(subjects, key=lambda subject: -means[subject]):
         mine = [row for row in rows if subject in row["subjects"]]
@@ -59,20 +75,69 @@ def interval(numbers: Sequence[float]) -> str:
     return f"{mean:.1f} +- {quantile * statistics.stdev(numbers) / math.sqrt(n):.1f}"
 
 
-def ranks(rows: Sequence[dict]) -> str:
-    """Mean rank of the methods over the sets; of those alone that every set has."""
-    by_set: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(row["set"] for row in rows):
-        mine = [row for row in rows if row["set"] == name and "verdict" in row]
+def ranks(rows: Sequence[dict]) -> dict[str, float]:
+    """Mean rank over the sets of the methods that every set has, the best first."""
+    means = []
+    for mine in by_set([row for row in rows if "verdict" in row]).values():
         methods = dict.fromkeys(subject for row in mine for subject in row["subjects"])
-        by_set[name] = {method: statistics.fmean(values(mine, method, "linear")) for method in methods}
-    common = set.intersection(*map(set, by_set.values())) if by_set else set()
+        means.append({method: statistics.fmean(values(mine, method, "linear")) for method in methods})
+    common = set.intersection(*map(set, means)) if means else set()
     rank = {
-        method: statistics.fmean(1 + sum(means[other] > means[method] for other in common) for means in by_set.values())
+        method: statistics.fmean(1 + sum(of_set[other] > of_set[method] for other in common) for of_set in means)
         for method in common
     }
+    return dict(sorted(rank.items(), key=lambda item: (item[1], item[0])))
+
+
+def ranks_block(rows: Sequence[dict]) -> str:
+    count = len(by_set(rows))
+    head = f"mean rank over {count} set{'s' * (count != 1)}"
+    return "\n".join(
+        [f"{head:<44}{'linear':>16}", *(f"  {method:<42}{value:>16.1f}" for method, value in ranks(rows).items())]
+    )
+
+
+NAMES = {
+    "closed form": "closed form (`diptych quick`)", "patch dictionary": "dictionary of patches, 4,608 wide", "simclr": "SimCLR",
+    "moco": "MoCo v2", "moco-v3": "MoCo v3", "simsiam": "SimSiam", "barlow-twins": "Barlow Twins", "byol": "BYOL", "swav": "SwAV",
+    "vicreg": "VICReg", "dino": "DINO",
+}  # fmt: skip
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """A table for each budget: a row for each subject, best mean of linear accuracies first."""
+    return "\n\n".join(map(markdown_table, by_minutes(rows).values()))
+
+
+def markdown_table(rows: Sequence[dict]) -> str:
+    sets, rank = by_set(rows), ranks(rows)
+    subjects = dict.fromkeys(subject for row in rows for subject in row["subjects"])
+    costly = max(sets, key=lambda name: statistics.fmean(row.get("seconds_per_epoch", 0.0) for row in sets[name]))
+    heads = [f"{name}: linear | kNN" for name in sets]
     lines = [
-        f"  {method:<42}{value:>16.1f}" for method, value in sorted(rank.items(), key=lambda item: (item[1], item[0]))
+        f"| {rows[0]['minutes']:g} minutes | {' | '.join([*heads, 'mean rank', f'CPU-s an epoch of {costly}', 'MB'])} |"
     ]
-    head = f"mean rank over {len(by_set)} set{'s' * (len(by_set) != 1)}"
-    return "\n".join([f"{head:<44}{'linear':>16}", *lines])
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    for subject in sorted(subjects, key=lambda subject: -over_sets(sets, subject)):
+        cells = [accuracy(mine, subject, protocol) for mine in sets.values() for protocol in ("linear", "knn")]
+        costs = [cost(sets[costly], subject, key) for key in ("seconds_per_epoch", "peak_megabytes")]
+        cells += [f"{rank[subject]:.1f}" if subject in rank else "", *costs]
+        lines.append(f"| {NAMES.get(subject, subject)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def over_sets(sets: dict[str, list[dict]], subject: str) -> float:
+    """The mean of the sets' mean linear accuracies, of the sets that have the subject."""
+    return statistics.fmean(
+        statistics.fmean(numbers) for rows in sets.values() if (numbers := values(rows, subject, "linear"))
+    )
+
+
+def accuracy(rows: Sequence[dict], subject: str, protocol: str) -> str:
+    numbers = values(rows, subject, protocol)
+    return interval(numbers).replace("+-", "±").removesuffix(" ± 0.0") if numbers else ""
+
+
+def cost(rows: Sequence[dict], subject: str, key: str) -> str:
+    numbers = [row[key] for row in rows if subject in row["subjects"] and key in row]
+    return f"{statistics.fmean(numbers):,.0f}" if numbers else ""

@@ -8,7 +8,7 @@ import pytest
 import diptych
 from benchmarks import leaderboard, method_costs
 from benchmarks.backgrounds import backgrounds, cut
-from benchmarks.leaderboard_table import interval, table
+from benchmarks.leaderboard_table import interval, markdown, table
 from diptych.runs.run import Run
 
 
@@ -33,6 +33,15 @@ def test_means_intervals_and_ranks():
     ranked = {line.split()[0]: line.split()[1] for line in text.split("mean rank")[1].splitlines()[1:4]}
     assert ranked == {"byol": "1.5", "swav": "1.5", "dino": "3.0"}
     assert "cannot" in text and interval([3.0]) == "3.0" and table([]) == "no row is done yet"
+
+
+def test_budgets_are_apart():
+    rows = [row("a", seed, "byol", 40.0 + seed, minutes=minutes) for seed in (0, 1) for minutes in (2.0, 15.0)]
+    text = table(rows)
+    assert "a, 2 minutes of one core" in text and "a, 15 minutes of one core" in text and "40.5 +- 6.4" in text
+    first, second = markdown(rows).split("\n\n")
+    assert first.startswith("| 2 minutes | a: linear | kNN | mean rank |") and second.startswith("| 15 minutes |")
+    assert first.splitlines()[2] == "| BYOL | 40.5 ± 6.4 | 35.5 ± 6.4 | 1.0 | 3 | 400 |"
 
 
 def test_a_method_that_one_set_lacks_has_no_rank():
@@ -67,17 +76,17 @@ def test_rows_are_run_folders_and_done_once(tiny, tmp_path, capsys, monkeypatch)
     text = capsys.readouterr().out
     for subject in ("vicreg", "simclr", "chance", "raw pixels", "untrained", "patch dictionary", "closed form"):
         assert f"  {subject} " in text, subject
-    run = Run(tmp_path / "runs" / "demo" / "vicreg-0")
+    run = Run(tmp_path / "runs" / "demo-0.02min" / "vicreg-0")
     assert run.finished and run.recipe["method"]["name"] == "vicreg" and run.recipe["pretrain"]["seed"] == 0
-    result = json.loads((tmp_path / "runs" / "demo" / "vicreg-0.json").read_text())
+    result = json.loads((tmp_path / "runs" / "demo-0.02min" / "vicreg-0.json").read_text())
     assert result["peak_megabytes"] > 50 and result["epochs"] > 0 and result["cpu_seconds"] > 0
-    (tmp_path / "runs" / "demo" / "simclr-0.json").unlink()
+    (tmp_path / "runs" / "demo-0.02min" / "simclr-0.json").unlink()
     done = []
     do = leaderboard.do
     monkeypatch.setattr(leaderboard, "do", lambda task, arguments: done.append(task.method) or do(task, arguments))
     leaderboard.main(words)
     assert done == ["simclr"], "and its run, which had finished, is only judged again"
-    assert len(Run(tmp_path / "runs" / "demo" / "simclr-0").lines("end")) == 1
+    assert len(Run(tmp_path / "runs" / "demo-0.02min" / "simclr-0").lines("end")) == 1
     leaderboard.main([*words, "--table"])
     assert done == ["simclr"]
 
