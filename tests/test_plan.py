@@ -150,7 +150,7 @@ def test_the_command_proposes_a_command(photos, capsys):  # noqa: F811
 
 @pytest.mark.parametrize(
     "words, code, message",
-    [(["--budget", "soon"], 2, "is no length of time"), (["--recipe", "demmo"], 2, "did you mean demo"),
+    [(["--budget", "soon"], 2, "is not a duration"), (["--recipe", "demmo"], 2, "did you mean demo"),
      (["optimizer.lrr=1"], 2, "lrr")],
 )  # fmt: skip
 def test_mistakes_are_one_line(words, code, message, photos, capsys):  # noqa: F811

@@ -60,7 +60,7 @@ def overview(
     run = run if isinstance(run, Run) else Run(run)
     trained, where = load(run.folder), choose_device(device)
     if len(images) < FEWEST:
-        raise DataError(f"there are {len(images)} images; a map needs {FEWEST} at least")
+        raise DataError(f"there are {len(images)} images; a map needs at least {FEWEST}")
     rows = chosen_rows(len(images), seed)[:most]
     with ProgressBar("overview", show=show) as progress:
         good, batches = (list(parts) for parts in zip(*images.read(rows.numpy(), 512), strict=True))

@@ -77,7 +77,7 @@ class Index(Sequence[dict]):
                     f"index.jsonl, line {number}: status {status!r} and row {row!r} where row {count} is next"
                 )
             if not isinstance(line["key"], str):
-                raise ValueError(f"index.jsonl, line {number}: the key is no text")
+                raise ValueError(f"index.jsonl, line {number}: the key is not text")
             count += row is not None
             yield row
 

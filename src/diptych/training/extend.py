@@ -33,9 +33,7 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
         recipe = run.recipe
         history, done = recipe.get("extended", []), run.section("pretrain").get("epochs")
         if not isinstance(done, int) or not are_extensions(history):
-            raise CheckpointError(
-                f"{folder}/recipe.yaml says no number of epochs, or is damaged: it cannot be extended"
-            )
+            raise CheckpointError(f"{folder}/recipe.yaml has no number of epochs, or is damaged: it cannot be extended")
         if history and history[-1]["to"] == epochs == done:
             return
         if not run.finished:

@@ -125,7 +125,7 @@ def pretrain(
                           log_steps=log_steps, waits=waits_for(where), bar=bar)  # fmt: skip
             watches = Watches(watch, method.encoder, diary, every=watch_epochs)
             if loop(feed, learner, diary, keeper, watches=watches, stopping=stopping, request=request):
-                bar.say(f"stopped early: no better {stopping.reading} for {stopping.patience} epochs")  # pyrefly: ignore
+                bar.say(f"stopped early: {stopping.reading} did not improve for {stopping.patience} epochs")  # pyrefly: ignore
         finish(keeper, feed, diary)
     finally:
         run.release()

@@ -131,7 +131,7 @@ def check(images: Images, options: dict) -> None:
     if options["size"] < SMALLEST_SIZE:
         raise RecipeError(f"size {options['size']} must be at least {SMALLEST_SIZE} pixels: patches need that")
     if options["keep"] not in KEEP:
-        raise RecipeError(f"keep {options['keep']!r} is none of {', '.join(KEEP)}")
+        raise RecipeError(f"keep {options['keep']!r} is not one of {', '.join(KEEP)}")
     if len(images) < FEWEST:
         raise DataError(f"{len(images)} images are too few to compute an encoder from; give {FEWEST} or more")
 
