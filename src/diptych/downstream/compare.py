@@ -81,16 +81,17 @@ class Comparison:
 
 
 def compare(*runs: str | Path, group_by: str | None = None, out: str | Path | None = None) -> Comparison:
-    """Compare runs on the test images that `evaluate` has judged them on, and write a page to `out`.
+    """Compare runs on the test images of their evaluations, and write a page to `out`.
 
-    Runs whose recipes differ only in their seed are one arm, so that their variation is known. Accuracies have intervals over
-    test images (and seeds, where there are several), or over groups of images: group_by is "folder", FILE.csv:COLUMN, or a
-    regular expression with one part in parentheses, matched with the images' names. Pairs of arms are compared image by
-    image: McNemar's exact test for one run each, else the test of the interval; Holm's adjustment for all pairs of a protocol.
-    Runs that were not evaluated are compared by recipe, curves and readings alone.
+    Runs whose recipes differ only in the seed form one arm, which measures the variation between seeds. Accuracies have
+    intervals over test images (and seeds, where there are several), or over groups of images: group_by is "folder",
+    FILE.csv:COLUMN, or a regular expression with one part in parentheses, matched with the images' names. Pairs of arms
+    are compared image by image: McNemar's exact test for one run each, else the test of the interval; Holm's adjustment
+    for all pairs of a protocol. Runs that were not evaluated are compared only by recipe, curves and readings.
 
-    Raises RecipeError for no run, a run given twice and a wrong group_by, DataError for runs judged on different test images
-    and for fewer than 8 groups, CheckpointError for a damaged run, OutputError for a page that cannot be written.
+    Raises RecipeError for no run, a run given twice and a wrong group_by, DataError for runs evaluated on different
+    test images and for fewer than 8 groups, CheckpointError for a damaged run, OutputError for a page that cannot be
+    written.
     """
     if not runs:
         raise RecipeError("name the runs to compare")

@@ -102,7 +102,7 @@ def correlation_readings(z1_ND: Array, z2_ND: Array) -> dict[str, float]:
 def diagnose(
     embeddings: Array, projections: tuple[Array, Array] | None = None, untrained: Array | None = None
 ) -> Diagnosis:
-    """Judge from the embeddings of some images whether an encoder collapsed. It needs 50 images, better 1,000.
+    """Diagnose from the embeddings of some images whether an encoder has collapsed. Give 50 images, preferably 1,000.
 
     embeddings: (N, E). projections: (N, D) for each of two views; they show a collapse that the embeddings hide.
     untrained: (N, E), embeddings of the same images before training. Raises DataError for fewer than two images

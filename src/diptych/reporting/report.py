@@ -47,7 +47,8 @@ def report(run_folder: Run | str | Path, out: str | Path | None = None, *, live:
 
     The page names what the folder lacks, with the command that makes it. live: the page reloads itself until it is written
     without this flag, and no PNG is written. Raises `DataError` when the
-    folder is not a run's, and `OutputError` when the page cannot be written, or would replace a file that is no report.
+    folder is not a run's, and `OutputError` when the page cannot be written, or would replace a file that is not a
+    report.
     """
     run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
     path = require_free_file(Path(out) if out is not None else run.folder / "report.html", HTML_MARK)
