@@ -195,7 +195,7 @@ def test_an_occupied_folder_is_refused_at_once(narrow, tmp_path):
         ({"to": "tensorflow"}, "no format 'tensorflow'; --to is one of timm, transformers"),
         ({"to": []}, "no format is named"),
         ({"to": "timm", "with_preprocessing": True}, "add --to onnx"),
-        ({"to": "timm", "licence": "mine\nlibrary_name: x"}, "no identifier of a licence"),
+        ({"to": "timm", "licence": "mine\nlibrary_name: x"}, "not an identifier of a licence"),
     ],
 )
 def test_wrong_arguments(narrow, tmp_path, arguments, problem):

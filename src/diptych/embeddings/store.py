@@ -173,7 +173,7 @@ def map_vectors(folder: Path) -> Tensor:
         # "c": copy on write. torch wants arrays that can be written, and no file changes.
         array = np.load(file, mmap_mode="c", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype != np.float32:
-            raise ValueError("vectors.npy is no array (M, E) of float32")
+            raise ValueError("vectors.npy is not an array (M, E) of float32")
         return torch.from_numpy(array)
     except (OSError, ValueError, TypeError, EOFError, SyntaxError) as error:
         raise no_embeddings(folder, error) from None

@@ -120,7 +120,7 @@ class Run:
         """A section of the settings, {} where there is none. Raises CheckpointError for anything but a map."""
         options = self.recipe.get(name)
         if not isinstance(options, dict | None):
-            raise CheckpointError(f"{self.folder}/recipe.yaml: {name} is no section of settings; restore it")
+            raise CheckpointError(f"{self.folder}/recipe.yaml: {name} is not a section of settings; restore it")
         return options or {}
 
     @property

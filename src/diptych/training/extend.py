@@ -66,7 +66,7 @@ def unfinish(run: Run, images: Images) -> int:
     checkpoints.clear(folder := run.folder / "checkpoints")
     checkpoint = checkpoints.newest(folder)
     if checkpoint is None:
-        raise CheckpointError(f"{run.folder} has no checkpoint to go on from; start a longer run with another --out")
+        raise CheckpointError(f"{run.folder} has no checkpoint to continue from; start a longer run with another --out")
     if (checkpoint / "best.safetensors").exists():
         raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping): training cannot go "
                           "on; start a longer run with another --out")  # fmt: skip
