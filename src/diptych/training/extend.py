@@ -68,8 +68,8 @@ def unfinish(run: Run, images: Images) -> int:
     if checkpoint is None:
         raise CheckpointError(f"{run.folder} has no checkpoint to continue from; start a longer run with another --out")
     if (checkpoint / "best.safetensors").exists():
-        raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping): training cannot go "
-                          "on; start a longer run with another --out")  # fmt: skip
+        raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping) and cannot be "
+                          "extended; start a longer run with another --out")  # fmt: skip
     state: dict[str, Any] = checkpoints.read_state(checkpoint)
     if state["data"] != images.fingerprint:
         raise CheckpointError(f"{checkpoint} was made from other images; bring the same images back")
