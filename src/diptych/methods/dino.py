@@ -46,7 +46,7 @@ class DINO(Method):
     views = range(2, 65)
     centre: Tensor
     remedies = ("lower method.teacher_temperature", "set method.head_norm=true, for a convolutional encoder",
-                "bring method.momentum nearer to 1")  # fmt: skip
+                "raise method.momentum towards 1")  # fmt: skip
 
     @checked
     def __init__(

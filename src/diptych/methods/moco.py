@@ -43,7 +43,7 @@ class MoCo(Method):
 
     queue: Tensor
     pushed: Tensor
-    remedies = ("keep method.statistics_rows well below the batch", "bring method.momentum nearer to 1")
+    remedies = ("keep method.statistics_rows well below the batch", "raise method.momentum towards 1")
 
     @checked
     def __init__(
