@@ -214,7 +214,7 @@ def test_a_missing_package_is_named(narrow, tmp_path, package, monkeypatch):
 
 def test_weights_too_large_for_one_onnx_file(narrow, tmp_path, monkeypatch):
     monkeypatch.setattr("diptych.downstream.formats.MOST_ONNX_BYTES", 1000)
-    with pytest.raises(RecipeError, match="--to onnx cannot carry this encoder.*use --to timm"):
+    with pytest.raises(RecipeError, match="--to onnx does not support this encoder.*use --to timm"):
         export(narrow, "onnx", out=tmp_path / "out", show=False)
 
 

@@ -135,7 +135,7 @@ def test_the_command_proposes_a_command(photos, capsys):  # noqa: F811
     assert code == 0, err
     assert re.search(r"24 images, 48 x 40 pixels; 0 exact copies", out)
     assert (
-        "it cannot be trained: a batch of 128 is larger than the 24 images" in out and "s a step of 128 images" in out
+        "it cannot be trained: a batch of 128 is larger than the 24 images" in out and "s per step of 128 images" in out
     )
     words = shlex.split(out.splitlines()[-1])
     assert words[:3] == ["diptych", "pretrain", str(photos)]

@@ -203,7 +203,7 @@ def test_38_two_interrupts_end_both_though_one_is_stopped(half_stopped):
     launcher.send_signal(signal.SIGINT)
     code, err = ended(launcher, 15)
     assert code == 130 and time.monotonic() - began < 2
-    assert refusal(err) == "diptych: interrupted; nothing is half-written"
+    assert refusal(err) == "diptych: interrupted; no partial files remain"
     until(lambda: not any(map(alive, pids)), 2)
 
 

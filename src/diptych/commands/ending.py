@@ -40,7 +40,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
             raise
         exit_with(str(known), known.exit_code)
     if code == INTERRUPTED:
-        exit_with("interrupted; nothing is half-written", code)
+        exit_with("interrupted; no partial files remain", code)
     sys.exit(code)
 
 

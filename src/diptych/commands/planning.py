@@ -205,7 +205,7 @@ def described(recipe: str, planned: Planned) -> list[str]:
     device = choose_device(settings["device"])
     scaled = "" if pace.measured == pace.batch_size else f", from steps of {pace.measured}"
     lines = [f"{recipe} on this machine ({device}, {counted(torch.get_num_threads(), 'thread')}, {planned.precision}): "
-             f"{pace.step:.3g} s a step of {pace.batch_size} images{scaled}"]  # fmt: skip
+             f"{pace.step:.3g} s per step of {pace.batch_size} images{scaled}"]  # fmt: skip
     if planned.batch > planned.count:
         return [*lines, f"  it cannot be trained: a batch of {planned.batch} is larger than the {planned.count} images"]
     epochs = planned.steps / planned.steps_an_epoch
