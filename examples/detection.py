@@ -1,7 +1,7 @@
 """Object detection on an exported encoder: torchvision's RetinaNet with a feature pyramid (pip install torchvision).
 
-The encoder is trained without labels on made scenes, exported, and given to torchvision, which then needs no Diptych. Its
-batch normalisation stays as it is trained: torchvision's default freezes statistics that are those of ImageNet.
+The encoder is trained without labels on synthetic scenes, exported, and loaded by torchvision, which needs no Diptych. Its
+batch normalisation stays trainable: torchvision freezes it by default, which is meant for ImageNet's statistics.
 """
 
 import sys

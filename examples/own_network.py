@@ -8,7 +8,7 @@ import diptych
 
 
 def network() -> nn.Module:
-    """Four convolutions and a mean; 64 numbers an image."""
+    """Four convolutions and a mean; 64 numbers per image."""
     layers, width = [], 3
     for wider in (16, 32, 64, 64):
         layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]

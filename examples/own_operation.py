@@ -1,4 +1,4 @@
-"""A view operation is any object with `sample` (all its randomness, a row an image) and `apply` (none)."""
+"""A view operation is any object with `sample` (all random draws, a row per image) and `apply` (deterministic)."""
 
 import sys
 

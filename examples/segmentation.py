@@ -1,7 +1,7 @@
 """Segmentation on an exported encoder: a U-Net of segmentation-models-pytorch (pip install segmentation-models-pytorch).
 
-The encoder is trained without labels on made scenes, exported for timm, and opened by its folder: the line with
-`tu-local-dir:` is all that a program needs, and it needs no Diptych.
+The encoder is trained without labels on synthetic scenes, exported for timm, and opened from its folder. A program only
+needs the line with `tu-local-dir:`, and no Diptych.
 """
 
 import sys

@@ -6,8 +6,8 @@
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
-# Two minutes before its time is over the job is told (USR1): it saves and exits with 75, and is put back into the queue. The
-# same line continues it, to the same weights as if it had never stopped. Diptych reads SLURM's own variables: no torchrun.
+# Two minutes before its time limit, the job receives USR1: it saves, exits with 75 and is requeued. The same line then
+# continues it, to the same weights as without the interruption. Diptych reads SLURM's own variables, without torchrun.
 srun python -m diptych pretrain "$DATA/train" --recipe barlow-twins-imagenet --out runs/imagenet --resume
 code=$?
 if [ "$code" -ne 0 ]; then

@@ -24,7 +24,7 @@ def test_flips_of_signs_are_advised_against_before_training(signs, tmp_path, cap
     words = ["pretrain", str(signs), "--recipe", "demo", "--out", str(tmp_path / "run"), *SMALL, "watch.knn=false"]
     code, _, told = diptych(capsys, *words)
     assert code == 0, told
-    [line] = [line for line in told.splitlines() if "left and right differ" in line]
+    [line] = [line for line in told.splitlines() if "left and right matter" in line]
     assert line.endswith("to train without flips, add views.0.do.1.horizontal_flip.p=0")
     assert (
         Run(tmp_path / "run").recipe["views"][0]["do"][1]["horizontal_flip"]["p"] == 0.5

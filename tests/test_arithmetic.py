@@ -98,7 +98,7 @@ def test_the_gain_of_bfloat16_is_measured():
 def test_doctor_says_what_bfloat16_gains(gain, better, monkeypatch):
     monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: gain)
     said = doctor.bfloat16()
-    assert said.startswith(f"{gain:.2f} times") and said.endswith(f"pretrain.precision=auto takes {better}")
+    assert said.startswith(f"{gain:.2f} times") and said.endswith(f"pretrain.precision=auto selects {better}")
 
 
 @pytest.mark.parametrize(("cores", "local", "own"), [(128, "8", 16), (4, "8", 1), (2, "", 2)])
@@ -116,10 +116,10 @@ def test_a_full_gpu_says_what_fills_it(monkeypatch):
     monkeypatch.setattr(device, "held_bytes", {})
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7_900_000_000)
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a capacity of 8 GiB")
-    assert "(tried to allocate 20.00 MiB, 7.9 GB at most were in use): halve" in str(as_diptych_error(error))
+    assert "(tried to allocate 20.00 MiB, peak use 7.9 GB): halve" in str(as_diptych_error(error))
     device.held_bytes |= {"the images": 1_500_000_000, "weights and gradients": 200_000_000}
     said = str(as_diptych_error(error))
-    assert "7.9 GB at most were in use: the images 1.5, weights and gradients 0.2, the step itself 6.2): halve" in said
+    assert "peak use 7.9 GB: the images 1.5, weights and gradients 0.2, the step itself 6.2): halve" in said
 
 
 def test_what_is_held_on_a_device_is_noted(monkeypatch):

@@ -249,7 +249,7 @@ def test_bad_words_are_one_line_and_nothing_is_written(photos, tmp_path, capsys)
         (["audit", "--train", photos, "--out", tmp_path / "new"], 2, "give either SOURCE"),
         (["audit", photos, "--encoder", "a:b", "--out", tmp_path / "new"], 2, "give --run too"),
         (["audit", photos, "--out", tmp_path / "mine"], 6, "exists and is not empty"),
-        (["audit", photos, "--out", photos / "audit"], 6, "lies in the source"),
+        (["audit", photos, "--out", photos / "audit"], 6, "is inside the source"),
         (["audit", tmp_path / "empty", "--out", tmp_path / "new"], 3, "holds no images"),
         (["audit", tmp_path / "broken", "--out", tmp_path / "new"], 3, "no image can be read, first: a.png"),
         (["audit", photos, "--run", tmp_path / "mine", "--out", tmp_path / "new"], 4, "holds no encoder"),

@@ -80,7 +80,7 @@ def test_an_override_replaces_the_length_of_the_recipe():
     ("overrides", "message"),
     [
         (["pretrain.budget=20m", "pretrain.epochs=3"], "barlow-twins-small.yaml: pretrain: epochs 3 and budget '20m' are both"),
-        (["pretrain.budget=soon"], "pretrain: budget 'soon' is no length of time"),
+        (["pretrain.budget=soon"], "pretrain: budget 'soon' is not a duration"),
         (["pretrain.budget=20"], "pretrain.budget is 20, which is not a word"),
         (["pretrain.epochs=null"], "pretrain: how long to train is missing"),
     ],

@@ -137,7 +137,7 @@ def test_labels_are_checked_before_an_image_is_read(trained, batches, use, train
 
 def test_finetune_checks_the_number_of_labels_first(trained, batches, monkeypatch):
     monkeypatch.setattr(Images, "prepare", lambda *_: batches.append(1))
-    with pytest.raises(DataError, match="fewer than the 13 asked for"):
+    with pytest.raises(DataError, match="fewer than the 13 requested"):
         diptych.finetune(trained, tiny_images(), tiny_images(), labels="13pc", **QUIET)
     assert batches == []
 

@@ -158,7 +158,7 @@ def test_references_are_judged_on_the_same_held_out_images(place):
     assert set(classified.references) == {"raw pixels"}, "an encoder folder has no untrained encoder"
     other = classified.references["raw pixels"]
     assert other.judged_on == classified.held_out.judged_on == len(other.right) == 4 and other.accuracy == 1.0
-    assert "the same head on raw pixels: 100.0 %; this encoder less that: " in str(classified)
+    assert "the same head on raw pixels: 100.0 %; gain of this encoder: " in str(classified)
 
 
 @pytest.mark.parametrize("ours, theirs, words", [

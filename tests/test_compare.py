@@ -62,7 +62,7 @@ def test_one_run_each_is_mcnemar(run):
     direct = read_answers(a).right[("linear", "trained")].mean() - read_answers(b).right[("linear", "trained")].mean()
     assert pair.paired.difference == pytest.approx(direct)
     text = str(result)
-    assert "linear: A less B +" in text and "A is better" in text
+    assert "linear: A minus B +" in text and "A is better" in text
     assert "one run of a recipe shows which encoder is better, not which recipe" in text
 
 
@@ -88,7 +88,7 @@ def test_answers_follow_the_order_of_seeds(run):
 def test_no_difference_can_be_told_says_how_many_images_would_tell(run):
     result = diptych.compare(run("a", 0.71), run("b", 0.70, lr="0.1"))
     (pair,) = result.pairs
-    assert not pair.decided and "no difference can be told: these images would show" in str(pair)
+    assert not pair.decided and "no significant difference: these images would show" in str(pair)
     assert pair.paired.needed is None or pair.paired.needed > IMAGES
 
 
@@ -121,7 +121,7 @@ def test_groups_widen_the_interval(key, run, tmp_path):
 
 @pytest.mark.parametrize(
     "key, error, message",
-    [("(a", RecipeError, "is no regular expression"), ("a", RecipeError, "is not `folder`, FILE.csv:COLUMN"),
+    [("(a", RecipeError, "is not a regular expression"), ("a", RecipeError, "is not `folder`, FILE.csv:COLUMN"),
      ("none.csv:x", DataError, "none.csv is missing"), ("(slide_[0-9])", DataError, "600 of 600 images have no group"),
      ("(video_[01])", DataError, "400 of 600")],
 )  # fmt: skip

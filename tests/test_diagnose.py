@@ -210,7 +210,7 @@ def test_what_cannot_be_diagnosed():
             function(bad[:0])
         with pytest.raises(DataError, match=r"\(50,\)"):
             function(bad[:, 0])
-    with pytest.raises(DataError, match="two or more"):
+    with pytest.raises(DataError, match="at least two"):
         diagnose(bad[:1])
 
 
@@ -247,5 +247,5 @@ def layers(before, after):
 def test_simsiam_without_stop_gradient_collapses():
     diagnosis = diagnose(normal(128, 32), tiny_simsiam(stop_gradient=False))
     assert diagnosis.verdict == "COLLAPSED"
-    assert any("projections are much the same" in reason for reason in diagnosis.reasons)
+    assert any("projections are nearly the same" in reason for reason in diagnosis.reasons)
     assert diagnose(normal(128, 32), tiny_simsiam(stop_gradient=True)).verdict == "OK"

@@ -405,20 +405,20 @@ def test_places():
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ({"WORLD_SIZE": "2"}, "half set .* RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT missing"),
-        ({"RANK": "0"}, "half set .* WORLD_SIZE, LOCAL_RANK"),
-        (TORCHRUN | {"MASTER_ADDR": ""}, "half set .* MASTER_ADDR missing"),
+        ({"WORLD_SIZE": "2"}, "incomplete, .*RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT missing"),
+        ({"RANK": "0"}, "incomplete, .*WORLD_SIZE, LOCAL_RANK"),
+        (TORCHRUN | {"MASTER_ADDR": ""}, "incomplete, .*MASTER_ADDR missing"),
         (TORCHRUN | {"RANK": "first"}, "RANK='first' is not a whole number"),
         (TORCHRUN | {"RANK": "-1"}, "RANK='-1' is not a whole number"),
         (TORCHRUN | {"WORLD_SIZE": "\u0662"}, "WORLD_SIZE='.' is not a whole number"),
         (TORCHRUN | {"MASTER_PORT": "0x1"}, "MASTER_PORT='0x1' is not"),
-        (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
-        (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is not a port"),
+        (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT=0 is not a port"),
         (TORCHRUN | {"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
         (TORCHRUN | {"WORLD_SIZE": "0"}, "RANK is 0, but WORLD_SIZE is 0"),
         ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK is 1, but WORLD_SIZE is 1"),
-        ({k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "half set .* SLURM_LOCALID missing"),
-        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, "half set .* SLURM_STEP_NODELIST missing"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "incomplete, .*SLURM_LOCALID missing"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, "incomplete, .*SLURM_STEP_NODELIST missing"),
         (SLURM | {"SLURM_JOB_ID": "none"}, "SLURM_JOB_ID='none' is not a whole number"),
         (SLURM | {"MASTER_PORT": "none"}, "MASTER_PORT='none' is not a whole number"),
         (SLURM | {"SLURM_PROCID": "2"}, "SLURM_PROCID is 2, but SLURM_STEP_NUM_TASKS is 2"),
@@ -436,6 +436,6 @@ def test_a_half_set_environment_is_one_clear_error(env, message, nowhere):
 def test_a_missing_peer_is_an_error_not_a_hang(nowhere):
     for name, value in (TORCHRUN | {"MASTER_PORT": free_port()}).items():
         nowhere.setenv(name, value)
-    with pytest.raises(DiptychError, match="process 0 of 2 did not meet the others at localhost"):
+    with pytest.raises(DiptychError, match="process 0 of 2 could not reach the others at localhost"):
         start("cpu", timeout_seconds=1)
     assert world_size() == 1

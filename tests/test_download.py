@@ -108,7 +108,7 @@ def test_it_asks_for_its_own_host_alone(no_proxy, tmp_path):
 
 
 def test_names_and_licences():
-    with pytest.raises(RecipeError, match="'vgg'; there are: barlow-twins-resnet50"):
+    with pytest.raises(RecipeError, match="'vgg'; available: barlow-twins-resnet50"):
         download("vgg")
     for name, one in PUBLISHED.items():
         assert one.address.startswith("https://") and one.licence and name in list_published()

@@ -132,7 +132,7 @@ def test_k_follows_the_smallest_class(counts, k):
     assert score.details["k"] == k and "note" not in score.details
     assert score.accuracy == knn_accuracy(z, y, z[:40], y[:40], k=k).accuracy
     table = str(Evaluation([replace(score, subject="trained")]))
-    assert f"knn: k = {k} nearest training images vote" in table
+    assert f"knn: vote of the k = {k} nearest training images" in table
     linear = replace(score, subject="trained", protocol="linear", details={})
     assert "vote" not in str(Evaluation([linear]))
 
@@ -427,7 +427,7 @@ def test_an_evaluation_is_a_table():
     assert first.split() == ["trained", f"{100 * knn.accuracy:.1f}", f"[{low}-{high}]"]
     assert second.endswith("62.5 [50.0-70.0]") and second.startswith("from scratch") and len(second) == len(header)
     assert sizes == "100 test and 200 training images of 4 classes; [95 % interval over the test images]"
-    assert vote == "knn: k = 42 nearest training images vote"
+    assert vote == "knn: vote of the k = 42 nearest training images"
     assert spread == "from scratch: mean of 2 seeds, standard deviation 12.5 (50.0, 75.0)"
     assert verdict == ["verdict: WARNING; few dimensions", "  try: a lower rate"]
     assert "verdict" not in str(Evaluation([knn]))

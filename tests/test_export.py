@@ -195,7 +195,7 @@ def test_an_occupied_folder_is_refused_at_once(narrow, tmp_path):
         ({"to": "tensorflow"}, "no format 'tensorflow'; --to is one of timm, transformers"),
         ({"to": []}, "no format is named"),
         ({"to": "timm", "with_preprocessing": True}, "add --to onnx"),
-        ({"to": "timm", "licence": "mine\nlibrary_name: x"}, "no identifier of a licence"),
+        ({"to": "timm", "licence": "mine\nlibrary_name: x"}, "not an identifier of a licence"),
     ],
 )
 def test_wrong_arguments(narrow, tmp_path, arguments, problem):
@@ -214,7 +214,7 @@ def test_a_missing_package_is_named(narrow, tmp_path, package, monkeypatch):
 
 def test_weights_too_large_for_one_onnx_file(narrow, tmp_path, monkeypatch):
     monkeypatch.setattr("diptych.downstream.formats.MOST_ONNX_BYTES", 1000)
-    with pytest.raises(RecipeError, match="--to onnx cannot carry this encoder.*use --to timm"):
+    with pytest.raises(RecipeError, match="--to onnx does not support this encoder.*use --to timm"):
         export(narrow, "onnx", out=tmp_path / "out", show=False)
 
 

@@ -128,7 +128,7 @@ def test_photographs_as_they_are_have_our_vectors(place, tmp_path):
 
 @pytest.mark.slow
 def test_photographs_as_they_are_have_nearly_our_vectors_with_timms_transform(place, tmp_path):
-    """It shrinks in one step where ours takes two, and its central square is up to a pixel beside ours."""
+    """It shrinks in one step where ours takes two, and its central square is off by up to one pixel."""
     vectors, ours = opened(place, tmp_path, "timm", snippets(place / "narrow")["timm"][0], "photo")
     cosines = (vectors * ours).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(ours, axis=1)
     assert cosines.min() > 0.98, cosines

@@ -144,8 +144,8 @@ def score_of(subject: str, right: list[bool]) -> Score:
         (60, 60, "the fine-tuned encoder is better than every other row"),
         (95, 60, "from scratch is better than the fine-tuned encoder by 15.0 points [7.6 to 21.8]: train from scratch"),
         (60, 95, "trained, frozen is better than the fine-tuned encoder by 15.0 points [7.6 to 21.8]: use `diptych classify`"),
-        (81, 60, "no difference can be told between the fine-tuned encoder and from scratch"),
-        (60, 79, "no difference can be told between the fine-tuned encoder and trained, frozen: use `diptych classify`, "
+        (81, 60, "no significant difference between the fine-tuned encoder and from scratch"),
+        (60, 79, "no significant difference between the fine-tuned encoder and trained, frozen: use `diptych classify`, "
                  "which costs less"),
     ],
 )  # fmt: skip

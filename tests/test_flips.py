@@ -1,4 +1,4 @@
-"""Where left and right differ, a flip makes an unlike image: told from images alone."""
+"""Where left and right matter, a flip makes an unlike image: told from images alone."""
 
 import string
 import time

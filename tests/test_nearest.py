@@ -136,5 +136,5 @@ def test_arrays_that_torch_cannot_share(array):
     "array", [np.full((3, 2), "a"), np.array([["a", 1.0]], object), np.array([BANK[0], BANK[0, :3]], object)]
 )
 def test_arrays_of_no_numbers_are_one_line(array):
-    with pytest.raises(DataError, match="^the bank embeddings are no numbers"):
+    with pytest.raises(DataError, match="^the bank embeddings are not a numeric array"):
         nearest_others(array, 3)

@@ -86,7 +86,7 @@ def test_images_that_are_all_alike(run):
 @pytest.mark.parametrize("count", [FEWEST - 1, FEWEST])
 def test_few_images(run, count):
     if count < FEWEST:
-        with pytest.raises(DataError, match=r"there are 2 images; a map needs 3 at least"):
+        with pytest.raises(DataError, match=r"there are 2 images; a map needs at least 3"):
             overview(run, images(blobs(count)), show=False)
     else:
         overview(run, images(blobs(count)), show=False)

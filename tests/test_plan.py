@@ -135,7 +135,7 @@ def test_the_command_proposes_a_command(photos, capsys):  # noqa: F811
     assert code == 0, err
     assert re.search(r"24 images, 48 x 40 pixels; 0 exact copies", out)
     assert (
-        "it cannot be trained: a batch of 128 is larger than the 24 images" in out and "s a step of 128 images" in out
+        "it cannot be trained: a batch of 128 is larger than the 24 images" in out and "s per step of 128 images" in out
     )
     words = shlex.split(out.splitlines()[-1])
     assert words[:3] == ["diptych", "pretrain", str(photos)]
@@ -150,7 +150,7 @@ def test_the_command_proposes_a_command(photos, capsys):  # noqa: F811
 
 @pytest.mark.parametrize(
     "words, code, message",
-    [(["--budget", "soon"], 2, "is no length of time"), (["--recipe", "demmo"], 2, "did you mean demo"),
+    [(["--budget", "soon"], 2, "is not a duration"), (["--recipe", "demmo"], 2, "did you mean demo"),
      (["optimizer.lrr=1"], 2, "lrr")],
 )  # fmt: skip
 def test_mistakes_are_one_line(words, code, message, photos, capsys):  # noqa: F811

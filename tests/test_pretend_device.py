@@ -325,7 +325,7 @@ def test_a_hindrance_is_said_on_a_device(device, capsys):
         "auto",
         print,
         log_steps=3,
-        hindrance="there are graphs on a GPU only",
+        hindrance="CUDA graphs need a GPU",
     )
     assert capsys.readouterr().out == ""
 
@@ -333,7 +333,7 @@ def test_a_hindrance_is_said_on_a_device(device, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"device": "cpu"}, "on a GPU only"),
+        ({"device": "cpu"}, "need a GPU"),
         ({"micro_batch": 4}, "micro_batch"),
         ({"torch_compile": True}, "torch_compile"),
     ],

@@ -190,7 +190,7 @@ def test_early_stopping_waits_for_readings_and_refuses_what_nothing_reads(tmp_pa
     assert len(stopped.lines("epoch")) == 4  # read in epochs 2 and 4
     readings = iter([0.0, 3.0])
     with pytest.raises(
-        RecipeError, match="early stopping looks at 'scoer', which nothing reads; there are loss, score"
+        RecipeError, match="early stopping looks at 'scoer', which no watch returns; there are loss, score"
     ):
         tiny_run(tmp_path / "other", stopping=EarlyStop("scoer", patience=1), **options)
 

@@ -159,7 +159,7 @@ def test_codes_and_map_are_kept_as_chosen(some):
 
 def test_images_without_structure_are_an_error_or_a_collapse(tmp_path):
     plain = np.tile(np.arange(60, dtype=np.uint8)[:, None, None, None], (1, 16, 16, 3))
-    with pytest.raises(DataError, match="one colour"):
+    with pytest.raises(DataError, match="single colour"):
         quick(images(plain), show=False)
     alike = np.repeat(textures(1)[0], 60, 0)
     trained = quick(images(alike), out=tmp_path / "alike", show=False)

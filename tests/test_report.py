@@ -181,9 +181,9 @@ MISSING = {
     "recipe.yaml": ("recipe.yaml is absent", ""),
     "environment.json": ("environment.json is absent", ""),
     "log.jsonl": ("Nothing is logged yet", "diptych pretrain shapes/ --out runs/first --resume"),
-    "pictures/views.npz": ("No views were kept", "diptych pretrain shapes/ --out runs/first --resume"),
-    "pictures/correlation.npz": ("No correlation matrix was kept", "--resume"),
-    "pictures/map.npz": ("No map was made yet", "diptych report {run} --images shapes/"),
+    "pictures/views.npz": ("No views were saved", "diptych pretrain shapes/ --out runs/first --resume"),
+    "pictures/correlation.npz": ("No correlation matrix was saved", "--resume"),
+    "pictures/map.npz": ("There is no map yet", "diptych report {run} --images shapes/"),
     "pictures/predictions.npz": ("Map of the images", ""),
 }
 
@@ -215,7 +215,7 @@ def test_a_killed_run(run):
     page = Page(report(run))
     assert "Training is unfinished: 600 steps logged, 50 % of the way." in page.text
     assert "could not be read" not in page.text
-    assert "Let training go on to its end." in page.text
+    assert "Finish the training." in page.text
 
 
 def test_a_broken_line_in_the_middle_is_noted(run):
@@ -294,7 +294,7 @@ def test_an_older_verdict_speaks_of_a_collapse_alone(run):
 )
 def test_damaged_lamps_are_left_out(run, lamps):
     write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"diagnosis": DIAGNOSIS | {"lamps": lamps}}])
-    assert "Is it better than what costs" not in page_alone(run).text
+    assert "Is it better than references" not in page_alone(run).text
 
 
 def test_a_warning_without_a_collapse_speaks_of_none(run):

@@ -25,7 +25,7 @@ def test_seeds_make_runs_and_their_table(photos, tmp_path, capsys):  # noqa: F81
     assert sorted(path.name for path in out.iterdir()) == ["compare.html", "seed-4", "seed-5"]
     (out / "notes.txt").write_text("mine")
     code, _, err = diptych(capsys, *words, "--seeds", "2")
-    assert code == 6 and "holds notes.txt, which is no run of --seeds" in err
+    assert code == 6 and "holds notes.txt, which is not a run of --seeds" in err
     code, _, err = diptych(capsys, *words[:5], out / "seed-4", *words[6:], "--seeds", "2")
     assert code == 6 and "holds a run: --seeds writes runs into" in err
     code, _, err = diptych(capsys, *words, "--seeds", "2", "--extend", "3")

@@ -103,8 +103,8 @@ def test_29_on_several_processes_the_batch_must_divide(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("device", "told"),
     [
-        ("cuda", "device cuda was asked for, but torch sees no GPU; use device=cpu or auto"),
-        ("cuda:3", "device cuda:3 was asked for, but torch sees no GPU; use device=cpu or auto"),
+        ("cuda", "device cuda was requested, but torch sees no GPU; use device=cpu or auto"),
+        ("cuda:3", "device cuda:3 was requested, but torch sees no GPU; use device=cpu or auto"),
         ("cuda:x", "device is 'cuda:x'; it must be auto, cpu, cuda or cuda:N"),
         ("gpu", "device is 'gpu'; it must be auto, cpu"),
     ],
@@ -118,7 +118,7 @@ def test_30_an_absent_gpu_is_never_a_silent_cpu_run(device, told, photos, tmp_pa
 def test_30_the_third_gpu_of_one(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(RecipeError, match="device cuda:3 was asked for, but there are 1 GPUs; use cuda or cuda:0"):
+    with pytest.raises(RecipeError, match="device cuda:3 was requested, but there are 1 GPUs; use cuda or cuda:0"):
         choose_device("cuda:3")
 
 
@@ -126,10 +126,10 @@ def test_30_the_third_gpu_of_one(monkeypatch):
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139 GiB"),
-         "the GPU has no memory left (tried to allocate 20.00 MiB, 0.0 GB at most were in use): halve pretrain.batch_size"),
+         "the GPU is out of memory (tried to allocate 20.00 MiB, peak use 0.0 GB): halve pretrain.batch_size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-         "this machine has no memory left: halve pretrain.batch_size, or set pretrain.micro_batch"),
-        (MemoryError(), "this machine has no memory left: halve pretrain.batch_size"),
+         "this machine is out of memory: halve pretrain.batch_size, or set pretrain.micro_batch"),
+        (MemoryError(), "this machine is out of memory: halve pretrain.batch_size"),
     ],
     ids=["GPU", "CPU", "numpy"],
 )  # fmt: skip

@@ -183,7 +183,7 @@ def test_other_settings_are_refused_and_nothing_changes(begun, complete, encoder
     shutil.copytree(complete, done)
     for folder in (begun, done):
         before = contents(folder)
-        with pytest.raises(CheckpointError, match=rf"was begun with other settings \({message}") as end:
+        with pytest.raises(CheckpointError, match=rf"was started with other settings \({message}") as end:
             diptych.embed(encoder, source(), out=folder, resume=True, **QUIET)
         assert end.value.exit_code == 4 and contents(folder) == before
 
@@ -191,7 +191,7 @@ def test_other_settings_are_refused_and_nothing_changes(begun, complete, encoder
 def test_without_resume_an_unfinished_folder_is_refused_at_once(begun):
     before = contents(begun)
     encoder = mean(0, stop)
-    with pytest.raises(OutputError, match="has not finished; go on with --resume, or remove it") as end:
+    with pytest.raises(OutputError, match="holds an unfinished embedding; continue it with --resume") as end:
         diptych.embed(encoder, photos(), out=begun, **QUIET)
     assert end.value.exit_code == 6 and contents(begun) == before
     with pytest.raises(DataError, match="has not finished; run `diptych embed` again with --resume"):

@@ -76,7 +76,7 @@ def test_00_the_others_are_trained_on_and_embedded(ends):
     assert len(ends.listed) == len(BAD) and ends.vectors.shape == (25, 8) and np.isfinite(ends.vectors).all()
     code, out, _ = ends.doctor
     assert "25 of 32 images can be read\n  2 classes: cat (12), dog (13)\n" in out
-    assert "  7 cannot be read (training would go on without them):\n" in out
+    assert "  7 cannot be read (training would continue without them):\n" in out
 
 
 @pytest.mark.parametrize("name", ["01_half", "01_tail"])
@@ -194,7 +194,7 @@ def test_09_transparency_shows_the_background_in_training_and_embedding(ends, tm
     assert diptych("embed", ends.run, tmp_path / "clear", "--out", tmp_path / "vectors")[0] == 0
     vectors = np.load(tmp_path / "vectors" / "vectors.npy")
     assert len(vectors) == 5 and np.abs(vectors - vectors[4]).max() < 1e-6
-    assert "4 with an alpha channel: laid on the background colour" in diptych("doctor", tmp_path / "clear")[1]
+    assert "4 with an alpha channel: composited onto the background colour" in diptych("doctor", tmp_path / "clear")[1]
 
 
 STORED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud}

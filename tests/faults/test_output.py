@@ -140,7 +140,7 @@ def test_39_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(run.fcntl, "flock", unable)
-    with pytest.warns(UserWarning, match="cannot be locked .No locks available.: start no second run there"):
+    with pytest.warns(UserWarning, match="cannot be locked .No locks available.: do not start a second run there"):
         Run.start(tmp_path / "run", {"a": 1}).release()
 
 

@@ -197,7 +197,7 @@ def test_43_nothing_is_written_among_the_images(words, tmp_path):
               "RUN": "run", "OTHER": "other", "LINK": "link"}  # fmt: skip
     before = everything(tmp_path)
     code, _, err = diptych(*(tmp_path / places[word] if word in places else word for word in words))
-    assert code == 6 and re.search("lies in the source|not empty", refusal(err))
+    assert code == 6 and re.search("is inside the source|not empty", refusal(err))
     assert everything(tmp_path) == before
 
 

@@ -100,7 +100,7 @@ def test_the_cause_is_quoted_when_it_is_not_the_first(monkeypatch, tmp_path, cap
 
 def test_a_crash_names_the_process_and_the_signal(monkeypatch, tmp_path):
     stub(monkeypatch, tmp_path, "os.kill(os.getpid(), signal.SIGSEGV) if rank else sys.exit(1)")
-    with pytest.raises(DiptychError, match="process 1 of 2 was ended by SIGSEGV; .* --resume") as error:
+    with pytest.raises(DiptychError, match="process 1 of 2 was killed by SIGSEGV; .* --resume") as error:
         launch.launch(2, "cpu")
     assert error.value.exit_code == 1
 
@@ -114,7 +114,7 @@ def test_the_crash_that_caused_another_is_named(first, second, named, monkeypatc
     program += "if rank == 0: os.kill(os.getpid(), first)\n"
     program += "time.sleep(0.5); os.kill(os.getpid(), second)"
     stub(monkeypatch, tmp_path, program)
-    with pytest.raises(DiptychError, match=f"process {named} of 2 was ended by SIG{[first, second][named]}"):
+    with pytest.raises(DiptychError, match=f"process {named} of 2 was killed by SIG{[first, second][named]}"):
         launch.launch(2, "cpu")
 
 
@@ -304,7 +304,7 @@ def test_an_unequal_share_of_images_is_told_before_training(two):
 def test_a_crash_of_one_process_ends_the_other_within_seconds(two):
     out, error, seconds = two
     assert error.exit_code == 1
-    assert str(error).startswith("process 1 of 2 was ended by SIGKILL (the system does that when memory runs out)")
+    assert str(error).startswith("process 1 of 2 was killed by SIGKILL (the system does that when memory runs out)")
     if survivor := (out / "stderr_0").read_text():  # nothing where gloo's own thread has aborted it
         assert survivor.startswith("diptych: process 0 of 2 has lost another process, whose own message is the cause; ")
         assert survivor.endswith("run again with --resume\n") and survivor.count("\n") == 1
@@ -371,7 +371,7 @@ def test_38_gpus_2_survives_what_befalls_it(tmp_path):
     began = time.monotonic()
     _, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 1 and time.monotonic() - began < 20
-    assert err.splitlines()[-1].startswith("diptych: process 0 of 2 was ended by SIGKILL") and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("diptych: process 0 of 2 was killed by SIGKILL") and "Traceback" not in err
     assert checkpoints.newest(out / "checkpoints") is not None and not any(map(alive, pids))
 
 

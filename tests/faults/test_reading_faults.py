@@ -35,7 +35,7 @@ def damaged_in_silence(data: bytes) -> bytes:
 def test_14_silent_damage_shows_in_the_hashes_of_the_second_scan(tmp_path):
     source, hashes = photographs(tmp_path / "photos", count=4), tmp_path / "hashes.txt"
     code, out, _ = diptych("doctor", source, "--hash", hashes)
-    assert code == 0 and f"the content of 8 images is noted in {hashes}" in out
+    assert code == 0 and f"the hashes of 8 images are saved in {hashes}" in out
     assert "8 with the same content, 0 changed, 0 new, 0 gone" in diptych("doctor", source, "--hash", hashes)[1]
 
     spoilt = source / "dog" / "02.jpg"

@@ -125,7 +125,7 @@ def test_45_a_finished_run_without_checkpoints_stays_finished(tmp_path):
     assert f"{out} had finished: nothing was trained" in said
     assert before == {name: (out / name).read_bytes() for name in before}
     code, _, err = diptych(*words[:-1], "--extend", 2)
-    assert code == 4 and "has no checkpoint to go on from" in refusal(err)
+    assert code == 4 and "has no checkpoint to continue from" in refusal(err)
 
 
 @pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/step_*"])

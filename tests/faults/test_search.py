@@ -190,11 +190,11 @@ def test_queries_that_are_none(place, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
     for query, reason in (
-        (tmp_path / "text.jpg", "text.jpg is no image (not an image (starts with 'no'))"),
+        (tmp_path / "text.jpg", "text.jpg is not an image (not an image (starts with 'no'))"),
         (tmp_path / "empty", "holds no images"),
         ("24", "there is no row 24; the saved embeddings have rows 0 to 23"),
-        ("nothing.jpg", "nothing.jpg is no file, folder, row or key of"),
-        ("9" * 30, "is no file, folder, row or key of"),
+        ("nothing.jpg", "nothing.jpg is not a file, folder, row or key of"),
+        ("9" * 30, "is not a file, folder, row or key of"),
     ):
         assert reason in refused(3, place / "v", query)
     assert "there is no row -1" in refused(3, place / "v", "--", "-1")

@@ -203,7 +203,7 @@ def test_38_two_interrupts_end_both_though_one_is_stopped(half_stopped):
     launcher.send_signal(signal.SIGINT)
     code, err = ended(launcher, 15)
     assert code == 130 and time.monotonic() - began < 2
-    assert refusal(err) == "diptych: interrupted; nothing is half-written"
+    assert refusal(err) == "diptych: interrupted; no partial files remain"
     until(lambda: not any(map(alive, pids)), 2)
 
 
@@ -215,7 +215,7 @@ def test_38_one_signal_is_enough_though_one_is_stopped(number, code, half_stoppe
     launcher.send_signal(number)
     got, err = ended(launcher, 40)
     assert got == code
-    assert f"diptych: {number.name}: stopped without saving, since process 1 of 2 has given no sign for" in err
+    assert f"diptych: {number.name}: stopped without saving, since process 1 of 2 has sent no heartbeat for" in err
     assert not any(map(alive, pids))
 
 
@@ -236,7 +236,7 @@ def test_38_a_process_that_does_not_run_is_noticed(which, half_stopped):
     code, err = ended(launcher, 30)
     assert code == 1
     assert refusal(err).startswith(
-        f"diptych: process {which} of 2 has given no sign for 4 s: it hangs, or the network does; "
+        f"diptych: process {which} of 2 has sent no heartbeat for 4 s: it hangs, or the network does; "
     )
     assert refusal(err).endswith("run again with --resume")
     assert not any(map(alive, pids))

@@ -26,12 +26,12 @@ def choose_device(name: str) -> torch.device:
         raise RecipeError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise RecipeError(f"device {name} was asked for, but torch sees no GPU; use device=cpu or auto")
+            raise RecipeError(f"device {name} was requested, but torch sees no GPU; use device=cpu or auto")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             last = f" to cuda:{count - 1}" if count > 1 else ""
-            raise RecipeError(f"device {device} was asked for, but there are {count} GPUs; use cuda or cuda:0{last}")
+            raise RecipeError(f"device {device} was requested, but there are {count} GPUs; use cuda or cuda:0{last}")
         torch.cuda.set_device(device)
     return device
 

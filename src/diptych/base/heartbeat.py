@@ -82,7 +82,7 @@ class Heartbeat:
                     self._give_up(rank)
 
     def _give_up(self, rank: int) -> None:
-        silent = f"process {rank} of {self.world} has given no sign for {self.silent[rank]:.0f} s"
+        silent = f"process {rank} of {self.world} has sent no heartbeat for {self.silent[rank]:.0f} s"
         kept = "the last checkpoint is kept: run again with --resume"
         if received():
             end_at_once(f"{received()}: stopped without saving, since {silent}; {kept}")

@@ -32,7 +32,7 @@ def place(env: Mapping[str, str]) -> dict[str, str] | None:
     single = env.get("WORLD_SIZE") == "1"
     if not single and (missing := [names[name] for name in NEEDED if not env.get(name)]):
         raise RecipeError(
-            f"the environment is half set for several processes, {', '.join(missing)} missing: start with "
+            f"the environment variables for several processes are incomplete, {', '.join(missing)} missing: start with "
             "`torchrun --nproc-per-node N -m diptych ...`, or unset RANK and WORLD_SIZE for one process"
         )
     if int(env.get("RANK") or 0) >= int(env["WORLD_SIZE"]):
@@ -43,7 +43,7 @@ def place(env: Mapping[str, str]) -> dict[str, str] | None:
     if single:
         return None
     if not 0 < int(env["MASTER_PORT"]) < 65536:
-        raise RecipeError(f"MASTER_PORT={env['MASTER_PORT']} is no port: ports go from 1 to 65535")
+        raise RecipeError(f"MASTER_PORT={env['MASTER_PORT']} is not a port: ports go from 1 to 65535")
     return {name: env[name] for name in NEEDED}
 
 

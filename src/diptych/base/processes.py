@@ -201,7 +201,7 @@ def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -
             dist.init_process_group(backend, rank=number, world_size=world, timeout=timeout)
         except RuntimeError as error:
             raise DiptychError(
-                f"process {number} of {world} did not meet the others at {here['MASTER_ADDR']}:"
+                f"process {number} of {world} could not reach the others at {here['MASTER_ADDR']}:"
                 f"{here['MASTER_PORT']}: {str(error).splitlines()[0]}"
             ) from error
     if not _heartbeats:

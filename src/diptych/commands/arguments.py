@@ -10,13 +10,13 @@ SourceArgument = Annotated[
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a name (see `diptych recipes`) or a file.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Recipe values, as optimizer.lr=0.3", metavar="KEY=VALUE")
+    list[str] | None, typer.Argument(help="Recipe values, such as optimizer.lr=0.3", metavar="KEY=VALUE")
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run, or a folder of import-weights.", metavar="RUN")]
 TestOption = Annotated[
     str | None, typer.Option(help="Labelled images to test on (SOURCE).", show_default="a part of --train, see --split")
 ]
-SplitOption = Annotated[float, typer.Option(help="Share of each class that is tested on, without --test.")]
+SplitOption = Annotated[float, typer.Option(help="Fraction of each class to test on if there is no --test.")]
 GroupByOption = Annotated[
     str | None,
     typer.Option(help="Images of one group stay together: folder, '(pattern)' or FILE.csv:COLUMN.", metavar="KEY"),
@@ -28,13 +28,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SeedsOption = Annotated[
     int | None,
     typer.Option(
-        help="Make this many runs, OUT/seed-0 and so on (unfinished ones are continued), and their table.", min=1
+        help="Train this many seeds into OUT/seed-0 and so on, continue unfinished ones, and compare them.", min=1
     ),
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", help="Your own network: the module is imported, from this directory too, and the function "
-                 "is called without arguments. This runs its code.", metavar="MODULE:FUNCTION"),
+    typer.Option("--encoder", help="Your own network: imports the module, also from this directory, and calls the function "
+                 "without arguments. This runs its code.", metavar="MODULE:FUNCTION"),
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ app = typer.Typer(
 # Panel of `--help` -> its commands, named as their functions.
 PANELS = {
     "Make an encoder": (cli_training.demo, cli_training.pretrain, cli_training.quick),
-    "Judge and use it": (
+    "Evaluate and use it": (
         cli_encoders.evaluate,
         cli_encoders.finetune,
         cli_encoders.compare,
@@ -31,7 +31,7 @@ PANELS = {
     ),  # fmt: skip
     "Use it elsewhere": (cli_encoders.export,),
     "Embeddings": (cli_vectors.embed, cli_vectors.search, cli_vectors.audit, cli_vectors.pick),
-    "Weights of others": (cli_encoders.download, cli_encoders.import_weights),
+    "Published weights": (cli_encoders.download, cli_encoders.import_weights),
     "Look before training": (cli_training.plan, cli_training.doctor, cli_training.views, cli_training.recipes),
 }
 for panel, commands in PANELS.items():

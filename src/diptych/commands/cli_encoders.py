@@ -38,11 +38,11 @@ def evaluate(
         list[str] | None, typer.Option(help="knn, linear, linear-sgd, finetune, ...; repeat for several.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of the embedding: float32, tf32 or bfloat16; on a GPU the run's.")
+        str | None, typer.Option(help="Of the embedding: float32, tf32 or bfloat16; by default the run's on a GPU.")
     ] = None,
     encoder: EncoderOption = None,
 ) -> None:
-    """Evaluate an encoder beside chance, raw pixels, the closed form and the untrained encoder."""
+    """Evaluate an encoder and compare it with chance, raw pixels, the closed form and the untrained encoder."""
     from diptych.commands.paging import page_again
     from diptych.commands.schema import call_arguments
     from diptych.downstream.evaluate import evaluate as evaluate_encoder
@@ -80,7 +80,7 @@ def finetune(
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
 ) -> None:
-    """Train encoder and classifier on few labels, beside a frozen encoder and training from scratch on the same labels."""
+    """Fine-tune on few labels, and compare with a frozen encoder and with training from scratch on the same labels."""
     from diptych.commands.paging import page_again
     from diptych.downstream.finetune import finetune as finetune_encoder
 
@@ -96,11 +96,11 @@ def report(
     run: RunArgument,
     out: Annotated[Path | None, out_option("The HTML file.", "-o")] = None,
     images: Annotated[
-        str | None, typer.Option(help="First map these images; they need no labels.", metavar="SOURCE")
+        str | None, typer.Option(help="Map these images first; they need no labels.", metavar="SOURCE")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write report.html, one file made from the run folder alone."""
+    """Write report.html from the run folder, a single file."""
     from diptych.downstream.overview import overview
     from diptych.reporting.report import report as write_report
     from diptych.runs.encoder import load
@@ -117,11 +117,11 @@ def compare(
     ],
     group_by: Annotated[
         str | None,
-        typer.Option(help="Groups of test images: folder, FILE.csv:COLUMN or a pattern as '(video_[0-9]+)'."),
+        typer.Option(help="Groups of test images: folder, FILE.csv:COLUMN or a pattern such as '(video_[0-9]+)'."),
     ] = None,
     out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("compare.html"),
 ) -> None:
-    """Compare runs: recipes, curves, and accuracies on the same test images with intervals of their differences."""
+    """Compare runs: recipes, curves, and accuracies on the same test images, with intervals of the differences."""
     from diptych.downstream.compare import compare as compare_runs
 
     print_result(str(compare_runs(*runs, group_by=group_by, out=out)))
@@ -133,16 +133,18 @@ def labels(
     test: TestOption = None,
     split: SplitOption = 0.2,
     group_by: GroupByOption = None,
-    draws: Annotated[int, typer.Option(help="Draws of every number of labels, 5 or more.")] = 5,
-    scratch: Annotated[bool, typer.Option(help="Also train the network from scratch, which takes longest.")] = True,
-    target: Annotated[float | None, typer.Option(help="Accuracy whose number of labels is asked for, as 0.9.")] = None,
+    draws: Annotated[int, typer.Option(help="Random draws for each number of labels, at least 5.")] = 5,
+    scratch: Annotated[
+        bool, typer.Option(help="Also train the network from scratch, which takes most of the time.")
+    ] = True,
+    target: Annotated[float | None, typer.Option(help="Estimate the labels needed for this accuracy, as 0.9.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws and of the split.")] = 0,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     out: Annotated[Path, out_option("The HTML file.", "-o")] = Path("labels.html"),
     encoder: EncoderOption = None,
 ) -> None:
-    """Accuracy over the number of labels, with a forecast for more of them."""
+    """Measure accuracy as a function of the number of labels, and forecast it for more labels."""
     from diptych.downstream.label_curve import labels as label_curves
     from diptych.reporting.gallery import require_page
 
@@ -160,10 +162,10 @@ def classify(
     out: Annotated[Path, out_option("The table, .csv or .parquet.", "-o")] = Path("labels.csv"),
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the split that measures the head.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split on which the head is evaluated.")] = 0,
     encoder: EncoderOption = None,
 ) -> None:
-    """Label images: fit a linear head on labelled ones, write path, label and probability of all others."""
+    """Label images: fit a linear head to labelled images, and write path, label and probability of all others."""
     from diptych.downstream.classify import classify as classify_images
     from diptych.downstream.spreadsheet import require_table
 
@@ -179,18 +181,18 @@ def export(
     to: Annotated[
         list[str], typer.Option(help="timm, transformers, torchvision, onnx or torch-export (repeat for several).")
     ],
-    out: Annotated[Path, out_option("Folder of the files and of README.md, which says how to open them.", "-o")],
-    licence: Annotated[str, typer.Option(help="Of the weights, as apache-2.0; other: not stated.")] = "other",
+    out: Annotated[Path, out_option("Folder for the files and for README.md, which explains how to open them.", "-o")],
+    licence: Annotated[str, typer.Option(help="Of the weights, such as apache-2.0; other: not stated.")] = "other",
     images: Annotated[
-        str | None, typer.Option(help="Images on which the files are compared with the encoder (SOURCE).")
+        str | None, typer.Option(help="Images (SOURCE) for checking the files against the encoder.")
     ] = None,
     with_preprocessing: Annotated[
         bool,
-        typer.Option("--with-preprocessing", help="Also an ONNX file that takes uint8 squares and normalises them."),
+        typer.Option("--with-preprocessing", help="Add an ONNX file that takes uint8 squares and normalises them."),
     ] = False,
     encoder: EncoderOption = None,
 ) -> None:
-    """Write the encoder for programs without Diptych, checked against it, and a card (README.md)."""
+    """Write the encoder for programs without Diptych, check the files against it, and add a model card."""
     from diptych.base.files import require_free_folder
     from diptych.data.images import images as open_source
     from diptych.downstream.export import export as export_encoder
@@ -211,10 +213,10 @@ def import_weights(
         int | None, typer.Option(help="Side of its input in pixels.", min=8, show_default="224; 32 for a small stem")
     ] = None,
     mean: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Of its training images.", show_default="ImageNet's")
+        tuple[float, float, float] | None, typer.Option(help="Mean of its training images.", show_default="ImageNet's")
     ] = None,
     std: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Of its training images.", show_default="ImageNet's")
+        tuple[float, float, float] | None, typer.Option(help="Their standard deviation.", show_default="ImageNet's")
     ] = None,
 ) -> None:
     """Make an encoder folder from a checkpoint of Barlow Twins, SimSiam, solo-learn, lightly or torchvision."""
@@ -225,7 +227,7 @@ def import_weights(
 
 def download(
     name: Annotated[
-        str | None, typer.Argument(help="Name of the weights; without it, list them.", metavar="NAME")
+        str | None, typer.Argument(help="Name of the weights; omit it to list them.", metavar="NAME")
     ] = None,
     out: Annotated[Path | None, out_option("The file.", "-o", show_default="NAME.pth")] = None,
 ) -> None:

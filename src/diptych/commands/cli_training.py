@@ -27,7 +27,7 @@ def demo(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
     seeds: SeedsOption = None,
 ) -> None:
-    """Train and evaluate an encoder on photographs of scikit-image and scikit-learn: no download, no GPU."""
+    """Train and evaluate an encoder on photographs from scikit-image and scikit-learn: no download, no GPU."""
     from diptych.commands.demo import run_demo, run_demos
 
     if seeds is not None:
@@ -40,11 +40,11 @@ def pretrain(
     overrides: OverridesArgument = None,
     recipe: RecipeOption = "barlow-twins-small",
     out: Annotated[Path, out_option("Folder of the run.", "-o")] = Path("runs/pretrain"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped, else start.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, or start a new one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
     gpus: Annotated[int | None, typer.Option(help="Number of GPUs (or of processes on the CPU).", min=1)] = None,
     extend: Annotated[
-        int | None, typer.Option(help="Train the finished run in that folder on, to this number of epochs.", min=1)
+        int | None, typer.Option(help="Continue the finished run in that folder to this number of epochs.", min=1)
     ] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="Start with the encoder of this run instead of random weights.", metavar="RUN")
@@ -64,12 +64,12 @@ def pretrain(
 def quick(
     source: SourceArgument,
     out: Annotated[Path, out_option("Folder of the run.", "-o")] = Path("runs/quick"),
-    size: Annotated[int, typer.Option(help="Pixels to which images are shrunk.", min=9)] = 32,
+    size: Annotated[int, typer.Option(help="Side in pixels to which images are resized.", min=9)] = 32,
     entries: Annotated[
         int | None, typer.Option(help="Entries of the dictionary.", show_default="by the number of images")
     ] = None,
-    keep: Annotated[str, typer.Option(help="codes, twins (Barlow Twins' best linear map of them), or both.")] = "both",
-    join: Annotated[Path | None, typer.Option(help="Run of a trained encoder to join with it.")] = None,
+    keep: Annotated[str, typer.Option(help="codes, twins (their best linear map for Barlow Twins), or both.")] = "both",
+    join: Annotated[Path | None, typer.Option(help="Run whose trained encoder is joined with the closed form.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")] = False,
@@ -88,7 +88,7 @@ def views(
     out: Annotated[Path, out_option("The PNG file.", "-o")] = Path("views.png"),
     count: Annotated[int, typer.Option(help="How many images.", min=1, max=200)] = 12,
 ) -> None:
-    """Show the network's input: images beside their views, as a PNG."""
+    """Show images and their views, the input of the network, as a PNG."""
     from diptych.commands.build import build_views
     from diptych.commands.recipe import read_recipe
     from diptych.reporting.sheet import require_free_picture, view_sheet, write_picture
@@ -114,9 +114,9 @@ def plan(
     source: SourceArgument,
     overrides: OverridesArgument = None,
     recipe: RecipeOption = "barlow-twins-small",
-    budget: Annotated[str, typer.Option(help="The time that training may take, as 20m or 2h.")] = "20m",
+    budget: Annotated[str, typer.Option(help="Training time, such as 20m or 2h.")] = "20m",
 ) -> None:
-    """Before training: the images at a glance, what a recipe takes on this machine, and a command that fits both."""
+    """Measure the cost of a recipe on these images and this machine, and propose settings for a time budget."""
     from diptych.commands.planning import run_plan
 
     print_result(run_plan(source, overrides or [], recipe, budget))

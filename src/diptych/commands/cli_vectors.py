@@ -27,18 +27,18 @@ def embed(
     out: Annotated[Path, out_option("Folder for vectors.npy, index.jsonl and meta.json; or one FILE.parquet.", "-o")],
     to: Annotated[
         str | None,
-        typer.Option(help="npy, or parquet: also in the folder.", show_default="by the ending of --out"),
+        typer.Option(help="npy, or parquet in addition to the folder's files.", show_default="by the ending of --out"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a stopped command has left off; else begin.")
+        bool, typer.Option("--resume", help="Continue an interrupted command, or start a new one.")
     ] = False,
-    thumbnails: Annotated[int, typer.Option(help="Parquet: pixels of the pictures in it, 0 for none.", min=0)] = 96,
-    neighbors: Annotated[int, typer.Option(help="Parquet: nearest others of each image, 0 for none.", min=0)] = 10,
+    thumbnails: Annotated[int, typer.Option(help="Parquet: side of its thumbnails in pixels, 0 for none.", min=0)] = 96,
+    neighbors: Annotated[int, typer.Option(help="Parquet: neighbours per image, 0 for none.", min=0)] = 10,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
     encoder: EncoderOption = None,
 ) -> None:
-    """Turn images into vectors: a row per image, with its key and label."""
+    """Turn images into vectors, one row per image, with keys and labels."""
     from diptych.downstream.embed import embed as embed_images
     from diptych.downstream.embed import embed_table, require_format, summary
     from diptych.downstream.table import TableOptions
@@ -58,7 +58,7 @@ def embed(
 
 
 def search(
-    vectors: Annotated[Path, typer.Argument(help="A folder of embed, or its Parquet.", metavar="VECTORS")],
+    vectors: Annotated[Path, typer.Argument(help="A folder or Parquet file written by embed.", metavar="VECTORS")],
     query: Annotated[
         str, typer.Argument(help="An image, a folder of images, a row number, or a key.", metavar="QUERY")
     ],
@@ -97,10 +97,13 @@ def audit(
         str | None, typer.Argument(help="The images; or give --train and --test.", metavar="SOURCE")
     ] = None,
     out: Annotated[Path, out_option("Folder for index.html and the table.", "-o")] = Path("audit"),
-    train: Annotated[str | None, typer.Option(help="Training images (SOURCE): lists what leaks into --test.")] = None,
+    train: Annotated[str | None, typer.Option(help="Training images (SOURCE), to find leaks into --test.")] = None,
     test: Annotated[str | None, typer.Option(help="Test images (SOURCE).")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run or encoder to compare by.", show_default="the closed form of the images")
+        Path | None,
+        typer.Option(
+            help="Run or encoder whose embeddings are compared.", show_default="the closed form of the images"
+        ),
     ] = None,
     labels: LabelsOption = "auto",
     device: DeviceOption = "auto",
@@ -114,12 +117,12 @@ def audit(
 
 
 def pick(
-    vectors: Annotated[Path, typer.Argument(help="A folder of embed, or its Parquet.", metavar="VECTORS")],
+    vectors: Annotated[Path, typer.Argument(help="A folder or Parquet file written by embed.", metavar="VECTORS")],
     budget: Annotated[int, typer.Option(help="How many images to label.", min=1)] = 500,
     out: Annotated[Path, out_option("The table, .csv or .parquet.", "-o")] = Path("picked.csv"),
     seed: Annotated[int, typer.Option(help="Seed of the first centre.")] = 0,
 ) -> None:
-    """Pick the images to label next: typical ones that cover all others, without near duplicates."""
+    """Pick the images to label next: typical ones that cover the set, without near duplicates."""
     from diptych.commands.auditing import run_pick
 
     print_result(run_pick(vectors, budget, out, seed))

@@ -82,7 +82,7 @@ def bfloat16() -> str:
 
     gain = remembered(MEASURED, bfloat16_gain, again=True)
     better = "bfloat16" if gain > GAIN else "float32"
-    return f"{gain:.2f} times the speed of float32 on this CPU: pretrain.precision=auto takes {better}"
+    return f"{gain:.2f} times the speed of float32 on this CPU: pretrain.precision=auto selects {better}"
 
 
 def backends() -> str:
@@ -132,7 +132,9 @@ def scan(source: str, hashes: Path | None = None) -> list[str]:
         lines.append(f"  {len(classes)} classes: {shown}" + (", ..." if len(classes) > 20 else ""))
     lines.append(f"  {glance(photos)}")
     if bad:
-        effect = "too many, training would stop" if too_many(len(bad), total) else "training would go on without them"
+        effect = (
+            "too many, training would stop" if too_many(len(bad), total) else "training would continue without them"
+        )
         lines += [f"  {len(bad):,} cannot be read ({effect}):", *bad]
     if skipped := getattr(images, "skipped", ()):
         lines.append(f"  {len(skipped):,} entries are left out: {reasons_in_words(skipped)}")
@@ -166,7 +168,7 @@ def compare_hashes(file: Path, digests: dict[str, str]) -> list[str]:
 
     if not file.exists():
         write_file(file, "".join(f"{digest}  {key}\n" for key, digest in digests.items()).encode())
-        done = f"the content of {len(digests):,} images is noted in {file}"
+        done = f"the hashes of {len(digests):,} images are saved in {file}"
         return [f"  {done}: run the same command again to see what has changed since"]
     if not file.is_file():
         raise DataError(f"{file} is not a list of hashes, nor a file: name another one")
@@ -183,6 +185,6 @@ def compare_hashes(file: Path, digests: dict[str, str]) -> list[str]:
     }
     same = sum(digests[key] == known.get(key) for key in digests)
     counts = ", ".join(f"{len(keys):,} {difference}" for difference, keys in differences.items())
-    return [f"  beside {file}: {same:,} with the same content, {counts}"] + [
+    return [f"  compared with {file}: {same:,} with the same content, {counts}"] + [
         f"    {difference}: {key}" for difference, keys in differences.items() for key in keys
     ]

@@ -40,7 +40,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
             raise
         exit_with(str(known), known.exit_code)
     if code == INTERRUPTED:
-        exit_with("interrupted; nothing is half-written", code)
+        exit_with("interrupted; no partial files remain", code)
     sys.exit(code)
 
 
@@ -77,12 +77,12 @@ def as_diptych_error(error: OSError | RuntimeError | MemoryError) -> DiptychErro
         from diptych.base.device import what_fills
 
         peak = torch.cuda.max_memory_allocated()
-        used = f"{peak / 1e9:.1f} GB at most were in use" + (f": {parts}" if (parts := what_fills(peak)) else "")
+        used = f"peak use {peak / 1e9:.1f} GB" + (f": {parts}" if (parts := what_fills(peak)) else "")
         request = next((part for part in message.split(". ") if part.startswith("Tried")), "out of memory")
         request = request[:1].lower() + request[1:]
-        return RecipeError(f"the GPU has no memory left ({request}, {used}): {LESS_MEMORY}")
+        return RecipeError(f"the GPU is out of memory ({request}, {used}): {LESS_MEMORY}")
     if isinstance(error, MemoryError) or "can't allocate memory" in message:
-        return RecipeError(f"this machine has no memory left: {LESS_MEMORY}")
+        return RecipeError(f"this machine is out of memory: {LESS_MEMORY}")
     if type(error).__name__.startswith("Dist") or "gloo" in message:
         here, world = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
         return DiptychError(f"process {here} of {world} has lost another process, whose own message is the cause; the last "

@@ -169,6 +169,6 @@ def conclude(codes: Sequence[int], outputs: Sequence[IO[bytes]], failed: Sequenc
     if crashed is not None and not errors:
         name = signal.Signals(-codes[crashed]).name
         reason = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
-        raise DiptychError(f"process {crashed} of {len(codes)} was ended by {name}{reason}; the last checkpoint is kept: "
+        raise DiptychError(f"process {crashed} of {len(codes)} was killed by {name}{reason}; the last checkpoint is kept: "
                            "run again with --resume")  # fmt: skip
     return chosen

@@ -31,6 +31,6 @@ def require_outside(out: Path, *sources: str) -> Path:
         folder = os.path.expanduser(source)
         for real in (os.path.abspath, os.path.realpath):
             if os.path.isdir(folder) and Path(real(out)).is_relative_to(real(folder)):
-                raise OutputError(f"{out} lies in the source {source}: pictures that are written there would be read as its "
-                                  "images; choose an --out outside of it")  # fmt: skip
+                raise OutputError(f"{out} is inside the source {source}: pictures written there would be read as its images; "
+                                  "choose an --out outside of it")  # fmt: skip
     return out

@@ -94,15 +94,15 @@ def run_plan(source: str, overrides: Sequence[str], recipe: str, budget: str) ->
     limit = seconds_of(budget)
     sections = read_recipe(recipe, overrides)
     with ProgressBar("plan") as progress:
-        progress.say("reading a part of the images ...")
+        progress.say("reading a sample of the images ...")
         photos = open_part(source, sections)
         seen = glance(photos)
         if seen.short_side == 0:
             raise DataError(f"{source}: no image can be read; `diptych doctor {source}` lists the reasons")
         pixels, rate = sample(photos)
-        progress.say("taking a few steps of the recipe ...")
+        progress.say("running a few steps of the recipe ...")
         planned = plan(sections, photos, pixels, rate)
-        progress.say("taking a few steps of the proposal ...")
+        progress.say("running a few steps of the proposal ...")
         changes, proposed = propose(recipe, overrides, planned, seen, limit, photos=photos, pixels=pixels, rate=rate)
     lines = [f"{source}: {seen}", *described(recipe, planned)]
     if (advice := advice_on_worth(proposed.sections, len(photos))) is not None:
@@ -205,7 +205,7 @@ def described(recipe: str, planned: Planned) -> list[str]:
     device = choose_device(settings["device"])
     scaled = "" if pace.measured == pace.batch_size else f", from steps of {pace.measured}"
     lines = [f"{recipe} on this machine ({device}, {counted(torch.get_num_threads(), 'thread')}, {planned.precision}): "
-             f"{pace.step:.3g} s a step of {pace.batch_size} images{scaled}"]  # fmt: skip
+             f"{pace.step:.3g} s per step of {pace.batch_size} images{scaled}"]  # fmt: skip
     if planned.batch > planned.count:
         return [*lines, f"  it cannot be trained: a batch of {planned.batch} is larger than the {planned.count} images"]
     epochs = planned.steps / planned.steps_an_epoch
@@ -213,7 +213,7 @@ def described(recipe: str, planned: Planned) -> list[str]:
     return [
         *lines,
         f"  time    {duration(planned.seconds + planned.reading)}: {epochs:.4g} epochs of {planned.steps_an_epoch:,} steps, "
-        f"{duration(planned.reading)} to read the images, {planned.readings} readings on the way",
+        f"{duration(planned.reading)} to read the images, {planned.readings} evaluations during training",
         f"  memory  {planned.memory / 1e9:.2f} GB ({free_bytes(device) / 1e9:.1f} GB free)",
         f"  disk    {pace.disk / 1e9:.2f} GB ({free / 1e9:.1f} GB free)",
     ]

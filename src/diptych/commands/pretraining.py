@@ -135,5 +135,5 @@ def advice_on_flips(views: Sequence[Mapping[str, Any]], photos: Images) -> str:
     if flipped.alike:
         return ""
     without = " ".join(f"{key}=0" for key in flips)
-    return (f"left and right differ in these images: mirror images of {100 * flipped.farther:.0f} % are farther from the other "
-            f"images than the images are, and this recipe flips; to train without flips, add {without}")  # fmt: skip
+    return (f"left and right matter in these images: for {100 * flipped.farther:.0f} % of them, the mirror image is farther from "
+            f"the other images than the image itself, but this recipe flips; to train without flips, add {without}")  # fmt: skip

@@ -40,7 +40,7 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
     page = write_page(Run(out), photos, seed=options["seed"], device=options["device"])
     network: Any = trained.encoder
     width, mirrored = network.num_features, (network if beside is None else network.dictionary).mirrored
-    flips = "averaged over mirror images" if mirrored else "mirror images look unlike: not averaged"
+    flips = "averaged over mirror images" if mirrored else "mirror images look different: not averaged"
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
             f"{verdict_of(last_diagnosis(out)[0])}\n"
             f"{next_step(out)}\n"

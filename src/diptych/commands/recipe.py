@@ -81,7 +81,7 @@ def override(recipe: dict, text: str, where: str) -> tuple[str, ...]:
     """Set one value in place: `optimizer.lr=0.3`, `views.0.do.0.random_resized_crop.scale=[0.2, 1.0]`. Returns its path."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{text!r} is not an override; write section.key=value, as optimizer.lr=0.3")
+        raise RecipeError(f"{text!r} is not an override; write section.key=value, such as optimizer.lr=0.3")
     *path, last = key.split(".")
     refuse_older_views([*path, last], where)
     place: Any = recipe

@@ -43,7 +43,7 @@ def answers_to(query: str, bank: "Bank", options: Search) -> tuple[list["Answer"
         return search(bank, vectors, names, top=options.top, index=options.index), photos
     row = int(query) if query.isascii() and query.lstrip("-").isdigit() and len(query) < 19 else bank.find(query)
     if row is None:
-        raise DataError(f"{query} is no file, folder, row or key of {options.vectors}; `index.jsonl` or the column file_name "
+        raise DataError(f"{query} is not a file, folder, row or key of {options.vectors}; `index.jsonl` or the column file_name "
                         "lists its keys")  # fmt: skip
     return [search_row(bank, row, top=options.top, index=options.index)], None
 

@@ -39,4 +39,4 @@ def require_folder_of_seeds(out: Path) -> None:
         raise OutputError(f"{out} holds a run: --seeds writes runs into {out}/seed-0, ...; choose another --out")
     strangers = [name for name in sorted(os.listdir(out)) if not OURS.fullmatch(name)] if out.is_dir() else []
     if strangers:
-        raise OutputError(f"{out} holds {strangers[0]}, which is no run of --seeds; choose another --out")
+        raise OutputError(f"{out} holds {strangers[0]}, which is not a run of --seeds; choose another --out")

@@ -84,7 +84,7 @@ def remarks(data: bytes, max_pixels: float = MAX_PIXELS) -> list[str]:
     applies = {
         "an animation or several pages: only the first is used": several,
         "gray beyond 8 bits: rescaled to 0..255": image.mode in ("I", "F") or image.mode.startswith("I;16"),
-        "an alpha channel: laid on the background colour": image.has_transparency_data,
+        "an alpha channel: composited onto the background colour": image.has_transparency_data,
         "no colour (gray): the same in all three channels": image.mode in ("1", "L"),
     }
     return [text for text, true in applies.items() if true]

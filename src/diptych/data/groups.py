@@ -39,7 +39,7 @@ def pattern_of(key: str) -> re.Pattern:
     try:
         pattern = re.compile(key)
     except re.error as error:
-        raise RecipeError(f"--group-by {key!r} is no regular expression ({error})") from None
+        raise RecipeError(f"--group-by {key!r} is not a regular expression ({error})") from None
     if pattern.groups != 1:
         raise RecipeError(f"--group-by {key!r} is not `folder`, FILE.csv:COLUMN, nor a regular expression with one part in "
                           "parentheses, as '(video_[0-9]+)'")  # fmt: skip

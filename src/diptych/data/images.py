@@ -60,7 +60,7 @@ def images(
     resident: True decodes the images once into memory (3 * size * size bytes an image), False decodes them anew each
     time they are read. "auto" decodes once a set that takes at most half of the memory that is free at the first read,
     and at most 32 GiB.
-    fingerprint: how a resumed run knows its images: by names, sizes and parts of the contents ("sampled", see
+    fingerprint: how a resumed run recognises its images: by names, sizes and parts of the contents ("sampled", see
     `Images.fingerprint`), or by every byte of them ("full", as long as reading them takes).
     progress: called with (images done, images in all) while a resident set is decoded.
     Raises DataError (source, size, labels) and RecipeError (options).

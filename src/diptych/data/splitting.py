@@ -22,10 +22,10 @@ def split(
 ) -> tuple[Images, Images]:
     """Split labelled images at random into a training and a test set; the test set gets `share` of each class.
 
-    group_by: as of `groups.group_numbers`, such as "patient_([0-9]+)": images of one group stay together, as frames of one video
-    must, and the shares hold roughly. Each class keeps at least one image in the training set. Raises DataError for images
-    without labels, a class of one image, and a grouping that leaves one of the sets empty; RecipeError for a pattern that is
-    none.
+    group_by: as in `groups.group_numbers`, such as "patient_([0-9]+)": images of one group, such as frames of a video,
+    stay together, and the shares are approximate. Each class keeps at least one image in the training set. Raises
+    DataError for images without labels, a class of one image, and a grouping that leaves one of the sets empty;
+    RecipeError for an invalid pattern.
     """
     if images.labels is None or images.classes is None:
         raise DataError(

@@ -116,7 +116,7 @@ def add_answers(arms: Sequence[Arm]) -> Answers | None:
         if first is None:
             first = record.folder, answers
         elif why := different(first[1], answers):
-            raise DataError(f"{first[0]} and {record.folder} were judged on different test images ({why}): evaluate both on "
+            raise DataError(f"{first[0]} and {record.folder} were evaluated on different test images ({why}): evaluate both on "
                             "the same SOURCE")  # fmt: skip
         arm.answers.append(answers)
     if first is not None and missing is not None:

@@ -181,9 +181,7 @@ def embed_distinct(
     sizes: list[int] = []
     vectors = trained(with_mirrored(batches, sizes, mirror=not same), device=device)
     if sum(sizes) != len(distinct):
-        raise DataError(
-            "images could be read at first and no longer: they have changed during the audit; start it again"
-        )
+        raise DataError("some images became unreadable during the audit: they have changed; start it again")
     if same:
         return EmbeddedImages(distinct, thumbnails, vectors, None)
     parts = vectors.split([size for size in sizes for _ in "ab"])
@@ -251,9 +249,7 @@ def label_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
         part = result.sets[of][1]
         names.append(None if part.labels is None or part.classes is None else part.classes[part.labels[row]])
     if None in names:
-        result.notes.append(
-            "no labels: suspected labels are left out (class folders, or a source with labels, give them)"
-        )
+        result.notes.append("no labels, so no suspected labels: use class folders, or a source with labels")
         return
     labels = [str(name) for name in names]
     if len(result.sets) > 1 and (note := other_classes(result)):

@@ -77,7 +77,7 @@ class Classified:
         test = self.held_out
         low, high = (100 * end for end in test.interval)
         text.append(f"held-out accuracy {100 * test.accuracy:.1f} % [{low:.1f}-{high:.1f}], of a similar head fitted on "
-                    f"{test.fitted_on:,} of them and tested on the other {test.judged_on:,}; always the most frequent class: "
+                    f"{test.fitted_on:,} of them and tested on the other {test.judged_on:,}; guessing the most frequent class: "
                     f"{100 * test.largest_class:.1f} %")  # fmt: skip
         text += [beside(test, name, other) for name, other in self.references.items()]
         text.append("valid for new images like the labelled ones; accuracy may be lower for another place or camera")
@@ -90,7 +90,7 @@ def beside(test: HeldOut, name: str, other: HeldOut) -> str:
     low, high = (100 * end for end in paired.interval)
     verdict = "" if low > 0 else "; the difference may be chance" if high >= 0 else "; do not use this encoder"
     name = "the untrained encoder" if name == UNTRAINED else name
-    return (f"  the same head on {name}: {100 * other.accuracy:.1f} %; this encoder less that: {100 * paired.difference:+.1f} "
+    return (f"  the same head on {name}: {100 * other.accuracy:.1f} %; gain of this encoder: {100 * paired.difference:+.1f} "
             f"points [{low:+.1f} to {high:+.1f}]{verdict}")  # fmt: skip
 
 

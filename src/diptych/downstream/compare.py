@@ -34,19 +34,19 @@ class Pair:
         return self.paired.significant and self.p < 0.05
 
     def __str__(self) -> str:
-        text = f"{self.protocol}: {self.a} less {self.b} {points(self.paired)} points{probability(self.p)}; "
+        text = f"{self.protocol}: {self.a} minus {self.b} {points(self.paired)} points{probability(self.p)}; "
         if self.decided:
             return text + f"{self.a if self.paired.difference > 0 else self.b} is better"
         smallest = f"these images would show {100 * self.paired.smallest:.1f} points"
         if self.paired.difference == 0:
-            return text + f"no difference can be told: {smallest}"
+            return text + f"no significant difference: {smallest}"
         needed = self.paired.needed
         more = (
             "more seeds would be needed"
             if needed is None
             else f"this one would take about {rounded(needed):,} test images"
         )
-        return text + f"no difference can be told: {smallest}, {more}"
+        return text + f"no significant difference: {smallest}, {more}"
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,17 @@ class Comparison:
 
 
 def compare(*runs: str | Path, group_by: str | None = None, out: str | Path | None = None) -> Comparison:
-    """Compare runs on the test images that `evaluate` has judged them on, and write a page to `out`.
+    """Compare runs on the test images of their evaluations, and write a page to `out`.
 
-    Runs whose recipes differ only in their seed are one arm, so that their variation is known. Accuracies have intervals over
-    test images (and seeds, where there are several), or over groups of images: group_by is "folder", FILE.csv:COLUMN, or a
-    regular expression with one part in parentheses, matched with the images' names. Pairs of arms are compared image by
-    image: McNemar's exact test for one run each, else the test of the interval; Holm's adjustment for all pairs of a protocol.
-    Runs that were not evaluated are compared by recipe, curves and readings alone.
+    Runs whose recipes differ only in the seed form one arm, which measures the variation between seeds. Accuracies have
+    intervals over test images (and seeds, where there are several), or over groups of images: group_by is "folder",
+    FILE.csv:COLUMN, or a regular expression with one part in parentheses, matched with the images' names. Pairs of arms
+    are compared image by image: McNemar's exact test for one run each, else the test of the interval; Holm's adjustment
+    for all pairs of a protocol. Runs that were not evaluated are compared only by recipe, curves and readings.
 
-    Raises RecipeError for no run, a run given twice and a wrong group_by, DataError for runs judged on different test images
-    and for fewer than 8 groups, CheckpointError for a damaged run, OutputError for a page that cannot be written.
+    Raises RecipeError for no run, a run given twice and a wrong group_by, DataError for runs evaluated on different
+    test images and for fewer than 8 groups, CheckpointError for a damaged run, OutputError for a page that cannot be
+    written.
     """
     if not runs:
         raise RecipeError("name the runs to compare")
@@ -147,10 +148,10 @@ def notes_on(arms: Sequence[Arm], protocols: Sequence[str]) -> list[str]:
             f"p is adjusted for the {len(arms) * (len(arms) - 1) // 2} pairs of a protocol (Holm); intervals are not"
         )
     if len({answers.train for arm in arms for answers in arm.answers}) > 1:
-        notes.append("the runs were fitted on different labelled images, so part of a difference may be theirs")
+        notes.append("the runs were fitted on different labelled images, which may explain part of a difference")
     left = {name for arm in arms for name in arm.protocols} - set(protocols)
     if left:
-        notes.append(f"not all runs were judged by {', '.join(sorted(left))}")
+        notes.append(f"not all runs were evaluated by {', '.join(sorted(left))}")
     return notes
 
 
@@ -165,7 +166,7 @@ def page_of(comparison: Comparison) -> str:
     pairs: dict[str, list[Sentence]] = {}
     for pair in comparison.pairs:
         result = pair.paired
-        dot = Dot(f"{pair.a} less {pair.b}", result.difference, *result.interval, points(result))
+        dot = Dot(f"{pair.a} minus {pair.b}", result.difference, *result.interval, points(result))
         pairs.setdefault(pair.protocol, []).append(Sentence(dot, str(pair), pair.decided))
     return comparison_page(
         [Side(arm.letter, arm.name, arm.records) for arm in arms], comparison.settings, [(row[0], row[1:]) for row in

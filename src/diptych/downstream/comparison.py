@@ -37,7 +37,7 @@ def verdict_on_labels(scores: Sequence[Score]) -> list[str]:
         text = f"{best} is better than the fine-tuned encoder by {points(pairs[best], -1)}: {advice}"
     elif level:
         advice = f": {CLASSIFY}, which costs less" if FROZEN in level else ""
-        text = f"no difference can be told between the fine-tuned encoder and {' or '.join(level)}{advice}"
+        text = f"no significant difference between the fine-tuned encoder and {' or '.join(level)}{advice}"
     else:
         text = "the fine-tuned encoder is better than every other row"
     lines = [f"  gain over {name}: {points(pair)}{probability(pair.p)}" for name, pair in pairs.items()]

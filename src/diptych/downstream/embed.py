@@ -42,15 +42,16 @@ def embed(
     With a folder as `out`, the embeddings are written to it block by block (see `embeddings.store`), and returned as a
     tensor that is memory-mapped: memory does not grow with their number. An image that is unreadable or has no finite
     embedding has a row in the folder's index, with the reason, but no vector. A file `out` that ends in .parquet: see
-    `embed_table`. resume: go on where a command or a call was stopped, even by SIGKILL; without anything there, begin.
-    source: where the images are, for those who read the folder.
+    `embed_table`. resume: continue an interrupted command or call, even after SIGKILL; start if there is nothing to
+    continue.
+    source: where the images are, recorded for readers of the folder.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. precision: float32, tf32, bfloat16 or
     "auto": on a GPU the precision of the training run, on a CPU float32.
 
     Raises OutputError for a folder that already exists, before the first image is embedded, CheckpointError when there is
-    no encoder, or where another encoder, preprocessing or other images began the folder, DataError for images that cannot be
-    read, and where no embedding is finite. Warns if only some are.
+    no encoder, or when the folder was started with another encoder, other preprocessing or other images, DataError for
+    images that cannot be read, and when no embedding is finite. Warns if only some are.
     """
     if out is not None and Path(out).suffix == ".parquet":
         return embed_table(trained, images, Path(out), resume=resume, source=source, device=device, show=show)

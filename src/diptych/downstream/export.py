@@ -74,15 +74,16 @@ def export(
     with_preprocessing: bool = False,
     show: bool = True,
 ) -> Exported:
-    """Write an encoder into the new folder `out`, with a README.md, for programs that have no Diptych.
+    """Write an encoder into the new folder `out`, with a README.md, for programs without Diptych.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. to: of `downstream.formats.FORMATS`.
-    licence: of the weights, an identifier of the Hugging Face Hub. images: on 8 of them each file is compared with the
-    encoder, in batches of 1 and 3, before the folder appears; without, on images that the run keeps, or drawn ones.
+    licence: of the weights, an identifier of the Hugging Face Hub. images: before the folder appears, each file is
+    compared with the encoder on 8 of these, in batches of 1 and 3; by default on images that the run has stored, or on
+    random ones.
     with_preprocessing: with onnx, also a file that takes uint8 squares (N, S, S, 3), S the size at which they are opened.
 
-    Raises RecipeError for a format that does not carry the encoder or lacks its packages, CheckpointError when there is no
-    encoder, OutputError for a folder that exists, and where a file gives other embeddings than the encoder.
+    Raises RecipeError for a format that does not support the encoder or lacks its packages, CheckpointError when there
+    is no encoder, OutputError for a folder that exists, and where a file gives other embeddings than the encoder.
     """
     out = require_free_folder(Path(out))
     trained = as_trained(trained)

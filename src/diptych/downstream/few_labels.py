@@ -43,7 +43,7 @@ def subset(labels: Sequence[str] | Sequence[int], amount: float | int, seed: int
     for label, rows in members.items():
         if isinstance(amount, int) and len(rows) < amount:
             raise DataError(
-                f"class {label!r} has {len(rows)} images, fewer than the {amount} asked for; lower labels (--share)"
+                f"class {label!r} has {len(rows)} images, fewer than the {amount} requested; lower labels (--share)"
             )
         chosen += rows[: amount if isinstance(amount, int) else max(1, round(amount * len(rows)))]
     return torch.tensor(sorted(chosen))

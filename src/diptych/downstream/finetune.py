@@ -59,17 +59,17 @@ def finetune(
     device: Device = "auto",
     show: bool = True,
 ) -> Evaluation:
-    """Train a copy of an encoder and a linear layer on few labels, beside its rivals on the same labels.
+    """Train a copy of an encoder and a linear layer on few labels, and compare with alternatives on the same labels.
 
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one.
-    labels: a share of each class (1.0: all), or "10pc" for 10 images of each class. All rows of a seed use the same images,
-    and the images of a smaller share are a subset of those of a larger one.
+    labels: a fraction of each class (1.0: all), or "10pc" for 10 images of each class. All rows of a seed use the same
+    images, and the images of a smaller fraction are a subset of those of a larger one.
     epochs or steps, batch_size and the peak rates: by default fitted to the number of labels (`Budget` in tuning.py): at
     least 600 steps, 60 epochs, batches of an eighth of the labels from 8 to 64. From scratch, encoder and layer both have
-    `scratch_lr`. Both networks see equally many images in equally many steps.
+    `scratch_lr`. Both networks see the same number of images in the same number of steps.
     published: use the settings of Barlow Twins' evaluate.py for 1 % of ImageNet instead: 20 epochs of 256, SGD, rates 0.005
-    and 0.5, crops from 8 % of the area, cosine by epoch (from scratch, which it does not train, at 0.1). Arguments that are
-    given replace single ones.
+    and 0.5, crops from 8 % of the area, cosine by epoch (from scratch, which it does not train, at 0.1). Arguments that
+    you pass override single settings.
     seeds: repeat with seed, seed + 1, ..., with other images, crops and initial weights; accuracies are then means.
 
     Returns the accuracies after the last step: of chance; of a linear layer on "raw pixels" and on the encoder, "trained,

@@ -25,7 +25,9 @@ def require_formats(names: Sequence[str], trained: Trained) -> list[str]:
     for name in FORMATS:
         if name in names and (reason := why_not(name, trained)):
             carrying = [other for other in FORMATS if why_not(other, trained) is None]
-            raise RecipeError(f"--to {name} cannot carry this encoder: {reason}; use --to {' or --to '.join(carrying)}")
+            raise RecipeError(
+                f"--to {name} does not support this encoder: {reason}; use --to {' or --to '.join(carrying)}"
+            )
     if "onnx" in names:
         require_onnx()
     return [name for name in FORMATS if name in names]

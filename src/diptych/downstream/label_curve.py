@@ -68,10 +68,10 @@ def labels(
 
     Rows: the trained encoder, the untrained one, raw pixels and the closed form, with the probe of `evaluate`; and, with
     `scratch`, the same network trained from scratch, as in `finetune` (scratch_steps: its steps, by default fitted), which
-    takes most of the time. All rows of a draw have the same labels, and smaller sets are parts of larger ones. All labels are
-    one set, so they are drawn once. Through each row a curve is fitted (`embeddings.learning_curve`), with a band, also for
-    more labels than there are. target: an accuracy whose number of labels is asked for. out: writes a page. A run folder
-    stores the line. Nothing is chosen on the test images.
+    takes most of the time. All rows of a draw use the same labels, and smaller sets are subsets of larger ones. The set
+    of all labels is used once. A curve with a band is fitted to each row (`embeddings.learning_curve`) and extrapolated
+    to more labels. target: an accuracy for which to estimate the number of labels. out: a page to write. A run folder
+    stores the result. Nothing is chosen on the test images.
 
     Raises DataError for missing labels, RecipeError for invalid arguments, CheckpointError where no network can be trained
     from scratch, OutputError for a page or folder that cannot be written.

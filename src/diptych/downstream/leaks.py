@@ -75,7 +75,7 @@ class Leaks:
         """Lines for people; [] without leaks."""
         if not self.rows:
             return []
-        wrong = f", {self.expected_wrong:.1f} of these expected to be no copies" if self.near else ""
+        wrong = f", {self.expected_wrong:.1f} of these expected to be false alarms" if self.near else ""
         lines = [f"leaks: {len(self.rows):,} of {self.test_images:,} test images {'is' if len(self.rows) == 1 else 'are'} in the "
                  f"training set: same pixels {self.exact:,}, near copies {self.near:,}{wrong}"]  # fmt: skip
         clean = [score for score in self.without(scores) if score.subject == subject]

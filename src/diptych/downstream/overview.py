@@ -51,16 +51,17 @@ def overview(
     device: Device = "auto",
     show: bool = True,
 ) -> Path:
-    """Embed up to `most` images of a set (MAPPED at most) with a run's encoder, and keep what its report shows of them.
+    """Embed up to `most` images of a set (MAPPED at most) with a run's encoder, and store what its report shows.
 
-    The images need no labels. Their neighbours are looked up in the trained encoder's embeddings, in those of the encoder
-    before training where the run has kept it, and among raw pixels. `diptych.report` draws them. Returns the run folder. Raises
-    CheckpointError when the run has no encoder, DataError for fewer than FEWEST images, OutputError when it cannot write.
+    The images need no labels. Their neighbours are looked up in the trained encoder's embeddings, in those of the
+    encoder before training if the run has stored it, and among raw pixels. `diptych.report` draws them. Returns the run
+    folder. Raises CheckpointError when the run has no encoder, DataError for fewer than FEWEST images, OutputError when
+    it cannot write.
     """
     run = run if isinstance(run, Run) else Run(run)
     trained, where = load(run.folder), choose_device(device)
     if len(images) < FEWEST:
-        raise DataError(f"there are {len(images)} images; a map needs {FEWEST} at least")
+        raise DataError(f"there are {len(images)} images; a map needs at least {FEWEST}")
     rows = chosen_rows(len(images), seed)[:most]
     with ProgressBar("overview", show=show) as progress:
         good, batches = (list(parts) for parts in zip(*images.read(rows.numpy(), 512), strict=True))

@@ -82,7 +82,7 @@ def percentages(score: Score) -> str:
 def neighbours_of(scores: Sequence[Score]) -> list[str]:
     """A line with the number of neighbours of kNN; [] without kNN."""
     used = {(score.protocol, score.details["k"]) for score in scores if "k" in score.details}
-    return [f"{protocol}: k = {k} nearest training images vote" for protocol, k in sorted(used)]
+    return [f"{protocol}: vote of the k = {k} nearest training images" for protocol, k in sorted(used)]
 
 
 def seeds_of(scores: Sequence[Score]) -> list[str]:

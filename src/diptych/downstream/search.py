@@ -150,7 +150,7 @@ def one_image(file: Path, options: dict) -> Images:
     try:
         decode(source.data)
     except BadImage as error:
-        raise DataError(f"{file} is no image ({error.reason}); name an image, a folder, a row or a key") from None
+        raise DataError(f"{file} is not an image ({error.reason}); name an image, a folder, a row or a key") from None
     return images(source, **options)
 
 

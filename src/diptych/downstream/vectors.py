@@ -52,7 +52,7 @@ def open_bank(path: Path) -> Bank:
     if not path.exists():
         raise DataError(f"{path} does not exist; `diptych embed RUN SOURCE --out {path}` makes it")
     if not path.is_file():
-        raise DataError(f"{path} is no file; name a folder of `diptych embed`, or its Parquet")
+        raise DataError(f"{path} is not a file; name a folder of `diptych embed`, or its Parquet")
     return TableBank(path)
 
 

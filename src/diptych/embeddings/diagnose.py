@@ -102,7 +102,7 @@ def correlation_readings(z1_ND: Array, z2_ND: Array) -> dict[str, float]:
 def diagnose(
     embeddings: Array, projections: tuple[Array, Array] | None = None, untrained: Array | None = None
 ) -> Diagnosis:
-    """Judge from the embeddings of some images whether an encoder collapsed. It needs 50 images, better 1,000.
+    """Diagnose from the embeddings of some images whether an encoder has collapsed. Give 50 images, preferably 1,000.
 
     embeddings: (N, E). projections: (N, D) for each of two views; they show a collapse that the embeddings hide.
     untrained: (N, E), embeddings of the same images before training. Raises DataError for fewer than two images
@@ -117,7 +117,7 @@ def diagnose(
         readings |= {"untrained_spread": spread(before), "untrained_rank": effective_rank(before)}
         if rank < RANK_LEFT * readings["untrained_rank"]:
             change = f"{readings['untrained_rank']:.1f} before training, {rank:.1f} after"
-            findings.append(("WARNING", f"training took dimensions away: effective rank {change}"))
+            findings.append(("WARNING", f"training reduced the number of dimensions in use: effective rank {change}"))
     if projections is not None:
         z1_ND, z2_ND = map(_thinned, projections)
         breadth, rank = spread(z1_ND), effective_rank(z1_ND)
@@ -134,7 +134,7 @@ def _findings(what: str, breadth: float, rank: float, bounds: tuple[float, float
     findings = []
     if breadth < bounds[1]:
         verdict = "COLLAPSED" if breadth < bounds[0] else "WARNING"
-        findings.append((verdict, f"the {what} are much the same for every image: spread {breadth:.3f}"))
+        findings.append((verdict, f"the {what} are nearly the same for every image: spread {breadth:.3f}"))
     if rank < min(RANK[1], most / 2):
         verdict = "COLLAPSED" if rank < min(RANK[0], most / 4) else "WARNING"
         findings.append((verdict, f"the {what} use few dimensions: effective rank {rank:.1f} of {most}"))
@@ -145,7 +145,7 @@ def _thinned(z_NE: Array) -> Tensor:
     """At most `MOST_IMAGES` rows, evenly spaced, because images are often sorted by class."""
     z_NE = _finite_rows(z_NE)
     if len(z_NE) < 2:
-        raise DataError("a diagnosis compares images with each other; it needs two or more, better 1,000")
+        raise DataError("a diagnosis compares images with each other; it needs at least two, preferably 1,000")
     return z_NE[:: math.ceil(len(z_NE) / MOST_IMAGES)]
 
 

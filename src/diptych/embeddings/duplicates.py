@@ -49,10 +49,10 @@ def near_duplicates(
 ) -> Pairs:
     """Pairs of vectors (M, E) that are nearer to each other than chance explains; score: their cosine.
 
-    mirrored: the embeddings (M, E) of the mirror images, to find mirrored copies too. wrong: the share of the returned
-    pairs that may be expected to be wrong, from the null above. A pair must be surprising from both of its ends. The null
-    knows distances alone: two photographs of one thing, or frames of one video, are duplicates to it. Raises DataError as
-    `checked_embeddings` does, RecipeError for a share outside of [0, 1].
+    mirrored: the embeddings (M, E) of the mirror images, to find mirrored copies too. wrong: the acceptable expected
+    fraction of false alarms among the returned pairs, from the null above. A pair must be surprising from both of its
+    ends. The null is based on distances only, so two photographs of one thing, or frames of one video, count as
+    duplicates. Raises DataError as `checked_embeddings` does, RecipeError for a share outside of [0, 1].
     """
     if not 0 <= wrong <= 1:
         raise RecipeError(f"wrong={wrong} is a share of the pairs, from 0 to 1")

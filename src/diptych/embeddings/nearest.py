@@ -245,8 +245,8 @@ def as_rows(embeddings: Array, what: str) -> Tensor:
             try:
                 z_NE = torch.from_numpy(np.array(embeddings, np.float32))
             except (TypeError, ValueError):
-                raise DataError(f"the {what} embeddings are no numbers (images, width); of a column of arrays, np.stack "
-                                "makes them") from None  # fmt: skip
+                raise DataError(f"the {what} embeddings are not a numeric array (images, width); np.stack makes one "
+                                "from a column of arrays") from None  # fmt: skip
     if z_NE.ndim != 2 or 0 in z_NE.shape:
         raise DataError(f"the {what} embeddings are {tuple(z_NE.shape)}; they must be (images, width), neither 0")
     return z_NE

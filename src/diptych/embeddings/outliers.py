@@ -14,8 +14,8 @@ def outlier_scores(vectors: Array, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]
     """How far each row of `vectors` (M, E) is from its neighbours, (M,) float64, and its nearest row, (M,) int64.
 
     The score is the mean distance (chord of the directions, 0 to 2) of the k nearest other rows (Angiulli & Pizzuti 2002).
-    k is capped at M - 1. Copies of an outlier hide it while there are fewer than k of them only in part: the mean still
-    counts the others. Raises DataError as `nearest_others`.
+    k is capped at M - 1. Fewer than k copies of an outlier hide it only partly, since the mean still includes other
+    rows. Raises DataError as `nearest_others`.
     """
     cosine, index = nearest_others(vectors, k)
     return chord(cosine).mean(1).cpu(), index[:, 0].cpu()

@@ -38,7 +38,7 @@ def learning(after_N: Tensor, before_N: Tensor, *, reference: str, images: str) 
     """
     n, gain_N = len(after_N), after_N - before_N
     if n < FEWEST:
-        return Lamp(NOT_MEASURED, f"{n} images are too few, it needs {FEWEST}")
+        return Lamp(NOT_MEASURED, f"{n} images are too few; this needs at least {FEWEST}")
     gain, half = float(gain_N.mean()), NORMAL * float(gain_N.std()) / math.sqrt(n)
     low, high = 100 * (gain - half), 100 * (gain + half)
     text = (f"another view of an image is nearer than {100 * float(after_N.mean()):.1f} % of {n:,} {images}, {reference} "

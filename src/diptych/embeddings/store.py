@@ -77,7 +77,7 @@ class Index(Sequence[dict]):
                     f"index.jsonl, line {number}: status {status!r} and row {row!r} where row {count} is next"
                 )
             if not isinstance(line["key"], str):
-                raise ValueError(f"index.jsonl, line {number}: the key is no text")
+                raise ValueError(f"index.jsonl, line {number}: the key is not text")
             count += row is not None
             yield row
 
@@ -91,7 +91,7 @@ def save_embeddings(
     status: Sequence[str | None] | None = None,
     meta: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write vectors.npy (float32), index.jsonl and meta.json into a new `folder`, all or nothing. Returns the folder.
+    """Write vectors.npy (float32), index.jsonl and meta.json into a new `folder`, atomically. Returns the folder.
 
     keys, labels, status: one entry per requested image, in order. status: None or "ok" for an image that has a vector,
     otherwise the reason why it has none. Such an image has a row in the index, with the error, but no vector.
@@ -130,7 +130,7 @@ def as_entries(
 def load_embeddings(folder: str | Path) -> Saved:
     """Read a folder of embeddings; vectors are memory-mapped, and changing them changes no file.
 
-    Raises DataError when a file is missing, damaged or does not match the others, and for an embedding that has not finished.
+    Raises DataError when a file is missing, damaged or does not match the others, and for an unfinished embedding.
     """
     folder = Path(folder)
     meta = read_meta(folder)
@@ -173,7 +173,7 @@ def map_vectors(folder: Path) -> Tensor:
         # "c": copy on write. torch wants arrays that can be written, and no file changes.
         array = np.load(file, mmap_mode="c", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype != np.float32:
-            raise ValueError("vectors.npy is no array (M, E) of float32")
+            raise ValueError("vectors.npy is not an array (M, E) of float32")
         return torch.from_numpy(array)
     except (OSError, ValueError, TypeError, EOFError, SyntaxError) as error:
         raise no_embeddings(folder, error) from None

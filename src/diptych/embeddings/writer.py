@@ -168,14 +168,14 @@ class Writer:
         changed = [f"{key}: {short(old.get(key))} -> {short(new)}" for key, new in self.settings.items()
                    if key not in FREE and old.get(key) != new]  # fmt: skip
         if changed:
-            raise CheckpointError(f"{self.folder} was begun with other settings ({'; '.join(changed[:3])}); use the same, or "
+            raise CheckpointError(f"{self.folder} was started with other settings ({'; '.join(changed[:3])}); use the same, or "
                                   "choose another --out")  # fmt: skip
 
 
 def require_place(folder: Path, resume: bool) -> Path:
     """Return `folder` if embeddings may be written there, or continued with `resume`. Raises OutputError."""
     if not resume and (folder / PROGRESS).is_file() and not (folder / META).exists():
-        raise OutputError(f"{folder} holds an embedding that has not finished; go on with --resume, or remove it")
+        raise OutputError(f"{folder} holds an unfinished embedding; continue it with --resume, or remove it")
     ours = resume and folder.is_dir() and all(map(is_ours, folder.iterdir()))
     return folder if ours else require_free_folder(folder)
 

@@ -34,7 +34,7 @@ class BYOL(Method):
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
-    remedies = ("keep method.predictor, with batch normalisation in it", "bring method.momentum nearer to 1")
+    remedies = ("keep method.predictor, with batch normalisation in it", "raise method.momentum towards 1")
 
     @checked
     def __init__(

@@ -35,9 +35,10 @@ class DINO(Method):
     encoder: images (N, 3, s, s) -> embedding (N, E), the student's, for views of every size that is used.
     projector: output widths of its Linear layers, with GELU between; or a module, (N, E) -> (N, D).
     prototypes: K, rows of length 1 that projections of length 1 are multiplied with.
-    teacher_temperature: T_t, reached linearly from `first_temperature` over the share `warmup` of training, 0: at once.
+    teacher_temperature: T_t, reached linearly from `first_temperature` over the fraction `warmup` of training, 0: at
+    once.
     temperature: T_s. momentum: l_0; 0.9995 for batches of 256. centre_momentum: m.
-    frozen: share of training before the prototypes move.
+    frozen: fraction of training before the prototypes move.
     head_norm: BN before each GELU, as in the program for convolutional encoders.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
@@ -45,7 +46,7 @@ class DINO(Method):
     views = range(2, 65)
     centre: Tensor
     remedies = ("lower method.teacher_temperature", "set method.head_norm=true, for a convolutional encoder",
-                "bring method.momentum nearer to 1")  # fmt: skip
+                "raise method.momentum towards 1")  # fmt: skip
 
     @checked
     def __init__(

@@ -34,8 +34,8 @@ class MoCo(Method):
     encoder: images (N, 3, s, s) -> embedding (N, E).
     projector: output widths of its Linear layers, with ReLU and no BN between; or a module, (N, E) -> (N, D).
     queue: K. temperature: T; 0.07 in v1. momentum: m.
-    statistics_rows: how many images share batch statistics, the published 8 GPUs' 32; None: all, and no other order. With
-    `pretrain.micro_batch`, groups are of images of a piece.
+    statistics_rows: how many images share batch statistics, the published 8 GPUs' 32; None: all, without shuffling.
+    With `pretrain.micro_batch`, groups are of images of a piece.
     symmetric: the sum of both directions, as in v3 and in the authors' CIFAR-10 program; the keys of both join the queue, and
     one epoch then does about the work of two.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
@@ -43,7 +43,7 @@ class MoCo(Method):
 
     queue: Tensor
     pushed: Tensor
-    remedies = ("keep method.statistics_rows well below the batch", "bring method.momentum nearer to 1")
+    remedies = ("keep method.statistics_rows well below the batch", "raise method.momentum towards 1")
 
     @checked
     def __init__(

@@ -31,7 +31,7 @@ class MoCoV3(Method):
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
-    remedies = ("raise pretrain.batch_size: its other images are the negatives", "bring method.momentum nearer to 1")
+    remedies = ("raise pretrain.batch_size: its other images are the negatives", "raise method.momentum towards 1")
 
     @checked
     def __init__(

@@ -20,11 +20,11 @@ from diptych.methods.method import Compared, Draw, Method, Progress, Projections
 
 
 class SimCLR(Method):
-    """An encoder and a projector, trained so that each image is told from all others of its batch.
+    """An encoder and a projector, trained so that each image is distinguished from all others of its batch.
 
     encoder: images (N, 3, s, s) -> embedding (N, E).
-    projector: output widths of its Linear layers, with BN and ReLU between, and last a BN that scales and does not shift, as in
-    the program; or a module, (N, E) -> (N, D).
+    projector: output widths of its Linear layers, with BN and ReLU between, and finally a BN with scale but no shift,
+    as in the program; or a module, (N, E) -> (N, D).
     temperature: T; 0.1 for ImageNet, 0.5 for CIFAR-10 (appendix B.9).
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """

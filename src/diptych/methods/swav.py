@@ -34,9 +34,10 @@ class SwAV(Method):
     encoder: images (N, 3, s, s) -> embedding (N, E), for views of every size that is used.
     projector: output widths of its Linear layers, with BN and ReLU between; or a module, (N, E) -> (N, D).
     prototypes: K. temperature: T. epsilon: of the entropy; 0.03 where it does not leave ln K. iterations: of Sinkhorn-Knopp.
-    queue: projections that are assigned with the batch, a queue for each of the two views, as soon as it is full and the share
-    `queue_start` of training is over; None: no queue. 3840 from epoch 15 of 100 or 200 for batches of 256.
-    frozen: share of training before the prototypes move, by default one epoch of 800.
+    queue: earlier projections to assign together with the batch, one queue per large view, used as soon as it is full
+    and the fraction `queue_start` of training is over; None: no queue. 3840 from epoch 15 of 100 or 200 for batches of
+    256.
+    frozen: fraction of training before the prototypes move, by default one epoch of 800.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 

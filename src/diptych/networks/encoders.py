@@ -89,7 +89,7 @@ def encoder(
     stem: "small" makes the first convolution 3x3 at stride 1 and removes the max-pool, "small-stride2" does so at
     stride 2, "small-padded" at stride 1 and padding 2 (solo-learn's CIFAR networks: maps of 34 pixels from 32),
     "standard" changes nothing. "auto" is "small" for images of up to 32 pixels and "small-stride2" up to 64, if the network
-    has such a stem and no pretrained weights, else "standard"; `built_with` has the stem that was taken.
+    has such a stem and no pretrained weights, else "standard"; `built_with` has the chosen stem.
     size: S in pixels. A network of fixed size (a ViT) is built for this size.
     pretrained: load timm's weights, from its cache or from the internet.
     options: for the timm network: `channels=(32, 64, 128, 256)`, `zero_init_last=False`, `drop_path_rate=0.1`.

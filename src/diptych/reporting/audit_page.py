@@ -13,34 +13,34 @@ MOST_SHOWN = 48  # findings of a list; the table has all of them
 TITLES = {
     "leaks": (
         "Leaks",
-        "Test images that are in the training set too, as a copy or nearly so. They make accuracy look better.",
+        "Test images with an exact or near copy in the training set. They make accuracy look better than it is.",
     ),
     "exact duplicates": (
         "Exact duplicates",
-        "Images with the same decoded pixels (upright, RGB) and size: a fact, never wrong.",
+        "Images with the same decoded pixels (upright, RGB) and the same size; never a false alarm.",
     ),
     "near duplicates": (
         "Near duplicates",
-        "Groups of images of which one is a copy of another: resized, encoded again, mirrored or cropped. The score is how "
-        "alike the pixels are in the best placement, 1 is the same.",
+        "Groups of images of which one is a copy of another: resized, re-encoded, mirrored or cropped. The score is the "
+        "similarity of the pixels at the best alignment; 1 means identical.",
     ),
     "suspected labels": (
         "Suspected labels",
         "Images whose label is improbable for their embedding. The score is the probability of the given label, from images "
-        "other than this one. Beside each, the nearest image of the suggested class. Where the encoder does not separate the "
-        "classes, more of these labels are right than expected.",
+        "other than this one. Each is shown with the nearest image of the suggested class. If the encoder does not separate "
+        "the classes, more of these labels are correct than expected.",
     ),
     "outliers": (
         "Outliers",
-        "Images far from all others. The score is the mean distance to the ten nearest ones. Beside each, the nearest image.",
+        "Images far from all others. The score is the mean distance to the ten nearest. Each is shown with its nearest image.",
     ),
     "blank": (
         "Blank images",
-        "Images of one colour. The score is the difference of the lightest and darkest value, of 255.",
+        "Images of one colour. The score is the difference between the lightest and darkest value, out of 255.",
     ),
     "odd sizes": (
         "Odd sizes",
-        "Images whose area differs by a factor of four or more from the median, or their proportions by two or more.",
+        "Images whose area differs from the median by a factor of four or more, or whose aspect ratio by two or more.",
     ),
     "unreadable": ("Unreadable files", "Files that cannot be used, and why."),
 }

@@ -43,7 +43,7 @@ def require_licence(licence: str) -> None:
     """Raises RecipeError for a text that is no identifier of a licence."""
     if not LICENCE.fullmatch(licence):
         raise RecipeError(
-            f"licence {clip(licence, 40)!r} is no identifier of a licence; give one of the Hugging Face Hub's, such as "
+            f"licence {clip(licence, 40)!r} is not an identifier of a licence; give one of the Hugging Face Hub's, such as "
             "apache-2.0, mit, cc-by-nc-4.0 or other"
         )
 

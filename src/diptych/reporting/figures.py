@@ -13,12 +13,12 @@ MOST_PARTS, LARGEST_MATRIX = 8, 256
 SENTENCES = {
     "loss": "The number that training lowers. It should fall, then flatten. A jump, or no fall at all, is suspicious.",
     "on_diagonal": "How far the same dimension differs between the two views; 0 is perfect.",
-    "off_diagonal": "How much different dimensions repeat each other; 0 means that no two of them agree.",
+    "off_diagonal": "How redundant the dimensions are; 0 means that no two of them are correlated.",
     "gradient_norm": "The size of a step's gradient. It should stay in one range, without spikes.",
     "lr": "How large the optimizer's steps are. It usually warms up briefly, then falls to nearly zero.",
-    "knn_accuracy": "On a fifth of some training images, by the others: it follows training and is no test accuracy.",
+    "knn_accuracy": "On a fifth of a sample of training images, by the others. It tracks training; it is not a test accuracy.",
     "rank": "How many dimensions the embeddings use. It depends on the number of images. A fall towards 1 is a collapse.",
-    "spread": "How far embeddings vary: random directions give 1; near 0 is a collapse.",
+    "spread": "How much embeddings vary: random directions give 1; near 0 is a collapse.",
     "correlation": "The same dimension in both views (diagonal) should approach 1, different ones 0.",
     "images_per_second": "How fast training reads images. A drop often means that another program used the machine.",
 }
@@ -93,7 +93,7 @@ def watched_images(run: Record) -> str:
 
 def chart(name: str, series: dict, own: str | None = None, *, of: str = "", **options) -> dict | None:
     """A line chart with title and sentence; `own` is the name of a reading that only this run has. of: the title's end."""
-    unknown = "One of the loss's terms." if name.startswith("parts.") else "A reading that this run adds."
+    unknown = "One of the loss's terms." if name.startswith("parts.") else "A reading that this run added."
     sentence = SENTENCES.get(own or name, unknown)
     title = clip(own, 60).replace("_", " ") if own else TITLES[name] + of
     title = title[:1].upper() + title[1:]

@@ -67,7 +67,7 @@ def sentences(curve: dict[str, Any]) -> list[str]:
         rows = [row for row in curve["rows"] if row["subject"] == name and "gain" in row]
         words = [(row["labels"], word_of(row)) for row in rows]
         parts = []
-        for word in ("better than", "worse than", "not to be told from"):
+        for word in ("better than", "worse than", "not significantly different from"):
             if sizes := [f"{size:,}" for size, other in words if other == word]:
                 parts.append(f"{word} {name} at {', '.join(sizes)} labels")
         if parts:
@@ -89,7 +89,7 @@ def sentences(curve: dict[str, Any]) -> list[str]:
 def word_of(row: dict[str, Any]) -> str:
     low, high = row["gain_interval"]
     if low <= 0 <= high or row["gain_p"] >= 0.05:
-        return "not to be told from"
+        return "not significantly different from"
     return "better than" if row["gain"] > 0 else "worse than"
 
 

@@ -29,7 +29,10 @@ from diptych.runs.run import Run, flatten
 
 VERDICTS = {
     "OK": ("Worth its cost", "It is better than every reference that costs seconds, and nothing points to a collapse."),
-    "UNPROVEN": ("Not yet shown to be useful", "Nothing points to a collapse, and without labels more cannot be said."),
+    "UNPROVEN": (
+        "Not yet shown to be useful",
+        "Nothing points to a collapse; without labels, nothing more can be said.",
+    ),
     "WARNING": ("Needs a look", "Some readings differ from those of a healthy run."),
     "WORSE": ("Not worth its training", "A reference that costs seconds is better on these images."),
     "COLLAPSED": (
@@ -44,7 +47,8 @@ def report(run_folder: Run | str | Path, out: str | Path | None = None, *, live:
 
     The page names what the folder lacks, with the command that makes it. live: the page reloads itself until it is written
     without this flag, and no PNG is written. Raises `DataError` when the
-    folder is not a run's, and `OutputError` when the page cannot be written, or would replace a file that is no report.
+    folder is not a run's, and `OutputError` when the page cannot be written, or would replace a file that is not a
+    report.
     """
     run = read_run(run_folder.folder if isinstance(run_folder, Run) else run_folder)
     path = require_free_file(Path(out) if out is not None else run.folder / "report.html", HTML_MARK)
@@ -203,7 +207,7 @@ def verdict(run: Record) -> dict:
 LAMPS = {
     "collapse": "Do different images have different embeddings?",
     "learning": "Does it recognise another view of an image?",
-    "worth": "Is it better than what costs seconds?",
+    "worth": "Is it better than references that cost seconds?",
 }
 
 
@@ -233,13 +237,13 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     if state == "diverged":
         steps.append(("Lower optimizer.lr, lengthen the warm-up or set pretrain.clip_norm; then start again.", ""))
     elif state != "finished":
-        steps.append(("Let training go on to its end. It continues from the last checkpoint.", command["resume"]))
+        steps.append(("Finish the training. It continues from the last checkpoint.", command["resume"]))
     if run.unlabelled and state == "finished":
         steps.append(("Turn the images into embeddings.", command["embed"]))
         steps.append(("Find the images that are similar to one of yours.", command["search"]))
         steps.append(("List duplicates, outliers and damaged files of the source.", command["audit"]))
     elif word in (None, "UNPROVEN") or accuracy is None or (trained["better"] is None and not run.closed_form):
-        text = "Measure the encoder's accuracy, beside chance, raw pixels and an untrained encoder."
+        text = "Measure the encoder's accuracy, compared with chance, raw pixels and an untrained encoder."
         steps.append((text, command["evaluate"]))
     if any("--join " in text for text in judged["advice"]):
         steps.append(("Join the closed form and this encoder; the advice above says what that gains.", command["join"]))

@@ -26,7 +26,9 @@ def view_sheet(images: Images, views: Sequence[View], count: int, seed: int) -> 
 def require_free_picture(out: Path) -> Path:
     """Return `out` if the sheet may be written there. Raises OutputError, also for an ending that is no picture's."""
     if picture_format(out) is None:
-        raise OutputError(f"cannot write {out} (no picture has this ending); choose another --out ending in .png")
+        raise OutputError(
+            f"cannot write {out} (not the ending of an image format); choose another --out ending in .png"
+        )
     return require_free_file(out, PNG_MARK)
 
 

@@ -61,7 +61,7 @@ def download(
     sends more than 2 GB; OutputError when the file exists already or cannot be written.
     """
     if name not in PUBLISHED:
-        raise RecipeError(f"no published weights are named {name!r}; there are: {', '.join(PUBLISHED)}")
+        raise RecipeError(f"no published weights are named {name!r}; available: {', '.join(PUBLISHED)}")
     file = require_free_file(Path(f"{name}.pth" if out is None else out))
     temporary, digest, done = file.with_name(f".{file.name}.tmp-{os.getpid()}"), hashlib.sha256(), 0
     try:

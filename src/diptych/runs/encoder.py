@@ -36,7 +36,7 @@ class Trained:
     built_with: arguments of `diptych.encoder` that build the network again; None for a module of another origin.
     folder: the run or encoder folder that it was read from; None if it was not read from a folder.
 
-    Calls of it, `embed`, `evaluate` and `classify` move the encoder to the device of the computation and leave it there.
+    Calling it, `embed`, `evaluate` and `classify` move the encoder to the device of the computation and leave it there.
     They do not change its weights, and `finetune` trains a copy.
     """
 

@@ -120,7 +120,7 @@ class Run:
         """A section of the settings, {} where there is none. Raises CheckpointError for anything but a map."""
         options = self.recipe.get(name)
         if not isinstance(options, dict | None):
-            raise CheckpointError(f"{self.folder}/recipe.yaml: {name} is no section of settings; restore it")
+            raise CheckpointError(f"{self.folder}/recipe.yaml: {name} is not a section of settings; restore it")
         return options or {}
 
     @property
@@ -149,7 +149,7 @@ def take_lock(folder: Path) -> IO[str]:
             f"another run is writing to {folder} ({holder or 'unknown process'}); wait for it, or choose another --out"
         ) from None
     except OSError as error:  # some network file systems do not support locks
-        warnings.warn(f"{folder} cannot be locked ({error.strerror}): start no second run there", stacklevel=2)
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): do not start a second run there", stacklevel=2)
     file.seek(0)
     file.truncate()
     file.write(f"{LOCK_TEXT}{os.getpid()} on {socket.gethostname()}")

@@ -72,7 +72,7 @@ def advise(
         return None
     row = min(lost, key=lambda row: row.core_minutes)
     return (
-        f"note: for {images:,} images and this time on a CPU `diptych quick` is the better choice: with {row.images:,} "
-        f"{row.of} it had kNN {row.quick[0]:.0f} and linear {row.quick[1]:.0f} %, {row.core_minutes:.0f} minutes on a core of "
-        f"{row.method} {row.trained[0]:.0f} and {row.trained[1]:.0f} %; `diptych quick --join` joins both afterwards"
+        f"note: for {images:,} images and this time on a CPU, `diptych quick` is the better choice: on {row.images:,} "
+        f"{row.of} it reached kNN {row.quick[0]:.0f} and linear {row.quick[1]:.0f} %, {row.method} in {row.core_minutes:.0f} "
+        f"core-minutes {row.trained[0]:.0f} and {row.trained[1]:.0f} %; `diptych quick --join` joins both afterwards"
     )

@@ -60,7 +60,7 @@ def seconds_of(budget: str, also: str = "") -> float:
     except ValueError:  # "1.2.3m"
         seconds = 0.0
     if not 0 < seconds <= LONGEST:
-        raise RecipeError(f"budget {budget!r} is no length of time; write 90s, 20m, 2h or 1h30m{also}")
+        raise RecipeError(f"budget {budget!r} is not a duration; write 90s, 20m, 2h or 1h30m{also}")
     return seconds
 
 

@@ -21,7 +21,7 @@ def check_graph(
     if wanted is False:
         reason = "cuda_graph is false"
     elif device.type == "cpu":
-        reason = "there are graphs on a GPU only; leave cuda_graph out, or set device cuda"
+        reason = "CUDA graphs need a GPU; leave cuda_graph out, or set device cuda"
     elif world_size() > 1:
         reason = "several processes train together, and their exchanges are not captured"
     elif micro_batch is not None or torch_compile:
@@ -52,7 +52,7 @@ def capture(
             failed(hindrance)
         return
     if not learner.updates.skips:
-        failed(f"{type(learner.optimizer).__name__} is no optimizer that skips a step which is not finite")
+        failed(f"{type(learner.optimizer).__name__} does not skip steps whose loss or gradient is not finite")
         return
     feed.together.capture(failed)
     learner.take = Steps(learner, failed, log_steps)

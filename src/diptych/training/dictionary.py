@@ -45,7 +45,7 @@ def learn_first_layer(network: PatchDictionary, pixels: Tensor, rng: torch.Gener
     patches_PF = patches_PF - patches_PF.mean(1, keepdim=True)
     patches_PF = patches_PF * torch.rsqrt(patches_PF.square().mean(1, keepdim=True) + CONTRAST)
     if not patches_PF.square().mean() > 1e-3:
-        raise DataError("the images are of one colour each: there are no patches to learn from; check the source")
+        raise DataError("each image has a single colour, so there are no patches to learn from; check the source")
     mean_F, weight_FD = whitening(patches_PF, network.whiten.out_channels, PATCH_FLOOR)
     z_PD = unit((patches_PF - mean_F) @ weight_FD)
     network.whiten.weight.copy_((weight_FD - weight_FD.mean(0)).T.reshape(network.whiten.weight.shape))

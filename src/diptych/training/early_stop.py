@@ -35,7 +35,7 @@ class EarlyStop:
         known = self.reading in readings
         if agree(rank() == 0 and watched and not known):
             names = ", ".join(readings) if rank() == 0 else "those of the watches"
-            raise RecipeError(f"early stopping looks at {self.reading!r}, which nothing reads; there are {names}")
+            raise RecipeError(f"early stopping looks at {self.reading!r}, which no watch returns; there are {names}")
         if known:
             value = readings[self.reading] * (-1 if self.largest else 1)
             if value < state.best:

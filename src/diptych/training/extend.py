@@ -33,9 +33,7 @@ def extend(folder: str | Path, epochs: int, images: Images, record: dict | None 
         recipe = run.recipe
         history, done = recipe.get("extended", []), run.section("pretrain").get("epochs")
         if not isinstance(done, int) or not are_extensions(history):
-            raise CheckpointError(
-                f"{folder}/recipe.yaml says no number of epochs, or is damaged: it cannot be extended"
-            )
+            raise CheckpointError(f"{folder}/recipe.yaml has no number of epochs, or is damaged: it cannot be extended")
         if history and history[-1]["to"] == epochs == done:
             return
         if not run.finished:
@@ -68,10 +66,10 @@ def unfinish(run: Run, images: Images) -> int:
     checkpoints.clear(folder := run.folder / "checkpoints")
     checkpoint = checkpoints.newest(folder)
     if checkpoint is None:
-        raise CheckpointError(f"{run.folder} has no checkpoint to go on from; start a longer run with another --out")
+        raise CheckpointError(f"{run.folder} has no checkpoint to continue from; start a longer run with another --out")
     if (checkpoint / "best.safetensors").exists():
-        raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping): training cannot go "
-                          "on; start a longer run with another --out")  # fmt: skip
+        raise RecipeError(f"{run.folder} ended with the weights of its best epoch (early stopping) and cannot be "
+                          "extended; start a longer run with another --out")  # fmt: skip
     state: dict[str, Any] = checkpoints.read_state(checkpoint)
     if state["data"] != images.fingerprint:
         raise CheckpointError(f"{checkpoint} was made from other images; bring the same images back")

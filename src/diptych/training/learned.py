@@ -59,7 +59,7 @@ def with_method(
     ]
     verdict, remedies = "COLLAPSED" if signs else diagnosis.verdict, list(method.remedies)
     if method.rising and (lost := risen(losses)) > MOST_RISEN:
-        signs.append(f"the loss has risen again, by {100 * lost:.0f} % of what it had fallen")
+        signs.append(f"the loss has risen again, by {100 * lost:.0f} % of its earlier fall")
         remedies.insert(0, method.rising)
         verdict = "WARNING" if verdict == "OK" else verdict
     reasons = [*signs, *diagnosis.reasons]

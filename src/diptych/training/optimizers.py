@@ -1,4 +1,4 @@
-"""Optimizers as the papers set them. Who is decayed, adapted or scheduled is data: `describe(optimizer)`.
+"""Optimizers as the papers set them. `describe(optimizer)` lists what is decayed, adapted or scheduled.
 
 `groups` is a sequence of rules, such as `{"match": "predictor", "schedule": "constant"}`. "match" is "1d"
 (biases and normalisation: at most one dimension) or a dotted name ("predictor" matches predictor.0.weight).
@@ -95,9 +95,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's learning rate to its peak times `factor`; groups on a constant schedule keep their peak.
+    """Set every group's learning rate to its peak times `factor`; groups with a constant schedule keep their peak.
 
-    An optimizer made elsewhere takes the rates that it came with as peaks.
+    The peaks of an optimizer created elsewhere are its initial rates.
     """
     for group in optimizer.param_groups:
         peak = group.setdefault("peak_lr", group["lr"])
@@ -105,7 +105,7 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def describe(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
-    """One row a group: name, lr (peak), weight_decay, adapted, schedule, counts of tensors and parameters."""
+    """One row per group: name, lr (peak), weight_decay, adapted, schedule, counts of tensors and parameters."""
     return [
         {
             "name": group.get("name", f"group {index}"),

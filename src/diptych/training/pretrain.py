@@ -66,21 +66,21 @@ def pretrain(
     record: dict | None = None,
     show: bool = True,
 ) -> Run:
-    """Train `method` on views of each image and leave a run folder with an encoder in it.
+    """Train `method` on views of each image, and write a run folder with the encoder.
 
-    How long: `epochs`, or a budget of steps ("5000 steps") or of time ("90s", "20m", "1h30m"), which the measured rate makes
-    a number of steps before step 0; see `training.budget`. The schedule runs over it, and a resumed run has the same.
-    batch_size is the global number of images a step, over all processes; a short last batch is dropped. precision is
+    Length: `epochs`, or a `budget` of steps ("5000 steps") or of time ("90s", "20m", "1h30m"), which is converted into
+    steps by a measurement before step 0; see `training.budget`. The schedule spans it, and a resumed run keeps it.
+    batch_size is the global number of images per step, over all processes; a short last batch is dropped. precision is
     "float32", "tf32" (a GPU multiplies with 10 bits in the networks), "bfloat16" (autocast), "float64", or "auto", the
     faster of float32 and bfloat16 here, which a resumed run keeps; losses and views stay float32. micro_batch: run the
-    networks on that many images at a time; loss and gradient are the whole batch's (gradient caching: one more forward
-    pass), batch normalisation sees the pieces. torch_compile: method and loss as fewer, fused kernels; takes a minute or
-    more at the start, and a GPU or a C++ compiler. cuda_graph: on a GPU, steps as recorded graphs; "auto" says why where it
-    cannot. deterministic: the same bits from the same run on a GPU too, by slower ways for some operations. stopping: when
-    to end early, see `EarlyStop`. record: what recipe.yaml will hold, by default a description of the arguments.
+    networks on that many images at a time; loss and gradient are those of the full batch (gradient caching, one more
+    forward pass), but batch normalisation sees the pieces. torch_compile: compile method and loss into fewer, fused
+    kernels; takes a minute or more at the start, and needs a GPU or a C++ compiler. cuda_graph: on a GPU, record steps
+    as graphs; "auto" says why if it cannot. deterministic: bit-identical runs on a GPU too, with some slower kernels.
+    stopping: when to end early, see `EarlyStop`. record: the content of recipe.yaml; default: the arguments.
 
-    `method` is trained in place: afterwards it is on `device`, in the precision's type, in channels_last. The classes of its
-    layers, which are exchanged for the time of training, and the process' random state are put back.
+    `method` is trained in place: afterwards it is on `device`, in the precision's type, in channels_last. The classes
+    of its layers, which are replaced during training, and the process' random state are restored.
 
     Raises RecipeError for impossible arguments and for a method that breaks its contract, OutputError for a folder that may
     not be written, CheckpointError when `resume` meets another recipe or other images, DivergedError at the first loss or
@@ -125,7 +125,7 @@ def pretrain(
                           log_steps=log_steps, waits=waits_for(where), bar=bar)  # fmt: skip
             watches = Watches(watch, method.encoder, diary, every=watch_epochs)
             if loop(feed, learner, diary, keeper, watches=watches, stopping=stopping, request=request):
-                bar.say(f"stopped early: no better {stopping.reading} for {stopping.patience} epochs")  # pyrefly: ignore
+                bar.say(f"stopped early: {stopping.reading} did not improve for {stopping.patience} epochs")  # pyrefly: ignore
         finish(keeper, feed, diary)
     finally:
         run.release()

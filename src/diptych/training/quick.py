@@ -71,12 +71,12 @@ def quick(
     mirrored: average the codes of an image and its mirror image; None: if mirror images look like the other images.
     keep: "codes", the partially whitened codes of both layers (the best linear accuracy); "twins", the exact optimum of
     Barlow Twins' loss over linear maps of them for two crops of an image (`embeddings.linear_optimum`); or "both" side by
-    side. join: a trained encoder, whose partially whitened embedding then stands beside them (`training.joining`); `images`
-    should have the size that it expects. record: the settings that recipe.yaml will hold.
+    side. join: a trained encoder, whose partially whitened embedding is appended (`training.joining`); `images` should
+    have the size that it expects. record: the settings that recipe.yaml will hold.
 
-    The same images, seed and number of threads give the same bits on one machine. No label is read. Raises DataError for
-    fewer than 50 images or ones without structure, RecipeError for impossible arguments, OutputError for a folder that
-    may not be written.
+    The same images, seed and number of threads give the same bits on one machine. Labels are not used. Raises DataError
+    for fewer than 50 images or ones without structure, RecipeError for impossible arguments, OutputError for a folder
+    that may not be written.
     """
     started = time.perf_counter()
     size = min(SIZE, images.size) if size is None else size
@@ -131,7 +131,7 @@ def check(images: Images, options: dict) -> None:
     if options["size"] < SMALLEST_SIZE:
         raise RecipeError(f"size {options['size']} must be at least {SMALLEST_SIZE} pixels: patches need that")
     if options["keep"] not in KEEP:
-        raise RecipeError(f"keep {options['keep']!r} is none of {', '.join(KEEP)}")
+        raise RecipeError(f"keep {options['keep']!r} is not one of {', '.join(KEEP)}")
     if len(images) < FEWEST:
         raise DataError(f"{len(images)} images are too few to compute an encoder from; give {FEWEST} or more")
 

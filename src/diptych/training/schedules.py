@@ -32,7 +32,7 @@ def cosine(floor: Share = 0.0, epochs: Count | None = None) -> Schedule:
 
 @checked
 def warmup_cosine(warmup: Annotated[float, Range(0, below=1)] = 0.01, floor: Share = 0.001) -> Schedule:
-    """A straight line from 0 to 1 during the share `warmup` of training, then half a cosine to `floor`.
+    """A straight line from 0 to 1 during the fraction `warmup` of training, then half a cosine to `floor`.
 
     The defaults are Barlow Twins' (appendix A: 10 of 1000 epochs, down to 1/1000).
     """

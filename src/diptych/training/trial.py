@@ -90,6 +90,4 @@ def check_in_place(name: str, method: Method, tried: Method) -> None:
     before = {key: tuple(value.shape) for key, value in method.state_dict().items()}
     after = {key: tuple(value.shape) for key, value in tried.state_dict().items()}
     if changed := sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
-        raise RecipeError(
-            f"{name} changes {changed[0]!r} otherwise than in place: its shape or presence differs after a step"
-        )
+        raise RecipeError(f"{name} does not change {changed[0]!r} in place: its shape or presence differs after a step")
