@@ -45,7 +45,7 @@ def test_leaks_are_counted_and_left_out(resident):
     assert knn.accuracy < evaluation.score("knn").accuracy - 0.1
     text = str(evaluation)
     assert f"leaks: {len(leaks.rows)} of 60 test images are in the training set: same pixels 4" in text
-    assert "accuracy of trained without them, %: knn" in text
+    assert "accuracy of the trained encoder without them, %: knn" in text
 
 
 def test_without_leaks_nothing_is_said():

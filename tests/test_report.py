@@ -306,8 +306,9 @@ def test_a_warning_without_a_collapse_speaks_of_none(run):
 
 
 @pytest.mark.parametrize("advice, command", [
-    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick shapes/ --out quick"),
-    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick shapes/ --join {run} --out both"),
+    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick shapes/ --out {run}-quick"),
+    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick shapes/ --join {run} --out {run}-joined"),
+    ("join both: `diptych quick 'my photos' --join r --out b` (knn: 1 point)", "diptych quick 'my photos' --join r --out b"),
 ])  # fmt: skip
 def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
     judged = DIAGNOSIS | {"verdict": "WORSE", "advice": [advice]}

@@ -17,6 +17,7 @@ from diptych.embeddings.duplicates import NEIGHBOURS, PROPOSED, WRONG, Pairs
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import Score, accuracy_interval
 from diptych.networks.inference import resized
+from diptych.runs.subjects import PHRASES
 
 MOST_PAIRS, DECOYS = 10_000, 2_000  # compared pixel by pixel
 LISTED = 100  # pairs in evaluations.jsonl, at most
@@ -82,7 +83,8 @@ class Leaks:
         with_leaks = {score.protocol: score.accuracy for score in scores if score.subject == subject}
         shown = [f"{score.protocol} {100 * score.accuracy:.1f} (with them {100 * with_leaks[score.protocol]:.1f})"
                  for score in clean]  # fmt: skip
-        return [*lines, f"accuracy of {subject} without them, %: {', '.join(shown) or 'no test image is left'}"]
+        numbers = ", ".join(shown) or "no test image is left"
+        return [*lines, f"accuracy of {PHRASES.get(subject, subject)} without them, %: {numbers}"]
 
 
 def find_leaks(z_ME: Tensor, z_NE: Tensor, digests: Sequence[bytes], train: Images, test: Images) -> Leaks:
