@@ -150,6 +150,25 @@ def test_expected_errors_never_fall_where_groups_are_large():
     assert max(f.group for f in near) > 5 and len(near) > 2 * max(f.group for f in near)
 
 
+def crowded() -> tuple[np.ndarray, list[str]]:
+    """Crops of six scenes, each of which overlaps most others of its scene."""
+    rng, crops, labels = np.random.default_rng(0), [], []
+    for number in range(6):
+        pixels = scene(rng)
+        for _ in range(25):
+            y, x = rng.integers(0, 8, 2)
+            crops.append(np.asarray(Image.fromarray(pixels[y : y + 80, x : x + 80]).resize((32, 32))))
+            labels.append(f"scene {number}")
+    return np.stack(crops), labels
+
+
+def test_pairs_that_cannot_be_told_from_farther_neighbours_are_counted(audited):
+    result = audit(images(crowded()[0]), trained=ENCODER, show=False)
+    [note] = [note for note in result.notes if note.startswith("near duplicates")]
+    assert "further pairs of " in note and "as alike as copies (0.95 or more)" in note and note in str(result)
+    assert not any("near duplicates" in note for note in audited.notes)
+
+
 def test_a_full_disk_leaves_no_part_of_an_audit(audited, tmp_path, monkeypatch):
     flush, calls = os.fsync, []
 

@@ -273,6 +273,9 @@ def test_leaks_stand_above_the_accuracies(run, exact, near):
     text = "3 of 1,800 test images are in the training set: 2 with the same pixels, 1 as near copies. Without them the trained"
     assert (text in page.text and "encoder has kNN 41.2 %." in page.text) == (exact == 2)
     assert ("are in the training set" in page.text) == (exact == 2)
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"leaks": leaks | {"undecided": 30, "alike": 0.055}}])
+    page = page_alone(run)
+    assert ("30 test images that are not counted are as alike as copies" in page.text) == (exact != "x")
 
 
 def test_without_labels_nothing_is_called_useful(run):

@@ -2,6 +2,7 @@
 
 import statistics
 
+from diptych.embeddings.duplicates import why_undecided
 from diptych.reporting.charts import number
 from diptych.reporting.figures import values
 from diptych.reporting.keras import KERAS_PROTOCOL_TEXTS
@@ -82,8 +83,12 @@ def leaks_text(run: Record) -> str:
     """Test images that are in the training set, and the run's own accuracies without them; "" without any."""
     leaks = run.leaks
     exact, near, tested = (real((leaks or {}).get(key)) for key in ("exact", "near", "test_images"))
-    if leaks is None or exact is None or near is None or tested is None or exact + near <= 0:
+    if leaks is None or exact is None or near is None or tested is None:
         return ""
+    unsure, alike = real(leaks.get("undecided")) or 0, real(leaks.get("alike")) or 0.0
+    more = f" {number(unsure)} test images that are not counted are {why_undecided(alike)}." if unsure > 0 else ""
+    if exact + near <= 0:
+        return more.strip()
     text = (f"{number(exact + near)} of {number(tested)} test images are in the training set: {number(exact)} with the same "
             f"pixels, {number(near)} as near copies.")  # fmt: skip
     rows = leaks.get("without")
@@ -92,7 +97,7 @@ def leaks_text(run: Record) -> str:
     shown = [
         f"{protocol_title(name)} {number(value, percent=True)}" for name, value in accuracies[:6] if value is not None
     ]
-    return f"{text} Without them {PHRASES[run.main]} has {', '.join(shown)}." if shown else text
+    return f"{text} Without them {PHRASES[run.main]} has {', '.join(shown)}.{more}" if shown else text + more
 
 
 def subjects_in_order(run: Record) -> list[str]:
