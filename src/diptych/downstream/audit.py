@@ -15,7 +15,7 @@ from diptych.data.images import Images
 from diptych.data.images import images as open_pixels
 from diptych.downstream.classifier import IMAGES_PER_BATCH
 from diptych.downstream.copies import find_copies
-from diptych.downstream.findings import Audit, Finding, accumulated, last_within
+from diptych.downstream.findings import LEAST_LABELS, Audit, Finding, accumulated, last_within
 from diptych.downstream.inspection import BLANK, Inspection, inspect, odd_sizes
 from diptych.embeddings.duplicates import equal_groups, groups_of, why_undecided
 from diptych.embeddings.label_errors import suspect_labels
@@ -240,6 +240,11 @@ def outlier_list(result: Audit, compared: EmbeddedImages) -> None:
     order = scores.argsort(descending=True, stable=True)
     wrong = expected_ordinary(scores[order])
     end = last_within(wrong)
+    if not end:
+        farthest = result.name(int(distinct[order[0]]))
+        result.notes.append(
+            f"outliers: no image is farther from all others than ordinary ones may be; the farthest is {farthest}"
+        )
     result.lists["outliers"] = [
         Finding(result.name(int(distinct[row])), int(distinct[row]), float(scores[row]), float(wrong[i]),
                 int(distinct[near[row]]))
@@ -274,7 +279,7 @@ def label_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
     right = suspects.expected_right.diff(prepend=suspects.expected_right.new_zeros(1))[other].cumsum(0)
     directions = torch.nn.functional.normalize(vectors, dim=1)
     findings = []
-    for i, row in enumerate(rows[: last_within(right)].tolist()):
+    for i, row in enumerate(rows[: last_within(right, LEAST_LABELS)].tolist()):
         cosine = (directions @ directions[row]).masked_fill(class_of != suggestions[i], -2.0)
         beside = int(distinct[int(cosine.argmax())])
         remark = f"labelled {labels[row]}, looks like {suspects.classes[int(suggestions[i])]}"
