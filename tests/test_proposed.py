@@ -110,5 +110,8 @@ def test_an_encoder_of_quick_has_a_row_of_its_name(join, place, monkeypatch, tmp
     own = [attributes for tag, attributes in page.tags if tag == "tr" and attributes.get("class") == "own"]
     assert len(own) == 1 and "The trained encoder" not in page.text and "same encoder before training" not in page.text
     assert ("The joined encoder reaches" if join else "The closed form reaches") in page.text
+    assert (
+        "A closed form beside a trained encoder" if join else "Computed in closed form, without training"
+    ) in page.text
     compared = diptych.compare(out)
     assert set(compared.accuracies) == {"knn", "linear"}

@@ -27,6 +27,7 @@ from diptych.reporting.sheet import write_picture
 from diptych.runs.pictures import FIGURES
 from diptych.runs.proposed import PLACEHOLDERS, Proposed, word
 from diptych.runs.run import Run, flatten
+from diptych.runs.subjects import JOINED
 
 VERDICTS = {
     "OK": ("Worth its cost", "It is better than every reference that costs seconds, and nothing points to a collapse."),
@@ -169,7 +170,8 @@ def status(run: Record) -> dict:
         text = f"Training stopped at step {where}: the loss was {loss}. The last good step is saved."
         return {"word": "diverged", "text": text}
     if run.end and run.closed_form:
-        return {"word": "finished", "text": "Computed in closed form, without training."}
+        joined = "A closed form beside a trained encoder." if run.main == JOINED else ""
+        return {"word": "finished", "text": joined or "Computed in closed form, without training."}
     if run.end:
         return {"word": "finished", "text": f"Finished after {done}."}
     if not run.steps:
