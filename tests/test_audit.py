@@ -158,7 +158,7 @@ def test_outliers_that_are_none_are_not_listed():
     numbers = images(np.zeros((300, 8, 8, 3), np.uint8))
     result = Audit([("", numbers)], [(0, row) for row in range(300)])
     outlier_list(result, compared)
-    assert result.lists["outliers"] == [] and "the farthest is " in result.notes[0]
+    assert result.lists["outliers"] == [] and "the image farthest from all others" in result.notes[0]
     vectors += 3
     vectors[7] = -3
     outlier_list(result, compared)

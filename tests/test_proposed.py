@@ -11,6 +11,8 @@ from test_quick import textures
 
 import diptych
 from diptych.commands import cli
+from diptych.downstream.comparison import verdict_on_labels
+from diptych.embeddings.scores import Score
 from diptych.networks.encoders import built_with, encoder
 from diptych.networks.inference import Preprocessing
 from diptych.runs.encoder import Trained, save_encoder
@@ -88,6 +90,17 @@ def test_what_evaluate_advises_can_be_pasted(named, place, capsys, monkeypatch):
     assert not any(gain == name for line in again.lines() for gain in line.get("gains", ()))
     page = Page(diptych.report(out))
     assert f"The {name}" in page.text and "trained encoder" not in page.text.split("Accuracy")[0]
+
+
+def test_the_verdict_on_labels_names_the_command():
+    scores = [
+        Score("finetune", right / 40, (0.0, 1.0), 40, 40, 2, subject=name, correct=torch.arange(40) < right)
+        for name, right in (("closed form", 38), ("trained", 12))
+    ]
+    [text, *_] = verdict_on_labels(scores, proposed=Proposed("my photos", Path("a run")))
+    assert "`diptych quick 'my photos' --out 'a run-quick'` and `diptych classify`" in text
+    [text, *_] = verdict_on_labels(scores, main="closed form")
+    assert text.endswith("the fine-tuned encoder is better than every other row")
 
 
 @pytest.mark.parametrize("join", [False, True])

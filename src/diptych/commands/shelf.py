@@ -15,7 +15,8 @@ ENDINGS = {"-cifar10-small": 1, "-small": 0, "-cifar10": 2, "-imagenet": 3}  # t
 LEGEND = """\
 -small: a folder of photographs, at 64 pixels on a CPU; -cifar10-small: CIFAR-10
 on a CPU; -cifar10: on a GPU; -imagenet: as published, on 8 GPUs or more;
--keras-...: two examples of Keras; demo: what `diptych demo` trains.
+-published: what a program does; -intended: what its text says it does;
+demo: what `diptych demo` trains.
 
 `diptych recipes METHOD` says what each needs (--all: of all methods),
 `diptych recipes NAME` prints one, `diptych plan SOURCE` fits one to images."""

@@ -242,9 +242,7 @@ def outlier_list(result: Audit, compared: EmbeddedImages) -> None:
     end = last_within(wrong)
     if not end:
         farthest = result.name(int(distinct[order[0]]))
-        result.notes.append(
-            f"outliers: no image is farther from all others than ordinary ones may be; the farthest is {farthest}"
-        )
+        result.notes.append(f"outliers: none; {farthest}, the image farthest from all others, is not unusually far")
     result.lists["outliers"] = [
         Finding(result.name(int(distinct[row])), int(distinct[row]), float(scores[row]), float(wrong[i]),
                 int(distinct[near[row]]))

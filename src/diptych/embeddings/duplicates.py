@@ -53,7 +53,8 @@ class Pairs(NamedTuple):
         numbers = torch.arange(1, len(self.score) + 1, dtype=torch.float64)
         good = (self.expected_wrong <= wrong * numbers).nonzero()
         end = int(good[-1]) + 1 if len(good) else 0
-        return Pairs(*(part[:end] for part in self[:4]))
+        first, second, score, expected = (part[:end] for part in self[:4])
+        return Pairs(first, second, score, expected)
 
 
 def near_duplicates(
