@@ -25,10 +25,10 @@ from diptych.data.images import Images
 from diptych.data.photographs import demo_source
 from diptych.downstream.few_labels import parse_labels, take_labels
 from diptych.downstream.finetune import finetune, from_scratch
-from diptych.downstream.subjects import SCRATCH
 from diptych.downstream.tuning import Budget, tune
 from diptych.networks.inference import Preprocessing
 from diptych.runs.encoder import Trained
+from diptych.runs.subjects import SCRATCH
 
 PLAIN, PLAIN_FLIP = "plain loop", "plain loop, flips"
 SHARE = 0.95  # of the plain loop's accuracy that training from scratch has to reach

@@ -17,9 +17,10 @@ from test_cli import diptych
 from benchmarks.audit_planted import KINDS, copy_of
 from diptych.base.errors import OutputError
 from diptych.data.images import images
-from diptych.downstream.audit import audit
-from diptych.downstream.audit_files import write_audit
+from diptych.downstream.audit import EmbeddedImages, audit, outlier_list
+from diptych.downstream.audit_files import page, write_audit
 from diptych.downstream.copies import find_copies, likeness
+from diptych.downstream.findings import Audit
 from diptych.downstream.inspection import inspect, odd_sizes
 from diptych.downstream.table import write_table
 from diptych.embeddings.store import load_embeddings, save_embeddings
@@ -148,6 +149,42 @@ def test_expected_errors_never_fall_where_groups_are_large():
     wrong = [finding.expected_wrong for finding in near]
     assert wrong == sorted(wrong) and wrong[-1] > 0
     assert max(f.group for f in near) > 5 and len(near) > 2 * max(f.group for f in near)
+
+
+def test_outliers_that_are_none_are_not_listed():
+    """Points of one Gaussian have a farthest one, which is no outlier; a point apart is."""
+    vectors = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    compared = EmbeddedImages(torch.arange(300), torch.zeros(300, 3, 32, 32), vectors, None)
+    numbers = images(np.zeros((300, 8, 8, 3), np.uint8))
+    result = Audit([("", numbers)], [(0, row) for row in range(300)])
+    outlier_list(result, compared)
+    assert result.lists["outliers"] == [] and "the image farthest from all others" in result.notes[0]
+    vectors += 3
+    vectors[7] = -3
+    outlier_list(result, compared)
+    assert [finding.place for finding in result.lists["outliers"]][:1] == [7] and len(result.lists["outliers"]) < 5
+    assert all(finding.expected_wrong <= 0.5 * rank for rank, finding in enumerate(result.lists["outliers"], 1))
+
+
+def crowded() -> tuple[np.ndarray, list[str]]:
+    """Crops of six scenes, each of which overlaps most others of its scene."""
+    rng, crops, labels = np.random.default_rng(0), [], []
+    for number in range(6):
+        pixels = scene(rng)
+        for _ in range(25):
+            y, x = rng.integers(0, 8, 2)
+            crops.append(np.asarray(Image.fromarray(pixels[y : y + 80, x : x + 80]).resize((32, 32))))
+            labels.append(f"scene {number}")
+    return np.stack(crops), labels
+
+
+def test_pairs_that_cannot_be_told_from_farther_neighbours_are_counted(audited):
+    result = audit(images(crowded()[0]), trained=ENCODER, show=False)
+    [note] = [note for note in result.notes if note.startswith("near duplicates")]
+    assert "further pairs of " in note and "as similar as copies (0.95 or more)" in note and note in str(result)
+    assert not any("near duplicates" in note for note in audited.notes)
+    section = page(result, "crops").split('<section id="near-duplicates">')[1].split("</section>")[0]
+    assert note.removeprefix("near duplicates: ") in section
 
 
 def test_a_full_disk_leaves_no_part_of_an_audit(audited, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diptych.commands import cli, cli_encoders
+from diptych.commands.shelf import recipe_names
 
 SMALL = ["encoder.channels=[8,8,8,8]", "method.projector=[16,16]", "pretrain.batch_size=8", "pretrain.epochs=1",
          "pretrain.precision=float32", "images.size=32"]  # fmt: skip
@@ -117,21 +118,22 @@ def test_views_writes_a_picture(photos, capsys, tmp_path):
 
 def test_recipes_and_doctor(capsys, photos):
     code, out, _ = diptych(capsys, "recipes")
-    assert code == 0 and "demo" in out
-    by_method = dict(group.partition("\n")[::2] for group in out.split("\n\n")[:-1])
-    assert {
-        "barlow_twins",
-        "simsiam",
-        "simclr",
-        "byol",
-        "moco",
-        "moco_v3",
-        "swav",
-        "vicreg",
-        "dino",
-    } <= by_method.keys()
-    assert "simsiam-keras-published" in by_method["simsiam"] and "two CPU cores" in by_method["barlow_twins"]
-    assert "time: 18 minutes" in by_method["simsiam"] and "8 GPUs" in by_method["moco"]
+    lines = out.splitlines()
+    assert code == 0 and len(lines) < 23 and max(map(len, lines)) <= 80
+    listed = re.findall(r"[a-z0-9-]+", out.partition("\n\n")[0].replace("_", ""))
+    assert set(recipe_names()) <= set(listed)
+    rows = dict(line.split(maxsplit=1) for line in lines[: lines.index("")] if line[:1].isalpha())
+    methods = "barlow_twins simsiam simclr byol moco moco_v3 swav vicreg dino coding_rate".split()
+    assert rows.keys() == set(methods) and rows["simsiam"].startswith("simsiam-small, ")
+    described = {}
+    for method in methods:
+        code, described[method], _ = diptych(capsys, "recipes", method)
+        assert code == 0 and max(map(len, described[method].splitlines())) <= 80
+    assert "time: 18 minutes" in described["simsiam"] and "8 GPUs" in described["moco"]
+    assert diptych(capsys, "recipes", "barlow-twins")[1] == described["barlow_twins"]
+    assert diptych(capsys, "recipes", "--all")[1].count("hardware: ") == len(recipe_names())
+    assert "moco" in diptych(capsys, "recipes", "mocko")[2]
+    assert "leave out demo" in diptych(capsys, "recipes", "demo", "--all")[2]
     code, out, _ = diptych(capsys, "recipes", "demo")
     assert code == 0 and out.startswith("# ") and "encoder:" in out
     code, out, _ = diptych(capsys, "doctor", photos)

@@ -165,6 +165,19 @@ def test_runs_without_an_evaluation_are_compared_by_recipe_and_readings(run):
     assert not result.pairs and "have not been evaluated" in str(result) and "online kNN accuracy" in str(result)
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_recipe_has_a_table_and_nothing_that_differs(seeds, run, tmp_path):
+    folders = [run(f"a {seed}", 0.7, seed=seed) for seed in range(seeds)]
+    result = diptych.compare(*folders, out=tmp_path / "page.html")
+    assert set(result.accuracies) == {"linear"} and not result.pairs
+    page = Page(tmp_path / "page.html")
+    assert "What differs" not in page.text and "compared" not in page.text
+    alone = f"this is only one run: name another to compare it with; for its own page: `diptych report '{folders[0]}'`"
+    assert (alone in str(result)) == (alone.replace("`", "") in page.text) == (seeds == 1)
+    assert ("One run" if seeds == 1 else "2 runs of one recipe") in page.text
+    assert ("standard deviation" in page.text) == (seeds > 1)
+
+
 def test_damaged_answers_are_one_line(run):
     folder = run("a", 0.7)
     arrays = dict(np.load(folder / "pictures" / "answers.npz"))

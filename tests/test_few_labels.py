@@ -16,13 +16,13 @@ from diptych.downstream.comparison import verdict_on_labels
 from diptych.downstream.finetune import finetune
 from diptych.downstream.flips import flips_keep_classes
 from diptych.downstream.results import Evaluation
-from diptych.downstream.subjects import FROZEN, SCRATCH, TRAINED
 from diptych.downstream.tuning import Budget, Tuning, start_from_probe, tune, up_to
 from diptych.embeddings.probe import softmax_regression
 from diptych.embeddings.scores import Score, accuracy_interval, linear_probe
 from diptych.reporting.numbers import accuracy_section
 from diptych.reporting.record import read_run
 from diptych.runs.encoder import Preprocessing, load
+from diptych.runs.subjects import SCRATCH, TRAINED, frozen_name
 
 CPU = torch.device("cpu")
 EXPECTED = Preprocessing(12, (0.5,) * 3, (0.25,) * 3)
@@ -153,10 +153,18 @@ def test_the_verdict(scratch, frozen, verdict):
     def first(count: int) -> list[bool]:
         return [i < count for i in range(100)]
 
-    scores = [score_of(FROZEN, first(frozen)), score_of(SCRATCH, first(scratch)), score_of(TRAINED, first(80))]
+    scores = [
+        score_of(frozen_name(TRAINED), first(frozen)),
+        score_of(SCRATCH, first(scratch)),
+        score_of(TRAINED, first(80)),
+    ]
     text = verdict_on_labels(scores)
     assert text[0] == f"verdict on 150 labels: {verdict}"
-    assert len(text) == 4 and text[1].startswith(f"  gain over {FROZEN}: {80 - frozen:+.1f} [") and "p " in text[1]
+    assert (
+        len(text) == 4
+        and text[1].startswith(f"  gain over {frozen_name(TRAINED)}: {80 - frozen:+.1f} [")
+        and "p " in text[1]
+    )
     assert "\n".join(text) in str(Evaluation(scores))
     assert verdict_on_labels(scores[:2]) == [] and "verdict" not in str(Evaluation(scores[:2]))
 
@@ -178,5 +186,7 @@ def test_the_report_shows_every_row(tmp_path):
     section = accuracy_section(read_run(run.folder))
     rows = {row["subject"]: row for row in section["rows"]}
     assert [title["title"] for title in section["protocols"]] == ["finetune, labels 3pc"]
-    assert all(rows[name]["cells"][0] is not None for name in ("chance", "raw pixels", FROZEN, SCRATCH, TRAINED))
-    assert rows[FROZEN]["why"] and "optimizer AdamW" in section["protocols"][0]["settings"]
+    assert all(
+        rows[name]["cells"][0] is not None for name in ("chance", "raw pixels", SCRATCH, TRAINED, frozen_name(TRAINED))
+    )
+    assert rows[frozen_name(TRAINED)]["why"] and "optimizer AdamW" in section["protocols"][0]["settings"]

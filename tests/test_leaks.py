@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scenes import KINDS, copy_of, scene
-from test_audit import ENCODER, Means
+from test_audit import ENCODER, Means, crowded
 
 from diptych.base.errors import DataError
 from diptych.commands.tables import last_diagnosis
 from diptych.data.images import images
+from diptych.data.splitting import split
 from diptych.downstream.evaluate import evaluate
 from diptych.downstream.leaks import Leaks
 from diptych.embeddings.scores import Score
@@ -45,7 +46,7 @@ def test_leaks_are_counted_and_left_out(resident):
     assert knn.accuracy < evaluation.score("knn").accuracy - 0.1
     text = str(evaluation)
     assert f"leaks: {len(leaks.rows)} of 60 test images are in the training set: same pixels 4" in text
-    assert "accuracy of trained without them, %: knn" in text
+    assert "accuracy of the trained encoder without them, %: knn" in text
 
 
 def test_without_leaks_nothing_is_said():
@@ -53,6 +54,15 @@ def test_without_leaks_nothing_is_said():
     assert len(evaluation.leaks.rows) <= 1
     if not evaluation.leaks.rows:
         assert "leaks" not in str(evaluation) and evaluation.leaks.without(evaluation.scores) == []
+
+
+def test_leaks_that_cannot_be_told_from_farther_neighbours_are_counted():
+    photos, labels = crowded()
+    train, test = split(images(photos, labels=labels), 0.2)
+    leaks = evaluate(ENCODER, train, test, baselines=False, protocols=["knn"], show=False).leaks
+    assert leaks.undecided + len(leaks.rows) > 20 and leaks.undecided > 0 and leaks.alike > 0.05
+    assert any("test images, not counted here, are as similar as copies" in line for line in leaks.text([], "trained"))
+    assert leaks.line([])["leaks"]["undecided"] == leaks.undecided
 
 
 def test_a_set_tested_on_itself_has_no_clean_image():

@@ -11,7 +11,6 @@ from torch import nn
 from diptych.base.errors import DataError
 from diptych.data.images import images
 from diptych.downstream.overview import FEWEST, MAPPED, chosen_rows, overview, overview_of
-from diptych.downstream.subjects import RAW_PIXELS, TRAINED
 from diptych.embeddings.scores import linear_probe
 from diptych.networks.encoders import encoder
 from diptych.reporting.mistakes import confident_errors, confused_pairs, confusion, neighbouring_order
@@ -19,6 +18,7 @@ from diptych.reporting.report import report
 from diptych.runs.encoder import Preprocessing, save_encoder
 from diptych.runs.pictures import read_picture
 from diptych.runs.run import Run
+from diptych.runs.subjects import RAW_PIXELS, TRAINED
 
 SIDE = 16
 

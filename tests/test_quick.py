@@ -16,7 +16,7 @@ from diptych.networks.inference import Preprocessing, prepare, raw_pixels
 from diptych.networks.joined import Described
 from diptych.networks.patches import CONTRAST, PatchDictionary, even_pooling
 from diptych.training.dictionary import components, learn_dictionary, sample_patches, whitening
-from diptych.training.joining import has_maps
+from diptych.training.joining import has_maps, joinable
 from diptych.training.quick import MOST_ENTRIES, dictionary_network, entries_for, quick
 
 
@@ -345,6 +345,7 @@ def test_joining_refuses_what_it_cannot_describe(stripes, trained):
     for other, message in ((own, "cannot be joined"), (trained, "patch_dictionary")):
         with pytest.raises(RecipeError, match=message):
             quick(images(stripes[0]), join=other, show=False)
+        assert not joinable(other)
     with pytest.raises(RecipeError, match="quick SOURCE --join"):
         encoder("joined")
 

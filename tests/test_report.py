@@ -273,6 +273,9 @@ def test_leaks_stand_above_the_accuracies(run, exact, near):
     text = "3 of 1,800 test images are in the training set: 2 with the same pixels, 1 as near copies. Without them the trained"
     assert (text in page.text and "encoder has kNN 41.2 %." in page.text) == (exact == 2)
     assert ("are in the training set" in page.text) == (exact == 2)
+    write_lines(run / "evaluations.jsonl", [*evaluation_lines(), {"leaks": leaks | {"undecided": 30, "alike": 0.055}}])
+    page = page_alone(run)
+    assert ("30 test images that are not counted are as similar as copies" in page.text) == (exact != "x")
 
 
 def test_without_labels_nothing_is_called_useful(run):
@@ -306,8 +309,9 @@ def test_a_warning_without_a_collapse_speaks_of_none(run):
 
 
 @pytest.mark.parametrize("advice, command", [
-    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick shapes/ --out quick"),
-    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick shapes/ --join {run} --out both"),
+    ("use the closed form: `diptych quick SOURCE --out RUN`", "diptych quick shapes/ --out {run}-quick"),
+    ("join both: `diptych quick SOURCE --join RUN --out BOTH`", "diptych quick shapes/ --join {run} --out {run}-joined"),
+    ("join both: `diptych quick 'my photos' --join r --out b` (knn: 1 point)", "diptych quick 'my photos' --join r --out b"),
 ])  # fmt: skip
 def test_what_to_do_where_training_was_not_worth_it(run, advice, command):
     judged = DIAGNOSIS | {"verdict": "WORSE", "advice": [advice]}

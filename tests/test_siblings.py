@@ -21,6 +21,7 @@ from diptych.base.processes import leave_processes, start, world_size
 from diptych.methods import BYOL, DINO, METHODS, MoCo, MoCoV3, SimCLR, SwAV, VICReg, vicreg
 from diptych.methods.assignments import of_other_views, sinkhorn
 from diptych.methods.contrast import info_nce, info_nce_of_batch, nt_xent
+from diptych.methods.losses import negative_cosine
 from diptych.methods.target import follow, new_queue, push, target_of
 from diptych.methods.vicreg import vicreg_terms
 from diptych.networks.batch_norm import shared_statistics
@@ -158,6 +159,30 @@ def test_vicreg_with_matrices_of_either_side(shape):
             moved[row][column] += step
             sides.append(sum(slow_vicreg(moved, y.tolist(), 1e-4).values()))
         close(gradient[row, column], (sides[0] - sides[1]) / 2e-5, 1e-6)
+
+
+def test_vicreg_of_a_constant_dimension_has_gradients():
+    """With the smallest epsilon that is allowed; without one they would be NaN."""
+    with pytest.raises(RecipeError, match="eps"):
+        VICReg(nn.Identity(), projector=nn.Identity(), width=4, eps=0.0)
+    smallest = VICReg(nn.Identity(), projector=nn.Identity(), width=4, eps=1e-12).eps
+    for eps, finite in ((0.0, False), (smallest, True)):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+        x[:, 1] = 0.25
+        sum(vicreg_terms(x.requires_grad_(), torch.zeros(8, 4), eps).values()).backward()
+        assert bool(x.grad.isfinite().all()) == finite
+
+
+@pytest.mark.parametrize("loss, bound", [
+    (negative_cosine, 1e8 / 8),
+    (lambda z, other: nt_xent(z, other, 0.5)[0], 2e12 / (8 * 0.5)),
+    (lambda z, other: info_nce_of_batch(z, other, 0.5)[0], 2 * 2e12 / 8),
+])  # fmt: skip
+def test_a_row_of_zeros_has_the_gradient_that_is_documented(loss, bound):
+    z, other = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    z[0] = 0
+    loss(z.requires_grad_(), other).backward()
+    assert bound / 100 < z.grad[0].norm() < 1.01 * bound and z.grad[1:].norm(dim=1).max() < 1
 
 
 def test_vicreg_makes_no_matrix_of_the_wide_side(monkeypatch):

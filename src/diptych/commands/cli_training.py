@@ -103,11 +103,16 @@ def views(
     print_result(str(out))
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.", metavar="NAME")] = None) -> None:
-    """List the recipes, or print one."""
-    from diptych.commands.shelf import list_recipes, print_recipe
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Describe this method's recipes, or print this recipe.", metavar="NAME")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Describe every recipe.")] = False,
+) -> None:
+    """List the recipes, describe those of a method, or print one."""
+    from diptych.commands.shelf import show_recipes
 
-    print_result(list_recipes() if name is None else print_recipe(name))
+    print_result(show_recipes(name, every=every))
 
 
 def plan(

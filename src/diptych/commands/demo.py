@@ -13,6 +13,7 @@ from diptych.downstream.results import Evaluation
 from diptych.reporting.report import report
 from diptych.runs.answers import has_answers
 from diptych.runs.contents import is_run, require_place
+from diptych.runs.proposed import Proposed
 from diptych.runs.run import Run
 from diptych.training.pretrain import pretrain
 
@@ -21,7 +22,7 @@ def run_demo(out: Path, seed: int, resume: bool, overwrite: bool) -> None:
     """Train, evaluate and report; print a table and the report's path."""
     evaluation, page = train_and_judge(out, seed, seed, resume=resume, overwrite=overwrite)
     print(evaluation)
-    print(f"\nreport: {page}\nthe closed form alone: diptych quick demo --out {out}-quick")
+    print(f"\nreport: {page}\nthe closed form alone: {Proposed('demo', out).closed_form}")
 
 
 def run_demos(out: Path, first: int, count: int, overwrite: bool) -> str:

@@ -12,6 +12,7 @@ from diptych.commands.tables import last_diagnosis, next_step
 from diptych.downstream.results import verdict_of
 from diptych.runs.contents import is_run, require_place
 from diptych.runs.encoder import load
+from diptych.runs.proposed import word
 from diptych.runs.run import Run
 from diptych.training.quick import quick
 
@@ -33,8 +34,6 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
         "source": source,
         "images": {"size": opened, "gray_range": list(photos.squares.gray_range)},
     }
-    if join is not None:
-        record |= {"join": str(join)}
     trained = quick(photos, out=out, size=size, join=beside, record=record, overwrite=overwrite, **options)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     page = write_page(Run(out), photos, seed=options["seed"], device=options["device"])
@@ -44,4 +43,4 @@ def run_quick(source: str, out: Path, *, size: int, join: Path | None, overwrite
     return (f"{out}  {len(photos):,} images, embedding of {width}, {flips}, {wall:.0f} s ({processor:.0f} CPU-s)\n"
             f"{verdict_of(last_diagnosis(out)[0])}\n"
             f"{next_step(out)}\n"
-            f"      diptych embed {out} {source} --out vectors\n{page}")  # fmt: skip
+            f"      diptych embed {word(out)} {word(source)} --out vectors\n{page}")  # fmt: skip

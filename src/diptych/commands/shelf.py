@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -9,26 +10,76 @@ from typing import NoReturn
 from diptych.base.errors import RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
+COLUMNS = 80
+ENDINGS = {"-cifar10-small": 1, "-small": 0, "-cifar10": 2, "-imagenet": 3}  # their order in a group, others behind
+LEGEND = """\
+-small: a folder of photographs, at 64 pixels on a CPU; -cifar10-small: CIFAR-10
+on a CPU; -cifar10: on a GPU; -imagenet: as published, on 8 GPUs or more;
+-published: what a program does; -intended: what its text says it does;
+demo: what `diptych demo` trains.
+
+`diptych recipes METHOD` says what each needs (--all: of all methods),
+`diptych recipes NAME` prints one, `diptych plan SOURCE` fits one to images."""
 # What is read of a recipe without building it.
 METHOD = re.compile(r"^method:\s+{?name: (\w+)", re.MULTILINE)
 HARDWARE, TIME = (re.compile(rf"^# {word} +(.+)", re.MULTILINE) for word in ("hardware", "time"))
 
 
 def list_recipes() -> str:
-    """The recipes by method: name, first line, hardware and time of each."""
-    width = max(map(len, recipe_names()))
+    """The names of the recipes, by method, on one screen."""
+    groups, indent = recipes_by_method(), 2 + max(map(len, recipes_by_method()))
+    rows = [
+        textwrap.fill(", ".join(names), COLUMNS, initial_indent=f"{method:<{indent}}", subsequent_indent=" " * indent,
+                      break_on_hyphens=False)
+        for method, names in groups.items()
+    ]  # fmt: skip
+    return "\n".join([*rows, "", LEGEND])
+
+
+def describe_recipes(method: str | None = None) -> str:
+    """First line, hardware and time of each recipe of a method; None: of all methods. Raises RecipeError for an unknown one."""
+    groups = recipes_by_method()
+    chosen = groups if method is None else {method: groups[method]}
+    return "\n\n".join("\n\n".join([name, *map(described, names)]) for name, names in chosen.items())
+
+
+def described(name: str) -> str:
+    text = (FOLDER / f"{name}.yaml").read_text()
+    first, *_ = text.splitlines()
+    hardware, time = (match.group(1) for match in (find.search(text) for find in (HARDWARE, TIME)) if match)
+    lines = [first.lstrip("# "), f"hardware: {hardware}", f"time: {time}"]
+    indents = {"initial_indent": "    ", "subsequent_indent": "      "}
+    return "\n".join([f"  {name}", *(textwrap.fill(line, COLUMNS, **indents) for line in lines)])
+
+
+def recipes_by_method() -> dict[str, list[str]]:
+    """Method -> names of its recipes, from the smallest computer to the largest; variants of a method are in one group."""
     methods: dict[str, list[str]] = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
-        text = path.read_text()
-        first, *_ = text.splitlines()
-        method, hardware, time = (
-            match.group(1) for match in (find.search(text) for find in (METHOD, HARDWARE, TIME)) if match
-        )
-        row = f"  {path.stem:<{width}}  {first.lstrip('# ')}\n  {'':<{width}}  {hardware}; time: {time}"
-        group = next((known for known in methods if method.endswith(known)), method)  # with the variants of a method
-        methods.setdefault(group, []).append(row)
-    groups = ("\n".join([method, *rows]) for method, rows in methods.items())
-    return "\n\n".join([*groups, "`diptych recipes NAME` prints one."])
+    for name in sorted(recipe_names(), key=lambda name: (name.partition("-")[0], rank_of(name), name)):
+        match = METHOD.search((FOLDER / f"{name}.yaml").read_text())
+        method = match.group(1) if match else "other"
+        group = next((known for known in methods if method.endswith(known)), method)
+        methods.setdefault(group, []).append(name)
+    return {method: methods[method] for method in sorted(methods)}
+
+
+def rank_of(name: str) -> int:
+    return next((rank for ending, rank in ENDINGS.items() if name.endswith(ending)), len(ENDINGS))
+
+
+def show_recipes(name: str | None, *, every: bool) -> str:
+    """What `diptych recipes` prints: names, the descriptions of a method or of all recipes, or the text of one recipe."""
+    method = (name or "").replace("-", "_")
+    if every and name is not None:
+        raise RecipeError(f"--all describes every recipe: leave out {name}, or leave out --all")
+    if method in (methods := recipes_by_method()):
+        return describe_recipes(method)
+    if name is None:
+        return describe_recipes() if every else list_recipes()
+    known = [*recipe_names(), *methods]
+    if name not in known and "." not in name:
+        fail(f"there is no recipe and no method {name!r}", name, known, "`diptych recipes` lists them")
+    return print_recipe(name)
 
 
 def print_recipe(name: str) -> str:

@@ -6,6 +6,7 @@ from diptych.base.errors import CheckpointError
 from diptych.base.files import read_json_lines
 from diptych.downstream.results import verdict_of
 from diptych.embeddings.diagnose import Diagnosis
+from diptych.runs.proposed import word
 from diptych.runs.run import Run
 
 
@@ -19,7 +20,9 @@ def run_summary(run: Run) -> str:
 
 def next_step(folder: Path) -> str:
     """What to do with a new encoder."""
-    return f"next: diptych evaluate {folder} --train LABELLED (images in class folders; a part of them is held out)"
+    return (
+        f"next: diptych evaluate {word(folder)} --train LABELLED (images in class folders; a part of them is held out)"
+    )
 
 
 def last_diagnosis(folder: Path) -> list[Diagnosis]:

@@ -65,6 +65,7 @@ def images(
     progress: called with (images done, images in all) while a resident set is decoded.
     Raises DataError (source, size, labels) and RecipeError (options).
     """
+    origin = os.fsdecode(source) if isinstance(source, str | os.PathLike) else None
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):
@@ -81,7 +82,7 @@ def images(
     numbers, classes = labels_of(source, labels)
     in_memory = None if resident == "auto" else bool(resident)
     photos = Images(squares, numbers, classes, on_bad=on_bad, resident=in_memory, progress=progress)
-    photos.reads_all = fingerprint == "full"
+    photos.reads_all, photos.origin = fingerprint == "full", origin
     return photos
 
 
@@ -103,6 +104,7 @@ class Images:
         self._unreadable = Unreadable(squares.source, len(self._all_rows), on_bad)
         self._resident_option = self._resident = resident
         self.reads_all = False  # for the fingerprint
+        self.origin: str | None = None  # the path or name that `images` was given, for commands that are proposed
         self._decoded: Decoded | None = None
         self._places = np.zeros(0, np.int64)  # position of every row in `_decoded`; -1 if it cannot be read
 
@@ -231,7 +233,7 @@ class Images:
         labels = None if self.labels is None else [self.labels[i] for i in indices.tolist()]
         part = Images(self.squares, labels, self.classes, on_bad=self.on_bad, resident=self._resident_option,
                       progress=self.progress, rows=self.rows[indices])  # fmt: skip
-        part.reads_all = self.reads_all
+        part.reads_all, part.origin = self.reads_all, self.origin
         if self._decoded is not None and (places := self._places[indices]).min(initial=0) >= 0:
             part._resident, part._decoded, part._places = True, self._decoded, places
         return part

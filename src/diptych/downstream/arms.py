@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from diptych.base.errors import CheckpointError, DataError, RecipeError
-from diptych.downstream.subjects import TRAINED
 from diptych.reporting.record import Record, read_run, real
 from diptych.runs.answers import Answers, read_answers
 from diptych.runs.run import HISTORY, Run, flatten
@@ -40,13 +39,18 @@ class Arm:
         seeds = ", ".join(str(seed) for seed in self.seeds if seed is not None)
         return f"{self.folder}, seed{'s' * (len(self.seeds) > 1)} {seeds}" if seeds else self.folder
 
+    @property
+    def subject(self) -> str:
+        """The row of the runs' own encoder, the same for runs of one recipe."""
+        return self.records[0].main
+
     def right(self, protocol: str) -> np.ndarray:
-        return np.concatenate([answers.right[(protocol, TRAINED)] for answers in self.answers])
+        return np.concatenate([answers.right[(protocol, self.subject)] for answers in self.answers])
 
     @property
     def protocols(self) -> list[str]:
         """Those by which every run of the arm was judged."""
-        sets = [[name for name, subject in answers.right if subject == TRAINED] for answers in self.answers]
+        sets = [[name for name, subject in answers.right if subject == self.subject] for answers in self.answers]
         return [name for name in sets[0] if all(name in other for other in sets)] if sets else []
 
     def seeds_match(self, other: "Arm") -> bool:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from diptych.base.device import choose_device
 from diptych.base.errors import DataError
-from diptych.base.terminal import ProgressBar
+from diptych.base.terminal import ProgressBar, counted
 from diptych.data.images import Images
 from diptych.data.images import images as open_pixels
 from diptych.downstream.classifier import IMAGES_PER_BATCH
 from diptych.downstream.copies import find_copies
-from diptych.downstream.findings import Audit, Finding, accumulated, last_within
+from diptych.downstream.findings import LEAST_LABELS, Audit, Finding, accumulated, last_within
 from diptych.downstream.inspection import BLANK, Inspection, inspect, odd_sizes
-from diptych.embeddings.duplicates import equal_groups, groups_of
+from diptych.embeddings.duplicates import equal_groups, groups_of, why_undecided
 from diptych.embeddings.label_errors import suspect_labels
 from diptych.embeddings.outliers import expected_ordinary, outlier_scores
 from diptych.reporting.audit_page import TITLES
@@ -219,6 +219,10 @@ def near_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
         for row in sorted(rows, key=lambda row: -best[row][0]):
             score, wrong, other = best[row]
             findings.append(Finding(result.name(places[row]), places[row], score, wrong, places[other], number))
+    if count := pairs.undecided.shape[1]:
+        images = counted(len(pairs.undecided.unique()), "image")
+        result.notes.append(f"near duplicates: {counted(count, 'further pair')} of {images}, which are not listed, "
+                            f"{'is' if count == 1 else 'are'} {why_undecided(pairs.alike)}")  # fmt: skip
     exact = {finding.place: finding.other for finding in result.lists["exact duplicates"]}
     copies = [f for f in findings if not (f.place in exact and exact[f.place] == f.other)]
     result.lists["near duplicates"] = accumulated(copies)
@@ -234,6 +238,9 @@ def outlier_list(result: Audit, compared: EmbeddedImages) -> None:
     order = scores.argsort(descending=True, stable=True)
     wrong = expected_ordinary(scores[order])
     end = last_within(wrong)
+    if not end:
+        farthest = result.name(int(distinct[order[0]]))
+        result.notes.append(f"outliers: none; {farthest}, the image farthest from all others, is not unusually far")
     result.lists["outliers"] = [
         Finding(result.name(int(distinct[row])), int(distinct[row]), float(scores[row]), float(wrong[i]),
                 int(distinct[near[row]]))
@@ -266,7 +273,7 @@ def label_list(result: Audit, compared: EmbeddedImages, seed: int) -> None:
     right = suspects.expected_right.diff(prepend=suspects.expected_right.new_zeros(1))[other].cumsum(0)
     directions = torch.nn.functional.normalize(vectors, dim=1)
     findings = []
-    for i, row in enumerate(rows[: last_within(right)].tolist()):
+    for i, row in enumerate(rows[: last_within(right, LEAST_LABELS)].tolist()):
         cosine = (directions @ directions[row]).masked_fill(class_of != suggestions[i], -2.0)
         beside = int(distinct[int(cosine.argmax())])
         remark = f"labelled {labels[row]}, looks like {suspects.classes[int(suggestions[i])]}"

@@ -19,7 +19,6 @@ from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, stream
 from diptych.downstream.embed import embed_sets
 from diptych.downstream.spreadsheet import as_csv, as_parquet, require_table
-from diptych.downstream.subjects import RAW_PIXELS, UNTRAINED
 from diptych.embeddings.nearest import checked_embeddings
 from diptych.embeddings.paired import paired_difference
 from diptych.embeddings.probe import PENALTIES, fit_probe, split
@@ -27,6 +26,7 @@ from diptych.embeddings.scores import accuracy_interval, check_classes
 from diptych.networks.inference import centred, raw_pixels
 from diptych.runs.encoder import Trained, as_trained, precision_for
 from diptych.runs.run import Run
+from diptych.runs.subjects import RAW_PIXELS, UNTRAINED
 
 TABLE_COLUMNS = ("path", "label", "probability", "reason")
 KINDS = ("string", "string", "double", "string")

@@ -17,6 +17,7 @@ from diptych.embeddings.paired import Paired, mean_interval, paired_difference
 from diptych.reporting.compare_page import Sentence, Side, comparison_page
 from diptych.reporting.dots import Dot
 from diptych.reporting.gallery import require_page
+from diptych.runs.proposed import word
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ def compare(*runs: str | Path, group_by: str | None = None, out: str | Path | No
     else:
         groups = None if group_by is None else group_numbers(group_by, answers.names)
         comparison = judged(arms, groups, page)
+    if len(runs) == 1:
+        comparison.notes.append(
+            f"this is only one run: name another to compare it with; for its own page: `diptych report {word(runs[0])}`"
+        )
     if page is not None:
         write_file(page, page_of(comparison).encode("utf-8", "replace"))
     return comparison

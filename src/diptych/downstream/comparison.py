@@ -2,41 +2,46 @@
 
 from collections.abc import Sequence
 
-from diptych.downstream.subjects import CHANCE, CLOSED_FORM, FROZEN, SCRATCH, TRAINED
 from diptych.embeddings.paired import Paired, paired_difference
 from diptych.embeddings.scores import Score
+from diptych.runs.proposed import UNKNOWN, Proposed
+from diptych.runs.subjects import CHANCE, CLOSED_FORM, SCRATCH, TRAINED, frozen_name
 
 CLASSIFY = "use `diptych classify`"
-ADVICE = {CLOSED_FORM: "use `diptych quick` and `diptych classify`", SCRATCH: "train from scratch", FROZEN: CLASSIFY}
 
 
-def comparisons(scores: Sequence[Score]) -> dict[str, Paired]:
+def comparisons(scores: Sequence[Score], main: str = TRAINED) -> dict[str, Paired]:
     """The accuracy of the fine-tuned encoder less that of each other subject; of those on the same labels and images."""
-    ours = next((score for score in scores if score.subject == TRAINED and score.correct is not None), None)
+    ours = next((score for score in scores if score.subject == main and score.correct is not None), None)
     if ours is None:
         return {}
     return {
         str(score.subject): paired_difference(ours.correct, score.correct)  # pyrefly: ignore
         for score in scores
-        if score.subject not in (TRAINED, CHANCE) and score.correct is not None
+        if score.subject not in (main, CHANCE) and score.correct is not None
     }
 
 
-def verdict_on_labels(scores: Sequence[Score]) -> list[str]:
-    """Lines of text: what to do with these labels, then each comparison. [] without a fine-tuned encoder and a rival."""
-    pairs = comparisons(scores)
+def verdict_on_labels(scores: Sequence[Score], main: str = TRAINED, proposed: Proposed = UNKNOWN) -> list[str]:
+    """Lines of text: what to do with these labels, then each comparison. [] without a fine-tuned encoder and a rival.
+
+    main: the subject that is fine-tuned. proposed: the command of the advice.
+    """
+    pairs = comparisons(scores, main)
     if not pairs:
         return []
     accuracy = {score.subject: score.accuracy for score in scores}
-    labels = next(score.train_images for score in scores if score.subject == TRAINED)
+    labels = next(score.train_images for score in scores if score.subject == main)
     better = [name for name, pair in pairs.items() if pair.significant and pair.difference < 0]
     level = [name for name, pair in pairs.items() if not pair.significant]
     if better:
         best = max(better, key=lambda name: accuracy[name])
-        advice = ADVICE.get(best, "the encoder adds nothing to it")
+        known = {CLOSED_FORM: f"use `{proposed.closed_form}` and `diptych classify`", SCRATCH: "train from scratch",
+                 frozen_name(main): CLASSIFY}  # fmt: skip
+        advice = known.get(best, "the encoder adds nothing to it")
         text = f"{best} is better than the fine-tuned encoder by {points(pairs[best], -1)}: {advice}"
     elif level:
-        advice = f": {CLASSIFY}, which costs less" if FROZEN in level else ""
+        advice = f": {CLASSIFY}, which costs less" if frozen_name(main) in level else ""
         text = f"no significant difference between the fine-tuned encoder and {' or '.join(level)}{advice}"
     else:
         text = "the fine-tuned encoder is better than every other row"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diptych.base.random_at import random_at
 from diptych.embeddings.duplicates import (
+    ALIKE,
     NEIGHBOURS,
     PROPOSED,
     WRONG,
@@ -71,12 +72,18 @@ def verified(
     compared: int | None = None,
 ) -> Pairs:
     """The pairs whose pixels show a copy, the surest first. decoys: pairs, as two lists of rows, that are taken for none.
-    compared: the number of pairs from which these were taken; None: all."""
+    compared: the number of pairs from which these were taken; None: all. Pairs of ALIKE or more that are left out are
+    `undecided`.
+    """
     score, null = likeness(thumbnails, first, second), likeness(thumbnails, *decoys)
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > PROMISING]
     expected = (compared or len(score)) * chance_of(1 - score[order], 1 - null)
-    return Pairs(first[order], second[order], score[order], expected).surest(wrong)
+    pairs = Pairs(first[order], second[order], score[order], expected).surest(wrong)
+    rest = order[len(pairs.score) :]
+    rest = rest[score[rest] >= ALIKE]
+    alike = float((null >= ALIKE).double().mean()) if len(null) else 0.0
+    return pairs._replace(undecided=torch.stack([first[rest], second[rest]]), alike=alike)
 
 
 def farther(index: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

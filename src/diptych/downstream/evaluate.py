@@ -24,8 +24,7 @@ from diptych.downstream.leaks import PixelDigests, find_leaks
 from diptych.downstream.overview import FEWEST, chosen_rows, overview_of, predictions_of
 from diptych.downstream.protocols import ON_EMBEDDINGS, PROTOCOLS, require_protocols
 from diptych.downstream.results import Evaluation
-from diptych.downstream.subjects import CHANCE, CLOSED_FORM, JOINED, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED
-from diptych.downstream.worth import closed_form, gains, with_worth
+from diptych.downstream.worth import closed_form, gains, proposed_for, with_worth
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.lamps import Lamp
 from diptych.embeddings.scores import TEMPERATURE, Score, chance, check_classes, check_vote
@@ -36,9 +35,10 @@ from diptych.reporting.explore import SPACES
 from diptych.runs.encoder import Trained, as_trained, precision_for
 from diptych.runs.pictures import picture_path, read_picture, save_picture
 from diptych.runs.run import Run, is_run
-from diptych.training.joining import join_networks
+from diptych.runs.subjects import CHANCE, CLOSED_FORM, JOINED, RAW_PIXELS, SCRATCH, TRAINED, UNTRAINED, main_subject
+from diptych.training.joining import join_networks, joinable
 from diptych.training.learned import LOOKED_AT, recognition
-from diptych.training.quick import sample
+from diptych.training.quick import ALIKE, sample
 
 DEFAULT = ("knn", "linear")  # quick, and computed from embeddings alone
 
@@ -64,16 +64,18 @@ def evaluate(
     trained: an encoder (`diptych.load`), or the run or encoder folder that holds one. k: neighbours of kNN's vote, by default
     `embeddings.scores.neighbours_for`. protocols: names of `downstream.protocols.PROTOCOLS`; each has a score for "chance",
     "trained" and, with `baselines`, "raw pixels", the "closed form" (`diptych.quick` of the training images), "untrained"
-    and "joined", the closed form and the trained encoder side by side. The verdict is that of `embeddings.lamps`. The
-    probe's regularisation is chosen on a held-out part of `train`; `test` is used once. Embedding, kNN and the probe run on
-    `device`; precision: of the embedding alone, float32, tf32, bfloat16 or "auto", see `embed`. Test images that are in the
-    training set are listed (`downstream.leaks`), with the accuracies without them; that costs as much as kNN.
+    and "joined", the closed form and the trained encoder side by side. An encoder of `diptych.quick` is itself "closed form" or
+    "joined". The verdict is that of `embeddings.lamps`. The probe's regularisation is chosen on a held-out part of `train`;
+    `test` is used once. Embedding, kNN and the probe run on `device`; precision: of the embedding alone, float32, tf32,
+    bfloat16 or "auto", see `embed`. Test images that are in the training set are listed (`downstream.leaks`), with the
+    accuracies without them; that costs as much as kNN.
 
     Everything is checked before the first image is embedded. Raises DataError when labels are missing or `test` has
     classes that `train` lacks, CheckpointError when there is no encoder (or no projector for a protocol that needs it),
     RecipeError for an unknown protocol, OutputError for a run folder that cannot be written.
     """
     trained, where = as_trained(trained), choose_device(device)
+    main = main_subject(trained.encoder)
     protocols = list(dict.fromkeys(protocols))
     require_protocols(protocols, trained)
     check_vote(k, temperature)
@@ -92,8 +94,8 @@ def evaluate(
         shown, spaces = chosen_rows(len(test), seed), {}
         for subject in subjects(trained, task, seen=digests, **options):
             scores += scores_of(subject, task, protocols, progress)
-            if subject.name in SPACES:
-                spaces[subject.name] = subject.test[shown.to(subject.test.device)]
+            if (space := TRAINED if subject.pretrained else subject.name) in SPACES:
+                spaces[space] = subject.test[shown.to(subject.test.device)]
             if subject.pretrained:
                 after = subject
             elif subject.name == UNTRAINED:
@@ -103,15 +105,19 @@ def evaluate(
         leaks = find_leaks(after.train, after.test, digests.digests, train, test)
         scores.sort(key=lambda score: protocols.index(score.protocol))  # stable: subjects keep their order
         diagnosis = diagnose(after.test, projections, untrained=None if before is None else before.test)
+        if main != TRAINED and diagnosis.advice:  # that of a diagnosis speaks of training
+            diagnosis = replace(diagnosis, advice=[ALIKE])
         lamp = learned(trained, None if before is None else before.network, test, where)
         own = run is not None and "pretrain" in run.recipe
-        judged = with_worth(diagnosis, lamp, gains(scores, TRAINED), gains(scores, JOINED), own=own)
-        evaluation = Evaluation(scores, judged, leaks)
+        proposed = proposed_for(trained, train)
+        beside = gains(scores, JOINED) if joinable(trained) else ()
+        judged = with_worth(diagnosis, lamp, gains(scores, main), beside, own=own, main=main, proposed=proposed)
+        evaluation = Evaluation(scores, judged, leaks, main, proposed)
         if run is not None:  # the numbers first: pictures read images again
             run.append("evaluations.jsonl", evaluation.lines())
             keep_answers(run, train, test, scores)
             progress.say(f"map of {len(shown):,} test images ...")
-            keep_pictures(run, test, shown, spaces, scores, seed)
+            keep_pictures(run, test, shown, spaces, scores=scores, main=main, seed=seed)
     return evaluation
 
 
@@ -167,8 +173,9 @@ def subjects(
         train, test = embed_sets(untrained, sets, **options, what="untrained encoder")
         yield Subject(UNTRAINED, train, test, untrained.encoder, trained.folder,
                       names={"finetune": SCRATCH})  # fmt: skip
-    train, test = embed_sets(trained, sets, **options, what=f"{TRAINED} encoder", seen=seen)
-    yield Subject(TRAINED, train, test, trained.encoder, trained.folder, pretrained=True)
+    main = main_subject(trained.encoder)
+    train, test = embed_sets(trained, sets, **options, what=f"{main} encoder", seen=seen)
+    yield Subject(main, train, test, trained.encoder, trained.folder, pretrained=True)
     if reference is not None and not isinstance(trained.encoder, Joined):
         codes = codes_beside(reference, trained, task)
         train, test = map(
@@ -211,13 +218,13 @@ def last_projections(run: Run | None) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def keep_pictures(
-    run: Run, test: Images, rows: Tensor, spaces: Mapping[str, Tensor], scores: Sequence[Score], seed: int
+    run: Run, test: Images, rows: Tensor, spaces: Mapping[str, Tensor], *, scores: Sequence[Score], main: str, seed: int
 ) -> None:
     """Store arrays for the report: the overview of some test images, and the predicted classes of all.
 
     The predictions are the probe's where it was fitted, else those of another protocol that has some.
     """
-    predicting = [score for score in scores if score.subject == TRAINED and score.confidence is not None]
+    predicting = [score for score in scores if score.subject == main and score.confidence is not None]
     score = next(iter(sorted(predicting, key=lambda score: score.protocol != "linear")), None)
     if score is not None:
         save_picture(run.folder, "predictions", **predictions_of(test, score))

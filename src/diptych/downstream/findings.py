@@ -8,9 +8,9 @@ from torch import Tensor
 
 from diptych.data.images import Images
 
-# Share of the listed outliers and labels that may be expected to be wrong, and how many are listed in any case: looking at
-# them is cheap.
-LOOKING, LEAST = 0.5, 10
+# Share of the listed outliers and labels that may be expected to be wrong, and how many labels are listed in any case: more of
+# them are wrong labels than is expected (docs/audit.md), and looking at them is cheap.
+LOOKING, LEAST_LABELS = 0.5, 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def accumulated(findings: Sequence[Finding]) -> list[Finding]:
     return lines
 
 
-def last_within(expected: Tensor, share: float = LOOKING) -> int:
-    """The end of the longest beginning of a list in which at most `share` is expected to be wrong; LEAST in any case."""
+def last_within(expected: Tensor, least: int = 0, share: float = LOOKING) -> int:
+    """The end of the longest beginning of a list in which at most `share` is expected to be wrong; `least` in any case."""
     good = (expected <= share * torch.arange(1, len(expected) + 1)).nonzero()
-    return max(int(good[-1]) + 1 if len(good) else 0, min(LEAST, len(expected)))
+    return max(int(good[-1]) + 1 if len(good) else 0, min(least, len(expected)))

@@ -22,13 +22,14 @@ from diptych.downstream.classifier import Tell, class_names, readable
 from diptych.downstream.few_labels import parse_labels, require_labels, take_labels
 from diptych.downstream.references import Reference, reference_scores, references_of
 from diptych.downstream.results import Evaluation
-from diptych.downstream.subjects import CHANCE, SCRATCH, TRAINED
 from diptych.downstream.tuning import Budget, tune
+from diptych.downstream.worth import proposed_for
 from diptych.embeddings.scores import Score, accuracy_interval, chance
 from diptych.methods.method import embedding_width
 from diptych.networks.encoders import encoder as make_encoder
 from diptych.runs.encoder import Preprocessing, Trained, as_trained
 from diptych.runs.run import Run, is_run
+from diptych.runs.subjects import CHANCE, SCRATCH, TRAINED, main_subject
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def finetune(
     seeds: repeat with seed, seed + 1, ..., with other images, crops and initial weights; accuracies are then means.
 
     Returns the accuracies after the last step: of chance; of a linear layer on "raw pixels" and on the encoder, "trained,
-    frozen"; of the same network trained "from scratch"; and of the encoder, "trained" further. The table ends with paired
+    frozen"; of the same network trained "from scratch"; and of the encoder, "trained" further (of `diptych.quick`: "closed
+    form" or "joined"). The table ends with paired
     comparisons. A run folder stores the accuracies. Everything is checked before the first step.
     Raises RecipeError for invalid arguments, DataError for missing labels or too few images, CheckpointError when there is
     no encoder or no network to train from scratch, OutputError for a run folder that cannot be written, DivergedError for a
@@ -99,7 +101,11 @@ def finetune(
             for score in rows_of_seed(trained, part, tested, budget=budget, device=where, seed=number, tell=progress):
                 several.setdefault(str(score.subject), []).append(score)
     lines = [replace(chance(class_names(test, "test")), protocol="finetune", subject=CHANCE)]
-    evaluation = Evaluation(lines + [mean_score(scores, labels) for scores in several.values()])
+    evaluation = Evaluation(
+        lines + [mean_score(scores, labels) for scores in several.values()],
+        main=main_subject(trained.encoder),
+        proposed=proposed_for(trained, train),
+    )
     if run is not None:
         run.append("evaluations.jsonl", evaluation.lines())
         keep_answers(run, train, test, evaluation.scores)
@@ -119,10 +125,11 @@ def rows_of_seed(
     """The scores of one seed, all on the same labelled images: the references, from scratch, the trained encoder."""
     tell.say(f"finetune: linear layers on {len(part):,} labelled images, seed {seed} ...")
     scores = reference_scores(tested.references, tested.z_test, part, class_names(tested.images, "test"), seed)
-    networks = {SCRATCH: from_scratch(trained, seed), TRAINED: copy.deepcopy(trained.encoder)}
+    main = main_subject(trained.encoder)
+    networks = {SCRATCH: from_scratch(trained, seed), main: copy.deepcopy(trained.encoder)}
     for subject, network in networks.items():
         tell.say(f"finetune {subject} on {len(part):,} labelled images, seed {seed} ...")
-        tuning = budget.tuning(len(part), subject)
+        tuning = budget.tuning(len(part), SCRATCH if subject == SCRATCH else TRAINED)
         result = tune(
             network, part, tested.images, trained.preprocessing, tuning=tuning, device=device, seed=seed, tell=tell
         )

@@ -20,7 +20,6 @@ from diptych.downstream.few_labels import subset
 from diptych.downstream.finetune import from_scratch
 from diptych.downstream.frozen import Task
 from diptych.downstream.leaks import PixelDigests
-from diptych.downstream.subjects import JOINED, SCRATCH, TRAINED
 from diptych.downstream.tuning import Budget, tune
 from diptych.embeddings.learning_curve import FEWEST_SIZES, LearningCurve, fit_learning_curve
 from diptych.embeddings.paired import mean_interval, paired_difference
@@ -29,6 +28,7 @@ from diptych.reporting.gallery import require_page
 from diptych.reporting.label_page import label_page, label_table
 from diptych.runs.encoder import Trained, as_trained, precision_for
 from diptych.runs.run import Run, is_run
+from diptych.runs.subjects import JOINED, SCRATCH, main_subject
 
 PER_CLASS = (1, 2, 5)  # and these times 10, 100, ...
 SHARES = (0.01, 0.1, 1.0)
@@ -92,7 +92,7 @@ def labels(
         if scratch:
             tables[SCRATCH] = scratch_table(trained, task, sizes, draws, scratch_steps, progress)
     curves = {subject: curve for subject, table in tables.items() if (curve := curve_of(table)) is not None}
-    line = {"label_curve": described(tables, curves, task, draws, target)}
+    line = {"label_curve": described(tables, curves, task, draws, target, main=main_subject(trained.encoder))}
     if run is not None:
         run.append("evaluations.jsonl", [line])
     if page is not None:
@@ -140,7 +140,7 @@ def probe_tables(
     precision = precision_for("auto", trained, task.device)
     options: dict[str, Any] = {"baselines": True, "references": True, "precision": precision, "progress": progress}
     for subject in subjects(trained, task, seen=PixelDigests(), **options):
-        if subject.name == JOINED:
+        if subject.name == JOINED and not subject.pretrained:
             continue
         table: Table = {}
         for number, seed, rows in rows_of_draws(task, sizes, draws):
@@ -177,9 +177,15 @@ def correct_of(scores: Sequence[Score]) -> torch.Tensor:
 
 
 def described(
-    tables: dict[str, Table], curves: dict[str, LearningCurve], task: Task, draws: int, target: float | None
+    tables: dict[str, Table],
+    curves: dict[str, LearningCurve],
+    task: Task,
+    draws: int,
+    target: float | None,
+    *,
+    main: str,
 ) -> dict[str, Any]:
-    """The curves as plain data: rows of accuracies, differences from the trained encoder, fits, and labels for the target."""
+    """The curves as plain data: rows of accuracies, differences from the `main` encoder, fits, and labels for the target."""
     sizes = label_sizes(task.train_labels)
     rows = []
     for subject, table in tables.items():
@@ -187,12 +193,13 @@ def described(
             accuracies = [round(score.accuracy, 6) for score in scores]
             row = {"subject": subject, "labels": number, "name": sizes[number][0], "accuracies": accuracies}
             row |= {"accuracy": sum(accuracies) / len(accuracies), "interval": list(mean_interval(correct_of(scores)))}
-            if subject != TRAINED:
-                paired = paired_difference(correct_of(tables[TRAINED][number]), correct_of(scores))
+            if subject != main:
+                paired = paired_difference(correct_of(tables[main][number]), correct_of(scores))
                 row |= {"gain": paired.difference, "gain_interval": list(paired.interval), "gain_p": paired.p}
             rows.append(row)
     fits = {subject: fit_line(curve, target) for subject, curve in curves.items()}
-    return {"draws": draws, "seed": task.seed, "test_images": len(task.test_labels), "classes": len(set(task.train_labels)),
+    facts = {"main": main, "draws": draws, "seed": task.seed}
+    return {**facts, "test_images": len(task.test_labels), "classes": len(set(task.train_labels)),
             "target": target, "rows": rows, "fits": fits}  # fmt: skip
 
 

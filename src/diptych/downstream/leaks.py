@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diptych.data.images import Images
 from diptych.downstream.copies import THUMBNAIL, farther, verified
-from diptych.embeddings.duplicates import NEIGHBOURS, PROPOSED, WRONG, Pairs
+from diptych.embeddings.duplicates import NEIGHBOURS, PROPOSED, WRONG, Pairs, why_undecided
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import Score, accuracy_interval
 from diptych.networks.inference import resized
+from diptych.runs.subjects import PHRASES
 
 MOST_PAIRS, DECOYS = 10_000, 2_000  # compared pixel by pixel
 LISTED = 100  # pairs in evaluations.jsonl, at most
@@ -38,7 +39,8 @@ class Leaks:
     """Leaked test images, the surest first: `pairs` holds (test key, training key, score), 1.0 being the same pixels.
 
     rows: their rows in the test set. exact: how many have the same pixels as a training image at the encoder's size; near: the
-    others. expected_wrong: how many of the near ones are expected to be no copies.
+    others. expected_wrong: how many of the near ones are expected to be no copies. undecided: further test images that are as
+    similar to a training image as copies are, as is the fraction `alike` of the pairs assumed not to be copies.
     """
 
     rows: list[int]
@@ -47,6 +49,8 @@ class Leaks:
     near: int
     expected_wrong: float
     test_images: int
+    undecided: int = 0
+    alike: float = 0.0
 
     def without(self, scores: Sequence[Score]) -> list[Score]:
         """The scores on the other test images; [] if there are none, or no leaks. Scores without `correct` are left out."""
@@ -73,8 +77,10 @@ class Leaks:
 
     def text(self, scores: Sequence[Score], subject: str) -> list[str]:
         """Lines for people; [] without leaks."""
+        unsure = [f"leaks: {self.undecided:,} {'further ' if self.rows else ''}test images, not counted here, are "
+                  f"{why_undecided(self.alike)}"] if self.undecided else []  # fmt: skip
         if not self.rows:
-            return []
+            return unsure
         wrong = f", {self.expected_wrong:.1f} of these expected to be false alarms" if self.near else ""
         lines = [f"leaks: {len(self.rows):,} of {self.test_images:,} test images {'is' if len(self.rows) == 1 else 'are'} in the "
                  f"training set: same pixels {self.exact:,}, near copies {self.near:,}{wrong}"]  # fmt: skip
@@ -82,7 +88,8 @@ class Leaks:
         with_leaks = {score.protocol: score.accuracy for score in scores if score.subject == subject}
         shown = [f"{score.protocol} {100 * score.accuracy:.1f} (with them {100 * with_leaks[score.protocol]:.1f})"
                  for score in clean]  # fmt: skip
-        return [*lines, f"accuracy of {subject} without them, %: {', '.join(shown) or 'no test image is left'}"]
+        numbers = ", ".join(shown) or "no test image is left"
+        return [*lines, f"accuracy of {PHRASES.get(subject, subject)} without them, %: {numbers}", *unsure]
 
 
 def find_leaks(z_ME: Tensor, z_NE: Tensor, digests: Sequence[bytes], train: Images, test: Images) -> Leaks:
@@ -98,14 +105,16 @@ def find_leaks(z_ME: Tensor, z_NE: Tensor, digests: Sequence[bytes], train: Imag
     finite = bool(z_ME.isfinite().all() and z_NE.isfinite().all())
     pairs = near_pairs(z_ME, z_NE, train, test) if finite and len(leaked) < len(z_NE) else None
     if pairs is not None:
-        for row, other, score, expected in zip(*(part.tolist() for part in pairs), strict=True):
+        for row, other, score, expected in zip(*(part.tolist() for part in pairs[:4]), strict=True):
             if row not in leaked:
                 leaked.add(row)
                 near.append((row, other, score))
                 wrong = expected
     both = exact + near
     names = [(test.keys[row], train.keys[other], round(score, 4)) for row, other, score in both]
-    return Leaks([row for row, _, _ in both], names, len(exact), len(near), min(wrong, len(near)), len(z_NE))
+    unsure = set() if pairs is None else set(pairs.undecided[0].tolist()) - leaked
+    return Leaks([row for row, _, _ in both], names, len(exact), len(near), min(wrong, len(near)), len(z_NE), len(unsure),
+                 0.0 if pairs is None else pairs.alike)  # fmt: skip
 
 
 def near_pairs(z_ME: Tensor, z_NE: Tensor, train: Images, test: Images, wrong: float = WRONG) -> Pairs:
@@ -123,7 +132,9 @@ def near_pairs(z_ME: Tensor, z_NE: Tensor, train: Images, test: Images, wrong: f
     n = len(chosen)
     pairs = verified(thumbnails, place_of_test[:n], place_of_train[:n], (place_of_test[n:], place_of_train[n:]), wrong,
                      compared=len(first))  # fmt: skip
-    return pairs._replace(first=tests[pairs.first], second=trains[pairs.second - len(tests)])
+    first, second = pairs.undecided
+    undecided = torch.stack([tests[first], trains[second - len(tests)]])
+    return pairs._replace(first=tests[pairs.first], second=trains[pairs.second - len(tests)], undecided=undecided)
 
 
 def small(images: Images, rows: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from diptych.data.decode import fit_square
 from diptych.data.images import Images
 from diptych.downstream.copies import THUMBNAIL as COMPARED
 from diptych.downstream.copies import find_copies
-from diptych.downstream.subjects import RAW_PIXELS, TRAINED, UNTRAINED
 from diptych.embeddings import plane
 from diptych.embeddings.nearest import nearest_others
 from diptych.embeddings.outliers import outlier_scores
@@ -33,6 +32,7 @@ from diptych.reporting.explore import CLUSTERS, MEMBERS, QUERIES, SPACES, shown_
 from diptych.runs.encoder import load
 from diptych.runs.pictures import save_picture
 from diptych.runs.run import Run
+from diptych.runs.subjects import RAW_PIXELS, TRAINED, UNTRAINED
 
 MAPPED = 5000  # images at most, drawn at random
 NEIGHBOURS = 8

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from diptych.data.images import Images
 from diptych.downstream.classifier import class_names, stream
-from diptych.downstream.subjects import CLOSED_FORM, FROZEN, RAW_PIXELS
 from diptych.downstream.worth import closed_form
 from diptych.embeddings.scores import Score, linear_probe
 from diptych.networks.inference import centred, embeddings, raw_pixels
 from diptych.runs.encoder import Trained
+from diptych.runs.subjects import CLOSED_FORM, RAW_PIXELS, frozen_name, main_subject
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def references_of(
             return quick(stream(images, device), device=device, output_device=device)
 
         references.append(Reference(CLOSED_FORM, "embedding", dictionary))
-    return [*references, Reference(FROZEN, "embedding", frozen)]
+    return [*references, Reference(frozen_name(main_subject(trained.encoder)), "embedding", frozen)]
 
 
 def reference_scores(

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from diptych.base.errors import RecipeError
 from diptych.downstream.comparison import verdict_on_labels
 from diptych.downstream.leaks import Leaks
-from diptych.downstream.subjects import JOINED, TRAINED
 from diptych.downstream.worth import gains
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.scores import Score
+from diptych.runs.proposed import UNKNOWN, Proposed
+from diptych.runs.subjects import JOINED, TRAINED
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,19 @@ class Evaluation:
     """Scores with their protocol and subject (see subjects.py), and the diagnosis of the embeddings of the test images.
 
     The diagnosis is None if nothing was embedded; leaks: test images that are in the training set, None where that was not
-    looked for. `str` returns the table.
+    looked for. main: the subject that was judged, "trained", "closed form" or "joined"; proposed: the commands of its
+    advice. `str` returns the table.
     """
 
     scores: list[Score]
     diagnosis: Diagnosis | None = None
     leaks: Leaks | None = None
+    main: str = TRAINED
+    proposed: Proposed = UNKNOWN
 
-    def score(self, protocol: str, subject: str = TRAINED) -> Score:
-        """The score of one protocol and subject. Raises RecipeError if there is none."""
+    def score(self, protocol: str, subject: str | None = None) -> Score:
+        """The score of one protocol and subject (None: `main`). Raises RecipeError if there is none."""
+        subject = self.main if subject is None else subject
         for score in self.scores:
             if (score.protocol, score.subject) == (protocol, subject):
                 return score
@@ -40,7 +45,7 @@ class Evaluation:
         """
         lines = [score.line() for score in self.scores]
         for line in lines:
-            over = gains(self.scores, line["subject"]) if line["subject"] in (TRAINED, JOINED) else []
+            over = gains(self.scores, line["subject"]) if line["subject"] in (self.main, JOINED) else []
             own = {gain.reference: gain.line() for gain in over if gain.protocol == line["protocol"]}
             line |= {"gains": own} if own else {}
         lines += [] if self.leaks is None else [self.leaks.line(self.scores)]
@@ -49,8 +54,9 @@ class Evaluation:
     def table(self) -> str:
         """One row per subject and one column per protocol, then the spread over several seeds, then the verdict."""
         text = [*accuracy_table(self.scores), *neighbours_of(self.scores), *seeds_of(self.scores)]
-        text += verdict_on_labels([score for score in self.scores if score.protocol == "finetune"])
-        text += [] if self.leaks is None else self.leaks.text(self.scores, TRAINED)
+        text += verdict_on_labels([score for score in self.scores if score.protocol == "finetune"],
+                                  self.main, self.proposed)  # fmt: skip
+        text += [] if self.leaks is None else self.leaks.text(self.scores, self.main)
         if self.diagnosis is not None:
             text.append(verdict_of(self.diagnosis))
         return "\n".join(text)

@@ -29,11 +29,11 @@ from diptych.downstream.classifier import (
 )
 from diptych.downstream.few_labels import least_to_most
 from diptych.downstream.flips import flips_keep_classes
-from diptych.downstream.subjects import SCRATCH, TRAINED
 from diptych.embeddings.probe import fit_probe
 from diptych.embeddings.scores import Score, score
 from diptych.networks.inference import embeddings
 from diptych.runs.encoder import Preprocessing
+from diptych.runs.subjects import SCRATCH, TRAINED
 from diptych.training.optimizers import adamw, sgd
 from diptych.training.schedules import cosine, warmup_cosine
 from diptych.views import HorizontalFlip, RandomResizedCrop, View

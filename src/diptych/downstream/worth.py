@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diptych.data.images import Images
-from diptych.downstream.subjects import CLOSED_FORM, RAW_PIXELS, UNTRAINED
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.lamps import NOT_MEASURED, Lamp, judge
 from diptych.embeddings.paired import Paired, paired_difference
 from diptych.embeddings.scores import Score
 from diptych.networks.patches import SMALLEST_SIZE, PatchDictionary
 from diptych.runs.encoder import Trained
+from diptych.runs.proposed import UNKNOWN, Proposed
+from diptych.runs.run import Run, is_run
+from diptych.runs.subjects import CLOSED_FORM, RAW_PIXELS, TRAINED, UNTRAINED
 from diptych.training.quick import FEWEST, quick
 
 REFERENCES = (RAW_PIXELS, CLOSED_FORM, UNTRAINED)  # an encoder below one of them is not OK
@@ -48,13 +50,20 @@ def closed_form(trained: Trained, images: Images, seed: int, say: Callable[[str]
     return quick(images, seed=seed, show=False)
 
 
+def proposed_for(trained: Trained, train: Images) -> Proposed:
+    """What the advice proposes: of the images that were fitted on, or else of the run's source."""
+    folder = trained.folder
+    recorded = Run(folder).recipe.get("source") if folder is not None and is_run(folder) else None
+    return Proposed(train.origin or (recorded if isinstance(recorded, str) and recorded else None), folder)
+
+
 def gains(scores: Sequence[Score], subject: str) -> list[Gain]:
-    """The gain of `subject` over each reference, by every protocol that both have a score of."""
+    """The gain of `subject` over each other reference, by every protocol that both have a score of."""
     by_name = {(score.protocol, score.subject): score for score in scores}
     pairs = []
     for (protocol, name), score in by_name.items():
         for reference in REFERENCES if name == subject else ():
-            other = by_name.get((protocol, reference))
+            other = None if reference == subject else by_name.get((protocol, reference))
             if other is not None and score.correct is not None and other.correct is not None:
                 pairs.append(Gain(protocol, reference, paired_difference(score.correct, other.correct)))
     return pairs
@@ -78,31 +87,41 @@ def worth(compared: Sequence[Gain]) -> Lamp:
 
 
 def with_worth(
-    diagnosis: Diagnosis, learning: Lamp, compared: Sequence[Gain], joined: Sequence[Gain] = (), *, own: bool = True
+    diagnosis: Diagnosis,
+    learning: Lamp,
+    compared: Sequence[Gain],
+    joined: Sequence[Gain] = (),
+    *,
+    own: bool = True,
+    main: str = TRAINED,
+    proposed: Proposed = UNKNOWN,
 ) -> Diagnosis:
     """The verdict of all three lamps, and what to do where a reference is better.
 
     own: whether the encoder was trained here, so that advice on its training can be followed.
     joined: the gains of the closed form and the encoder side by side; where they are clear, it is advised.
+    main: the subject that was judged. proposed: the commands of the advice.
     """
     losing = [gain for gain in compared if gain.paired.difference < 0]
     collapsed = diagnosis.verdict == "COLLAPSED"
-    return judge(diagnosis, learning, worth(compared), advice(losing, joined, own) if losing and not collapsed else ())
+    known = main == CLOSED_FORM or any(gain.reference == CLOSED_FORM for gain in compared)
+    texts = advice(losing, joined, proposed, known, own=own) if losing and not collapsed else ()
+    return judge(diagnosis, learning, worth(compared), texts)
 
 
-def advice(losing: Sequence[Gain], joined: Sequence[Gain], own: bool) -> list[str]:
+def advice(losing: Sequence[Gain], joined: Sequence[Gain], proposed: Proposed, known: bool, *, own: bool) -> list[str]:
+    """What to do where references are better. known: whether the closed form's accuracy is; the rest as of `with_worth`."""
     better = {gain.reference for gain in losing}
     beside = [gain for gain in joined if gain.reference == CLOSED_FORM]
     clear = [gain for gain in beside if gain.paired.interval[0] > 0]
     texts = []
     if clear and not any(gain.paired.interval[1] < 0 for gain in beside):
-        texts.append(f"join both: `diptych quick SOURCE --join RUN --out BOTH` ({'; '.join(map(str, clear))})")
+        texts.append(f"join both: `{proposed.joined}` ({'; '.join(map(str, clear))})")
     elif CLOSED_FORM in better:
-        texts.append(
-            "use the closed form on these images: `diptych quick SOURCE --out RUN` computes it without training"
-        )
+        texts.append(f"use the closed form on these images: `{proposed.closed_form}` computes it without training")
     elif better:
-        texts.append("do not use this encoder on these images; try `diptych quick SOURCE --out RUN`")
+        rest = f": {' and '.join(sorted(better))} did better" if known else f"; try `{proposed.closed_form}`"
+        texts.append(f"do not use this encoder on these images{rest}")
     training = ("train longer (--extend), and look at the views (`diptych views`): centred objects need crops of scale "
                 "[0.6, 1], and letters no flips")  # fmt: skip
     return [*texts, training] if own else texts

@@ -20,28 +20,41 @@ from diptych.embeddings.nearest import Array, checked_embeddings, nearest, neare
 NEIGHBOURS = 20  # k of the null; a set of n vectors has at most n - 1
 PROPOSED = 5  # nearest neighbours of each vector that may be its copies
 WRONG = 0.05  # share of the pairs that may be expected to be wrong
+# Likeness of pixels (`downstream.copies`) from which two images are as similar as copies. Of 10,000 farther neighbours in CIFAR-10
+# none reaches it; of those of crops that overlap many others (the demo's squares) 5 % do.
+ALIKE = 0.95
 QUANTILES = 0.2, 0.5  # of the nearest neighbours' distances, between which the null is fitted
 TAIL = 0.02  # share of a null whose tail is fitted
+
+
+def why_undecided(alike: float) -> str:
+    """Why pairs that are as similar as copies are not called copies, as the second half of a sentence."""
+    return (f"as similar as copies ({ALIKE} or more), and so are {100 * alike:.2g} % of the farther neighbours, "
+            "which are assumed not to be copies: overlapping crops and nearly plain images look like copies")  # fmt: skip
 
 
 class Pairs(NamedTuple):
     """Proposed pairs, the surest first.
 
     first, second: row numbers (P,) int64. score: (P,), 1 is the same. expected_wrong: (P,), the number of pairs among the
-    first 1, 2, ... that are expected to be no copies; it never falls.
+    first 1, 2, ... that are expected to be no copies; it never falls. undecided: (2, K) row numbers of further pairs that are
+    as similar as copies, as is the fraction `alike` of the pairs that are assumed not to be copies; so they are not among the others.
     """
 
     first: Tensor
     second: Tensor
     score: Tensor
     expected_wrong: Tensor
+    undecided: Tensor = torch.zeros(2, 0, dtype=torch.int64)
+    alike: float = 0.0
 
     def surest(self, wrong: float = WRONG) -> "Pairs":
         """The longest beginning of the list in which a share of at most `wrong` is expected to be wrong."""
         numbers = torch.arange(1, len(self.score) + 1, dtype=torch.float64)
         good = (self.expected_wrong <= wrong * numbers).nonzero()
         end = int(good[-1]) + 1 if len(good) else 0
-        return Pairs(*(part[:end] for part in self))
+        first, second, score, expected = (part[:end] for part in self[:4])
+        return Pairs(first, second, score, expected)
 
 
 def near_duplicates(

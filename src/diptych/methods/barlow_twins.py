@@ -25,7 +25,7 @@ class BarlowTwins(Method):
     (N, E) -> (N, D).
     bias: biases in these Linear layers; solo-learn has them, the authors' program does not.
     off_diagonal_weight: lambda of eq. 1.
-    eps: added to the variances by which projections are standardised.
+    eps: added to the variances by which projections are standardised; with 0, a constant dimension has a loss of NaN.
     scale: multiplies the loss. With LARS it does not affect the weights, but it affects biases and BN.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """

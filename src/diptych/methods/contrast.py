@@ -1,6 +1,8 @@
 """Contrastive losses. N: images of a batch, D: width of a projection, K: keys in a queue; T: temperature.
 
 As `diptych.methods.losses`: functions of tensors, means over the rows of all processes, in float32 or float64.
+Projections are divided by their lengths, 1e-12 at least (`F.normalize`, as in MoCo's program): a row of zeros has the cosine 0
+with all others, and a gradient of up to about 1e12 / (N T), which is finite.
 """
 
 import torch

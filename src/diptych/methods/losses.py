@@ -43,8 +43,8 @@ def barlow_twins(
 def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     """Minus the mean cosine of prediction and projection: SimSiam, Chen & He 2021, eq. 1.
 
-    p_ND, z_ND: (N, D). Returns a scalar in [-1, 1]. Nothing is detached here: the method applies the
-    stop-gradient. Raises ValueError when the shapes differ.
+    p_ND, z_ND: (N, D). Returns a scalar in [-1, 1]. Nothing is detached here: the method applies the stop-gradient. A row of
+    zeros has the cosine 0 and a gradient of up to 1e8 / N, as in SimSiam's program. Raises ValueError when the shapes differ.
     """
     check_pair(p_ND, z_ND)
     cosine_N = F.cosine_similarity(wide(p_ND), wide(z_ND), dim=1)

@@ -12,11 +12,12 @@ The published program, and this file, divide s by D too, and the sum of the two 
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from diptych.base.processes import gather_rows, mean_over_ranks, row_counts
-from diptych.base.ranges import Rate, Width, checked
+from diptych.base.ranges import Range, Rate, Width, checked
 from diptych.methods.heads import Projector, projector_on
 from diptych.methods.losses import check_pair, matmul, mean_of_all, wide
 from diptych.methods.method import Compared, Draw, Method, Progress, Projections, two_views
@@ -28,7 +29,7 @@ class VICReg(Method):
     encoder: images (N, 3, s, s) -> embedding (N, E).
     projector: output widths of its Linear layers, with BN and ReLU between; or a module, (N, E) -> (N, D).
     invariance, variance, covariance: lambda, mu and nu of eq. 6. Without variance it collapses.
-    eps: added to the variances.
+    eps: added to the variances, 1e-12 at least: the square root of 0, of a constant dimension, has no gradient.
     width: E, needed for an encoder without `num_features`, unless the projector is a module.
     """
 
@@ -43,7 +44,7 @@ class VICReg(Method):
         invariance: Rate = 25.0,
         variance: Rate = 25.0,
         covariance: Rate = 1.0,
-        eps: Rate = 1e-4,
+        eps: Annotated[float, Range(1e-12)] = 1e-4,
         width: Width | None = None,
     ):
         super().__init__()
@@ -71,7 +72,8 @@ class VICReg(Method):
 def vicreg_terms(x_ND: Tensor, y_ND: Tensor, eps: float) -> dict[str, Tensor]:
     """The scalars {"invariance", "variance", "covariance"} of eq. 6 before their weights, over the rows of all processes.
 
-    x_ND, y_ND: (N, D) projections of two views of the same images. Raises ValueError when the shapes differ.
+    x_ND, y_ND: (N, D) projections of two views of the same images. eps: above 0, or a constant dimension has a gradient that is
+    not finite. Raises ValueError when the shapes differ.
     """
     check_pair(x_ND, y_ND)
     counts = row_counts(len(x_ND))

@@ -66,6 +66,10 @@ def render_audit(
     """The HTML of the page. lists: name -> (findings, groups, expected wrong, the first cards)."""
     style = text_of("report.css", "audit.css")
     sections = [section(key, *content) for key, content in lists.items()]
+    for key, part in zip(lists, sections, strict=True):  # what a list leaves out is said beside it too
+        part["notes"] = [
+            after[:1].upper() + after[1:] for note in notes if (after := note.removeprefix(f"{key}: ")) != note
+        ]
     return page_template("audit.html.jinja").render(name=name, facts=facts, sections=sections, notes=notes, style=style)
 
 

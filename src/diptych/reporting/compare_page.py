@@ -48,7 +48,7 @@ def comparison_page(
                "pairs": pairs.get(name, ()), "gaps": dot_chart([pair.dot for pair in pairs.get(name, ())], zero=True)}
               for name, dots in accuracies.items()]  # fmt: skip
     shown = [
-        {"letter": side.letter, "name": clip(side.name), "colour": colour % COLOURS}
+        {"letter": side.letter, "name": clip(side.name), "colour": colour % COLOURS, "runs": len(side.records)}
         for colour, side in enumerate(sides)
     ]
     return page_template("compare.html.jinja").render(

@@ -16,9 +16,10 @@ from diptych.reporting.charts import COLOURS, MAP_HEIGHT, MAP_WIDTH, SHAPES, mar
 from diptych.reporting.mistakes import confident_errors, confused_pairs, mistakes
 from diptych.reporting.pictures import data_uri, shrink_to_fit
 from diptych.reporting.record import Record, clip
+from diptych.runs.subjects import RAW_PIXELS, TRAINED, UNTRAINED
 
 # Where an image's neighbours are looked up: the subject, and its name in the keys of pictures/map.npz.
-SPACES = {"trained": "trained", "untrained": "untrained", "raw pixels": "pixels"}
+SPACES = {TRAINED: "trained", UNTRAINED: "untrained", RAW_PIXELS: "pixels"}
 NEAR, ODD, COPIES = 4, 12, 12  # neighbours of a row; oddities and pairs of copies that are shown
 QUERIES, CLUSTERS, MEMBERS = 8, 12, 6  # rows of neighbours; clusters and images of each
 PAIRS, EXAMPLES, ERRORS = 5, 4, 12  # confused pairs of classes and pictures of each; confident errors
@@ -56,8 +57,12 @@ def oddest(arrays: Arrays) -> list[int]:
 class Pictures:
     """The pictures of a run's mapped images as the page refers to them."""
 
-    def __init__(self, arrays: Arrays):
+    def __init__(self, arrays: Arrays, main: str):
+        """main: what the space of the run's own encoder is called."""
         self.arrays = arrays
+        self.spaces = {
+            main if name == TRAINED else name: key for name, key in SPACES.items() if f"near_{key}" in arrays
+        }
         self.names = [end_of(str(name)) for name in arrays["names"]]
         self.classes = [clip(name, 60) for name in arrays.get("classes", [])]
         self.large: dict[int, str] = {}
@@ -111,7 +116,7 @@ def explored(run: Record) -> dict[str, Any]:
     """The variables of explore.html.jinja."""
     parts = {"map": None, "large": {}, "neighbours": None, "lists": None, "confused": [], "confident": []}
     if (arrays := run.pictures.get("map")) is not None:
-        pictures = Pictures(arrays)
+        pictures = Pictures(arrays, run.main)
         parts |= {"map": explorer(pictures), "large": pictures.large, "neighbours": neighbour_rows(pictures),
                   "lists": lists(pictures)}  # fmt: skip
         if "predicted" in arrays:
@@ -191,7 +196,7 @@ def script_data(arrays: Arrays, pictures: Pictures, drawn: Mapping[str, Any]) ->
         "colours": COLOURS,
         "shapes": SHAPES,
         "near": [{"name": name, "k": arrays[f"near_{key}"].shape[1], "rows": packed(arrays[f"near_{key}"], "<u2")}
-                 for name, key in SPACES.items() if f"near_{key}" in arrays],
+                 for name, key in pictures.spaces.items()],
     }  # fmt: skip
     if "cosine_trained" in arrays:
         data["cosine"] = packed(np.clip(arrays["cosine_trained"], 0, 1) * 65535, "<u2")
@@ -211,12 +216,12 @@ def packed(values: np.ndarray, kind: str) -> str:
 
 
 def neighbour_rows(pictures: Pictures) -> dict[str, Any] | None:
-    """For a few images, their nearest neighbours by the trained encoder, by the untrained one and by raw pixels."""
+    """For a few images, their nearest neighbours by the run's encoder, by the untrained one and by raw pixels."""
     arrays = pictures.arrays
     if "queries" not in arrays or "near_trained" not in arrays:
         return None
     labels = arrays["labels"]
-    spaces = {name: key for name, key in SPACES.items() if f"near_{key}" in arrays}
+    spaces = pictures.spaces
     rows = []
     for query in arrays["queries"][:QUERIES].tolist():
         strips = []

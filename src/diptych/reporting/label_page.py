@@ -9,9 +9,9 @@ from jinja2 import UndefinedError
 from diptych.reporting.charts import COLOURS, linear_ticks, number
 from diptych.reporting.page import page_template, text_of
 from diptych.reporting.record import Record, clip
+from diptych.runs.subjects import PHRASES, TRAINED
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 52, 16, 12, 40
-MAIN = "trained"
 BEYOND = "beyond what was measured"
 
 
@@ -35,6 +35,11 @@ def label_table(line: dict[str, Any]) -> list[str]:
     lines += [f"{curve['test_images']:,} test images; mean of {curve['draws']} draws of the labels, +- their standard deviation "
               f"(all labels: one draw); forecasts are {BEYOND} [95 % band]", *sentences(curve)]  # fmt: skip
     return lines
+
+
+def main_of(curve: dict[str, Any]) -> str:
+    """The subject that the others are compared with."""
+    return curve.get("main", TRAINED)
 
 
 def names_of(curve: dict[str, Any], key: str) -> list:
@@ -61,7 +66,7 @@ def band_text(point: dict[str, Any] | None) -> str:
 
 
 def sentences(curve: dict[str, Any]) -> list[str]:
-    """Where the trained encoder is better than each other row, and how many labels a target takes."""
+    """Where the main encoder is better than each other row, and how many labels a target takes."""
     lines = []
     for name in names_of(curve, "subject"):
         rows = [row for row in curve["rows"] if row["subject"] == name and "gain" in row]
@@ -71,7 +76,7 @@ def sentences(curve: dict[str, Any]) -> list[str]:
             if sizes := [f"{size:,}" for size, other in words if other == word]:
                 parts.append(f"{word} {name} at {', '.join(sizes)} labels")
         if parts:
-            lines.append(f"{MAIN} is {'; '.join(parts)}")
+            lines.append(f"{main_of(curve)} is {'; '.join(parts)}")
     if curve["target"] is not None:
         aim = f"{100 * curve['target']:.4g} %"
         for name, fit in curve["fits"].items():
@@ -105,7 +110,7 @@ def label_chart(line: dict[str, Any]) -> dict[str, Any]:
     points = {name: fit["curve"] for name, fit in curve["fits"].items()}
     last = max([sizes[-1], *(point["labels"] for fit in points.values() for point in fit)])
     shares = [100 * row["accuracy"] for row in curve["rows"]]
-    shares += [100 * point[end] for point in points.get(MAIN, ()) for end in ("low", "high")]
+    shares += [100 * point[end] for point in points.get(main_of(curve), ()) for end in ("low", "high")]
     ticks, low, high = linear_ticks(max(0.0, min(shares)), min(100.0, max(shares)), 5)
     first = max(1, sizes[0])
 
@@ -127,7 +132,7 @@ def label_chart(line: dict[str, Any]) -> dict[str, Any]:
         lines.append({
             "label": name, "colour": len(lines) % COLOURS, "dots": places, "last": f"{100 * rows[-1]['accuracy']:.1f} %",
             "path": path(inside, x_of, y_of) or "M" + "L".join(f"{x:g} {y:g}" for x, y in places),
-            "beyond": path(outside, x_of, y_of), "band": band(fitted, x_of, y_of) if name == MAIN else "",
+            "beyond": path(outside, x_of, y_of), "band": band(fitted, x_of, y_of) if name == main_of(curve) else "",
         })  # fmt: skip
     return {"lines": lines, "x_ticks": [(x_of(size), f"{size:,}") for size in spaced(sizes, x_of)],
             "y_ticks": [(y_of(tick / 100), f"{number(tick)} %") for tick in ticks], "measured": x_of(sizes[-1]),
@@ -167,7 +172,13 @@ def label_figure(line: dict[str, Any]) -> str:
         size = next(iter(twice.values()))["labels"]
         rows.append((f"{size:,}, forecast", [band_text(twice.get(name)) for name in subjects]))
     return page_template("labels_part.html.jinja").render(
-        chart=label_chart(line), subjects=subjects, rows=rows, sentences=sentences(curve), curve=curve, beyond=BEYOND
+        chart=label_chart(line),
+        subjects=subjects,
+        rows=rows,
+        sentences=sentences(curve),
+        curve=curve,
+        beyond=BEYOND,
+        main=PHRASES.get(main_of(curve), main_of(curve)),
     )
 
 

@@ -2,11 +2,13 @@
 
 import statistics
 
+from diptych.embeddings.duplicates import why_undecided
 from diptych.reporting.charts import number
 from diptych.reporting.figures import values
 from diptych.reporting.keras import KERAS_PROTOCOL_TEXTS
-from diptych.reporting.record import Record, clip, interval, real
+from diptych.reporting.record import LONGEST_TEXT, Record, clip, interval, real
 from diptych.runs.run import flatten
+from diptych.runs.subjects import PHRASES, frozen_name
 
 # In the order of the table, references first.
 SUBJECTS = {
@@ -16,10 +18,17 @@ SUBJECTS = {
     "untrained": "the same encoder before training",
     "trained": "this run's encoder",
     "joined": "the closed form and this run's encoder side by side (`diptych quick --join`)",
-    "trained, frozen": "this run's encoder as it is: only a linear layer is fitted to the same labels",
+    **dict.fromkeys(
+        map(frozen_name, PHRASES), "this run's encoder as it is: only a linear layer is fitted to the same labels"
+    ),
     "from scratch": "the same network, never pretrained, trained on the same labels",
 }
-EXPECTED = ("chance", "raw pixels", "untrained", "trained")  # rows that every run should have, also without a score
+# Of the run's own encoder, where `diptych quick` made it.
+OWN = {
+    "closed form": "this run's encoder: a dictionary of the images' own patches, without gradients",
+    "joined": "this run's encoder: the closed form and a trained encoder side by side",
+}
+EXPECTED = ("chance", "raw pixels", "untrained")  # and the run's own: rows that a run should have, also without a score
 PROTOCOL_TEXTS = {
     "knn": ("kNN", "A test image gets the class of its nearest training images; nothing is fitted."),
     "linear": (
@@ -47,18 +56,21 @@ def accuracy_section(run: Record) -> dict | None:
     protocols = list(dict.fromkeys([name for name in PROTOCOL_TEXTS if name in measured] + measured))[:6]
     if not protocols:
         return None
-    rows = []
+    rows, missing = [], False
     for subject in subjects_in_order(run):
         # Chance does not depend on the protocol: one line of it is used in all columns.
         lines = [results.get((name, subject), chance if subject == "chance" else None) for name in protocols]
-        cells = [cell(line, results.get((name, "untrained"))) for name, line in zip(protocols, lines, strict=True)]
-        rows.append({"subject": subject, "why": SUBJECTS.get(subject, ""), "cells": cells})
+        befores = [results.get((name, "untrained")) if subject == run.main else None for name in protocols]
+        cells = [cell(line, before) for line, before in zip(lines, befores, strict=True)]
+        missing = missing or None in cells
+        texts = SUBJECTS | {run.main: OWN.get(run.main, SUBJECTS[run.main])}
+        rows.append({"subject": subject, "why": texts.get(subject, ""), "own": subject == run.main, "cells": cells})
     return {
-        "protocols": [protocol_note(name, run.results) for name in protocols],
+        "protocols": [protocol_note(name, run) for name in protocols],
         "rows": rows,
-        "missing": any(c is None for row in rows for c in row["cells"]),
+        "missing": missing,
         "chance": chance["accuracy"] if chance else None,
-        "leaks": leaks_text(run.leaks),
+        "leaks": leaks_text(run),
     }
 
 
@@ -67,31 +79,39 @@ def protocol_title(name: str) -> str:
     return PROTOCOL_TEXTS.get(name, (name, ""))[0]
 
 
-def leaks_text(leaks: dict | None) -> str:
-    """Test images that are in the training set, and the trained encoder's accuracies without them; "" without any."""
+def leaks_text(run: Record) -> str:
+    """Test images that are in the training set, and the run's own accuracies without them; "" without any."""
+    leaks = run.leaks
     exact, near, tested = (real((leaks or {}).get(key)) for key in ("exact", "near", "test_images"))
-    if leaks is None or exact is None or near is None or tested is None or exact + near <= 0:
+    if leaks is None or exact is None or near is None or tested is None:
         return ""
+    unsure, alike = real(leaks.get("undecided")) or 0, real(leaks.get("alike")) or 0.0
+    more = f" {number(unsure)} test images that are not counted are {why_undecided(alike)}." if unsure > 0 else ""
+    if exact + near <= 0:
+        return more.strip()
     text = (f"{number(exact + near)} of {number(tested)} test images are in the training set: {number(exact)} with the same "
             f"pixels, {number(near)} as near copies.")  # fmt: skip
     rows = leaks.get("without")
     accuracies = [(clip(row.get("protocol", ""), 40), real(row.get("accuracy"))) for row in rows
-                  if isinstance(row, dict) and row.get("subject") == "trained"] if isinstance(rows, list) else []  # fmt: skip
+                  if isinstance(row, dict) and row.get("subject") == run.main] if isinstance(rows, list) else []  # fmt: skip
     shown = [
         f"{protocol_title(name)} {number(value, percent=True)}" for name, value in accuracies[:6] if value is not None
     ]
-    return f"{text} Without them the trained encoder has {', '.join(shown)}." if shown else text
+    return f"{text} Without them {PHRASES[run.main]} has {', '.join(shown)}.{more}" if shown else text + more
 
 
 def subjects_in_order(run: Record) -> list[str]:
-    """The rows of the table: those of EXPECTED, and others that have a score. A closed form has nothing untrained."""
+    """The rows of the table: those of EXPECTED, the run's own and others that have a score.
+
+    What `diptych quick` made has nothing untrained.
+    """
     measured = [line["subject"] for line in run.results]
-    expected = [name for name in EXPECTED if not (run.closed_form and name == "untrained")]
+    expected = [run.main, *(name for name in EXPECTED if not (run.closed_form and name == "untrained"))]
     return list(dict.fromkeys([name for name in SUBJECTS if name in (*expected, *measured)] + measured))[:20]
 
 
 def cell(line: dict | None, untrained: dict | None) -> dict | None:
-    """One accuracy with its interval and its gains over the references.
+    """One accuracy with its interval and its gains over the references. untrained: of the run's own encoder.
 
     "gain" is the difference to the untrained encoder in points, "apart" whether that is more than chance explains.
     """
@@ -100,7 +120,7 @@ def cell(line: dict | None, untrained: dict | None) -> dict | None:
     accuracy, ends = line["accuracy"], line["interval"]
     paired = paired_gains(line)
     gain = apart = better = None
-    if line["subject"] == "trained" and untrained:
+    if untrained:
         gain = 100 * (accuracy - untrained["accuracy"])
         if "untrained" in paired:
             apart = not paired["untrained"][1] <= 0 <= paired["untrained"][2]
@@ -126,10 +146,10 @@ def paired_gains(line: dict) -> dict[str, tuple[float, float, float]]:
     return known
 
 
-def protocol_note(name: str, results: list[dict]) -> dict:
+def protocol_note(name: str, run: Record) -> dict:
     """A protocol in words: what it does, on how many images, with which settings."""
-    lines = [line for line in results if line["protocol"] == name and line["subject"] != "chance"]
-    line = next((line for line in lines if line["subject"] == "trained"), lines[0])
+    lines = [line for line in run.results if line["protocol"] == name and line["subject"] != "chance"]
+    line = next((line for line in lines if line["subject"] == run.main), lines[0])
     title, explained = PROTOCOL_TEXTS.get(name, (name, PROTOCOL_TEXTS.get(name.split(",")[0], ("", ""))[1]))
     sizes = [(real(line.get(key)), what) for key, what in SIZE_TEXTS.items()]
     details = line["details"] if isinstance(line.get("details"), dict) else {}
@@ -154,12 +174,12 @@ def setting(key: object, value: object) -> str:
     return text if key == "as_in" else f"{clip(key, 40).replace('_', ' ')} {text}"
 
 
-def summary(accuracy: dict | None) -> str:
-    """The result in one sentence."""
+def summary(accuracy: dict | None, main: str) -> str:
+    """The result of `main`, the run's own encoder, in one sentence."""
     title, trained = main_result(accuracy)
     if trained is None:
         return ""
-    text = f"The trained encoder reaches {number(trained['value'], percent=True)} ({title} accuracy)"
+    text = f"{PHRASES[main].capitalize()} reaches {number(trained['value'], percent=True)} ({title} accuracy)"
     if trained["gain"] is None:
         return f"{text}."
     if trained["apart"] is False:
@@ -169,10 +189,10 @@ def summary(accuracy: dict | None) -> str:
 
 
 def main_result(accuracy: dict | None) -> tuple[str, dict | None]:
-    """The title and the cell of the trained encoder under `linear`, else under the last protocol that has one."""
-    rows = {row["subject"]: row["cells"] for row in accuracy["rows"]} if accuracy else {}
+    """The title and the cell of the run's own encoder under `linear`, else under the last protocol that has one."""
+    own = next((row["cells"] for row in accuracy["rows"] if row["own"]), []) if accuracy else []
     titles = [protocol["title"] for protocol in accuracy["protocols"]] if accuracy else []
-    cells = [pair for pair in zip(titles, rows.get("trained", []), strict=True) if pair[1] is not None]
+    cells = [pair for pair in zip(titles, own, strict=True) if pair[1] is not None]
     return next((pair for pair in cells if pair[0] == "linear"), cells[-1] if cells else ("", None))
 
 
@@ -218,10 +238,10 @@ def environment_rows(run: Record) -> list[tuple[str, str]]:
     return rows
 
 
-def clipped_texts(value: object) -> list[str]:
+def clipped_texts(value: object, longest: int = LONGEST_TEXT) -> list[str]:
     """At most 12 texts of bounded length, from a list or one text; [] for anything else."""
     items = value if isinstance(value, list) else [value] if isinstance(value, str) else []
-    return [clip(item) for item in items[:12]]
+    return [clip(item, longest) for item in items[:12]]
 
 
 def duration(seconds: float) -> str:

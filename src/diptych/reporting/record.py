@@ -12,6 +12,7 @@ from diptych.base.strict_yaml import parse
 from diptych.reporting.arrays import check_arrays
 from diptych.runs.contents import is_run
 from diptych.runs.pictures import PICTURES, picture_path, read_picture
+from diptych.runs.subjects import main_of_recipe
 
 LONGEST_TEXT = 300  # characters of one text on the page (a class, a reason, a path)
 RECIPE_LINES = 400
@@ -41,6 +42,11 @@ class Record:
     def closed_form(self) -> bool:
         """Whether the run is one of `diptych quick`, which trains nothing."""
         return "quick" in self.recipe
+
+    @property
+    def main(self) -> str:
+        """The subject that the run's own encoder is: "trained", "closed form" or "joined"."""
+        return main_of_recipe(self.recipe)
 
     @property
     def unlabelled(self) -> bool:

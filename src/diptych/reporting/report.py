@@ -25,7 +25,9 @@ from diptych.reporting.page import page_template, text_of
 from diptych.reporting.record import Record, clip, read_run, real
 from diptych.reporting.sheet import write_picture
 from diptych.runs.pictures import FIGURES
+from diptych.runs.proposed import PLACEHOLDERS, Proposed, word
 from diptych.runs.run import Run, flatten
+from diptych.runs.subjects import JOINED
 
 VERDICTS = {
     "OK": ("Worth its cost", "It is better than every reference that costs seconds, and nothing points to a collapse."),
@@ -90,7 +92,7 @@ def render(run: Record, *, live: bool = False) -> str:
         status=status(run),
         closed_form=run.closed_form,
         verdict=verdict(run),
-        summary=summary(accuracy),
+        summary=summary(accuracy, run.main),
         accuracy=accuracy,
         todo=what_next(run, accuracy),
         commands=commands(run),
@@ -116,6 +118,7 @@ def render(run: Record, *, live: bool = False) -> str:
     )
 
 
+LONGEST_ADVICE = 2000  # characters: it names paths, which a command needs whole
 RELOADED = 20  # seconds, of a page of a run that still trains
 NOT_EVALUATED = "The encoder has not been evaluated. This needs labelled images:"
 NO_LABELS = (
@@ -138,9 +141,10 @@ def parts_of(run: Record, accuracy: dict | None, explorable: dict, labels: str) 
 
 def commands(run: Record) -> dict[str, str]:
     """The commands that make the parts a run may lack."""
-    folder, command = shlex.quote(clip(run.folder)), run.environment.get("command")
+    folder, command = word(run.folder, "RUN"), run.environment.get("command")
     source = run.recipe.get("source")
-    source = shlex.quote(clip(source)) if isinstance(source, str) and source else "SOURCE"
+    proposed = Proposed(clip(source, LONGEST_ADVICE) if isinstance(source, str) and source else None, run.folder)
+    source = word(proposed.source, "SOURCE")
     train = f"diptych pretrain SOURCE --out {folder}"
     if isinstance(command, list) and command[1:2] in (["pretrain"], ["demo"]):
         words = [str(word) for word in command[1:] if word not in ("--resume", "--overwrite")]
@@ -154,8 +158,8 @@ def commands(run: Record) -> dict[str, str]:
         "overview": f"diptych report {folder} --images {source}",
         "load": f"trained = diptych.load({clip(run.folder)!r})",
         "report": f"diptych report {folder}",
-        "closed form": f"diptych quick {source} --out quick",
-        "join": f"diptych quick {source} --join {folder} --out both",
+        "closed form": proposed.closed_form,
+        "join": proposed.joined,
     }
 
 
@@ -170,7 +174,8 @@ def status(run: Record) -> dict:
         text = f"Training stopped at step {where}: the loss was {loss}. The last good step is saved."
         return {"word": "diverged", "text": text}
     if run.end and run.closed_form:
-        return {"word": "finished", "text": "Computed in closed form, without training."}
+        joined = "A closed form beside a trained encoder." if run.main == JOINED else ""
+        return {"word": "finished", "text": joined or "Computed in closed form, without training."}
     if run.end:
         return {"word": "finished", "text": f"Finished after {done}."}
     if not run.steps:
@@ -187,6 +192,8 @@ def verdict(run: Record) -> dict:
     if word == "OK" and not lamps_of(diagnosis):
         word = "UNPROVEN"  # of an older run, or of `diagnose` alone: it speaks of a collapse only
     title, text = VERDICTS[word] if word else ("No verdict yet", "The encoder has not been evaluated.")
+    if word == "WORSE" and run.closed_form:
+        title = "Not worth its cost"
     readings = flatten(diagnosis["readings"]) if isinstance(diagnosis.get("readings"), dict) else {}
     shown = [
         (clip(name, 60).replace("_", " "), number(value))
@@ -199,7 +206,7 @@ def verdict(run: Record) -> dict:
         "text": text,
         "lamps": lamps_of(diagnosis),
         "reasons": clipped_texts(diagnosis.get("reasons")) if not lamps_of(diagnosis) else [],
-        "advice": clipped_texts(diagnosis.get("advice")),
+        "advice": clipped_texts(diagnosis.get("advice"), LONGEST_ADVICE),
         "readings": shown[:16],
     }
 
@@ -228,6 +235,12 @@ def sentence(text: str) -> str:
     return text if text.startswith("kNN") else text[:1].upper() + text[1:]
 
 
+def advised(judged: dict) -> str:
+    """The command of the advice; "" where it has placeholders, as of images that were arrays in Python."""
+    named = [part for text in judged["advice"] for part in text.split("`")[1::2] if part.startswith("diptych quick ")]
+    return next((command for command in named if not PLACEHOLDERS.intersection(command.split())), "")
+
+
 def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
     """At most three steps: (sentence, command or "")."""
     judged, state, command = verdict(run), status(run)["word"], commands(run)
@@ -243,17 +256,19 @@ def what_next(run: Record, accuracy: dict | None) -> list[tuple[str, str]]:
         steps.append(("Find the images that are similar to one of yours.", command["search"]))
         steps.append(("List duplicates, outliers and damaged files of the source.", command["audit"]))
     elif word in (None, "UNPROVEN") or accuracy is None or (trained["better"] is None and not run.closed_form):
-        text = "Measure the encoder's accuracy, compared with chance, raw pixels and an untrained encoder."
+        references = "chance and raw pixels" if run.closed_form else "chance, raw pixels and an untrained encoder"
+        text = f"Measure the encoder's accuracy, compared with {references}."
         steps.append((text, command["evaluate"]))
-    if any("--join " in text for text in judged["advice"]):
-        steps.append(("Join the closed form and this encoder; the advice above says what that gains.", command["join"]))
-    elif word == "WORSE":
-        steps.append(("Use the closed-form encoder on these images.", command["closed form"]))
-    elif word == "COLLAPSED" or (word == "WARNING" and collapse != ["OK"]):
+    if any(" --join " in text for text in judged["advice"]):
+        text = "Join the closed form and this encoder; the advice above says what that gains."
+        steps.append((text, advised(judged) or command["join"]))
+    elif word == "WORSE" and any("`diptych quick " in text for text in judged["advice"]):
+        steps.append(("Use the closed-form encoder on these images.", advised(judged) or command["closed form"]))
+    elif not run.closed_form and (word == "COLLAPSED" or (word == "WARNING" and collapse != ["OK"])):
         steps.append(
             ("Follow the advice above before training longer: longer training alone does not undo a collapse.", "")
         )
-    elif word == "WARNING" and judged["advice"]:
+    elif word in ("WARNING", "WORSE", "COLLAPSED") and judged["advice"]:
         steps.append(("Follow the advice above.", ""))
     elif word == "OK" and trained["better"] is False:
         steps.append(("Train longer, or on more images: the encoder is healthy, but has learned little.", ""))

@@ -15,6 +15,7 @@ from diptych.training.dictionary import fill
 EMBEDDING, MAP = 0.6, 0.3  # lengths of the codes of embedding and feature maps beside the dictionary's, 1
 POWER = 0.35  # of the whitening
 FLOOR = 1e-3  # added to the variances, in units of their mean
+UNTRAINABLE = ("joined", "patch_dictionary")
 MOST_WIDTH = 256  # dimensions of a code
 IMAGES_PER_DIMENSION = 3
 
@@ -26,8 +27,13 @@ def require_joinable(trained: Trained) -> None:
         raise RecipeError(
             "a module of your own cannot be joined: config.json could not describe it; use a named encoder"
         )
-    if name in ("joined", "patch_dictionary"):
+    if name in UNTRAINABLE:
         raise RecipeError(f"the encoder to join is a {name}; give the run of a trained network")
+
+
+def joinable(trained: Trained) -> bool:
+    """Whether `require_joinable` lets it pass."""
+    return (trained.built_with or {}).get("name") not in (None, *UNTRAINABLE)
 
 
 def join_encoders(dictionary: PatchDictionary, trained: Trained, pixels: Tensor) -> Trained:

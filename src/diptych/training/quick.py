@@ -87,6 +87,7 @@ def quick(
     if join is not None:
         require_joinable(join)
     record = record or {"made_by": "diptych.quick in Python", "images": {"count": len(images), "size": images.size}}
+    record = record if join is None else record | {"join": str(join.folder)}
     if out is not None:  # before the work rather than after
         require_place(Path(out), overwrite=True) if overwrite else require_free_folder(Path(out))
     with ProgressBar("quick", show=show) as progress:

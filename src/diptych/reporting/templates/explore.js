@@ -225,7 +225,7 @@
       for (let j = 0; j < space.k; j++) {
         const other = space.rows[i * space.k + j];
         const same = group[i] && group[other] && data.labelled ? group[i] === group[other] : null;
-        const note = cosine && space.name === "trained" ? `, cosine ${(cosine[i * space.k + j] / 65535).toFixed(3)}` : "";
+        const note = cosine && space === near[0] ? `, cosine ${(cosine[i * space.k + j] / 65535).toFixed(3)}` : "";
         const label = `${space.name} neighbour ${j + 1}: ${describe(other)[0]}${note}`;
         const button = element("button", { type: "button", "aria-label": label, title: label, class: same === null ? "" : same ? "same" : "other" }, tile(other, 54));
         button.addEventListener("click", () => { pick(other, true); bring(other); });
