@@ -20,8 +20,8 @@ from diptych.embeddings.nearest import Array, checked_embeddings, nearest, neare
 NEIGHBOURS = 20  # k of the null; a set of n vectors has at most n - 1
 PROPOSED = 5  # nearest neighbours of each vector that may be its copies
 WRONG = 0.05  # share of the pairs that may be expected to be wrong
-# Likeness of pixels (`downstream.copies`) from which two images are as similar as copies. Of 10,000 farther neighbours in CIFAR-10
-# none reaches it; of those of crops that overlap many others (the demo's squares) 5 % do.
+# Similarity of pixels (`downstream.copies`) from which two images are as similar as copies. Of 10,000 farther neighbours in
+# CIFAR-10 none reaches it; of those of crops that overlap many others (the demo's squares) 5 % do.
 ALIKE = 0.95
 QUANTILES = 0.2, 0.5  # of the nearest neighbours' distances, between which the null is fitted
 TAIL = 0.02  # share of a null whose tail is fitted
@@ -37,8 +37,8 @@ class Pairs(NamedTuple):
     """Proposed pairs, the surest first.
 
     first, second: row numbers (P,) int64. score: (P,), 1 is the same. expected_wrong: (P,), the number of pairs among the
-    first 1, 2, ... that are expected to be no copies; it never falls. undecided: (2, K) row numbers of further pairs that are
-    as similar as copies, as is the fraction `alike` of the pairs that are assumed not to be copies; so they are not among the others.
+    first 1, 2, ... that are expected to be no copies; it never falls. undecided: (2, K) row numbers of pairs that are not
+    listed although they are as similar as copies, because the fraction `alike` of the pairs assumed not to be copies is so too.
     """
 
     first: Tensor
