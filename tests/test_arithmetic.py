@@ -1,5 +1,7 @@
 """float32 is float32 on a GPU, tf32 is a recipe's word, and the process gets its own settings back."""
 
+import os
+
 import pytest
 import torch
 from pretend import DEVICE, pretended_device
@@ -88,6 +90,32 @@ def test_what_cannot_be_deterministic_is_said():
         with arithmetic.arithmetic("float32", deterministic=True):
             raise RuntimeError("foo does not have a deterministic implementation, but you set it. Turn it off")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_the_environment_must_say_is_said():
+    """torch reads it at the first product on a GPU of a process, which may come before a run that asks for the same bits."""
+    assert os.environ[arithmetic.WORKSPACE] in (":4096:8", ":16:8")
+    message = (
+        "Deterministic behavior was enabled with `torch.use_deterministic_algorithms(True)`, but this operation is not "
+    )
+    message += "deterministic because it uses CuBLAS. To enable it, set CUBLAS_WORKSPACE_CONFIG=:4096:8."
+    with pytest.raises(
+        RecipeError, match="before it imported diptych.*start it with CUBLAS_WORKSPACE_CONFIG=:4096:8, or"
+    ):
+        with arithmetic.arithmetic("float32", deterministic=True):
+            raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("warn_only", [True, False])
+def test_two_numbers_are_added_in_any_order(warn_only):
+    with arithmetic.any_order():
+        assert not torch.are_deterministic_algorithms_enabled()
+    with arithmetic.arithmetic("float32", deterministic=True):
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+        with arithmetic.any_order():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
 
 
 def test_the_gain_of_bfloat16_is_measured():

@@ -16,7 +16,10 @@ from diptych.base.machine import remembered
 from diptych.base.processes import means
 
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9; the older switches refuse to be read beside it
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without it cuBLAS is not deterministic
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# Without it cuBLAS is not deterministic, and torch reads it at its first product on a GPU, never again: not only where a run
+# asks for the same bits. It costs 32 MiB, which torch takes by itself on newer GPUs.
+os.environ.setdefault(WORKSPACE, ":4096:8")
 
 
 @contextmanager
@@ -70,15 +73,19 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
     where an operation has no such way.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    tuned, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
+    tuned = torch.backends.cudnn.benchmark
     if deterministic:
-        os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
     try:
         with float32_as("tf32" if precision == "tf32" else "ieee"):
             yield
     except RuntimeError as error:
+        if deterministic and WORKSPACE in str(error):
+            raise RecipeError(
+                f"deterministic: this process had used cuBLAS before it imported diptych, or {WORKSPACE} says something else: "
+                f"start it with {WORKSPACE}=:4096:8, or leave pretrain.deterministic out"
+            ) from error
         if deterministic and "deterministic" in str(error):
             raise RecipeError(
                 f"deterministic: {str(error).split('. ')[0]}; leave pretrain.deterministic out"
@@ -88,8 +95,21 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
         if deterministic:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.backends.cudnn.benchmark = tuned
-            if workspace is None:
-                os.environ.pop(WORKSPACE, None)
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """Inside, `scatter_add_` adds as fast as it can even where the same bits are asked for: at most two numbers other than 0
+    must come together. torch's deterministic way is a sort, and cannot be recorded as a graph in every version."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 MEASURED = "bfloat16_gain"  # its name in the user's cache

@@ -78,6 +78,8 @@ class Updates:
         self.form = {"fused": True, "foreach": False} if self.torchs_own else {}
         if "capturable" in optimizer.defaults:
             self.form["capturable"] = True
+            # torch does not warn of steps without a graph, but a copy of an optimizer has forgotten that.
+            optimizer._warned_capturable_if_run_uncaptured = True  # pyrefly: ignore[missing-attribute]
         groups = ([p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups)
         honours = self.torchs_own or getattr(type(optimizer), "skips_bad_steps", False)
         self.skips = honours and all(is_fused(parameters) for parameters in groups)
