@@ -140,6 +140,22 @@ def test_processes_of_a_machine_share_its_cores(cores, local, own, monkeypatch):
     assert list(threads.in_order(abs, [-1])) == [1] and used == [own]
 
 
+@pytest.mark.parametrize(
+    ("seen", "visible", "local", "own"), [(1, "3", "3", 0), (1, "", "0", 0), (4, "", "2", 2), (4, "4,5,6,7", "2", 2)]
+)
+def test_a_process_takes_its_own_gpu(seen, visible, local, own, monkeypatch):
+    """Also where the system shows it no other, before the processes have met."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    assert device.choose_device("cuda") == torch.device("cuda", own) and chosen == [torch.device("cuda", own)]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert device.own_gpu({"LOCAL_RANK": ""}) == 0
+
+
 def test_a_full_gpu_says_what_fills_it(monkeypatch):
     monkeypatch.setattr(device, "held_bytes", {})
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7_900_000_000)

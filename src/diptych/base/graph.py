@@ -60,17 +60,18 @@ def waits_noticed(device: torch.device) -> Iterator[list[str]]:
         yield places
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            torch.cuda.set_sync_debug_mode("warn")
             yield places
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     for warning in said:
-        if "called a synchronizing" in str(warning.message):
+        message = str(warning.message)
+        if message.startswith("called a synchronizing"):
             places.append(f"{Path(warning.filename).name}, line {warning.lineno}")
-        else:
+        elif not message.startswith("Synchronization debug mode is a prototype"):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 

@@ -122,7 +122,6 @@ def ready(p: Tensor, memory: dict) -> None:
     if p.grad is not None:
         p.grad = laid_as(p, p.grad)
     for name, value in memory.items():
-        if isinstance(value, Tensor) and value.shape == p.shape:
-            memory[name] = laid_as(p, value)
-        elif isinstance(value, Tensor) and value.device != p.device:
-            memory[name] = value.to(p.device)  # Adam's count of steps, from a checkpoint
+        if isinstance(value, Tensor):
+            value = value.to(p.device)  # Adam's count of steps, from a checkpoint
+            memory[name] = laid_as(p, value) if value.shape == p.shape else value
