@@ -1,6 +1,7 @@
 """float32 is float32 on a GPU, tf32 is a recipe's word, and the process gets its own settings back."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def test_a_run_has_its_own_settings(precision, word, careless, tmp_path):
     tiny_run(tmp_path / "run", epochs=1, precision=precision, deterministic=precision == "tf32",
              watch=[lambda step, encoder: seen.append(settings()) or {}])  # fmt: skip
     assert set(seen) == {(word, word, precision == "tf32")} and settings() == careless
+
+
+def test_a_budget_is_measured_in_the_runs_own_settings(careless, monkeypatch, tmp_path):
+    """By itself torch convolves as tf32 on a GPU: a run in float32 would take longer than its budget."""
+    seen = []
+    monkeypatch.setattr(
+        sys.modules["diptych.training.pretrain"], "steps_within", lambda *_: seen.append(settings()) or 4
+    )
+    tiny_run(tmp_path / "run", epochs=None, budget="20m", precision="float32")
+    assert seen == [("ieee", "ieee", False)] and settings() == careless
 
 
 class Products(TorchDispatchMode):

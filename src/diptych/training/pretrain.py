@@ -112,7 +112,8 @@ def pretrain(
         learn = partial(Learner, schedule=schedule or warmup_cosine(), seed=seed, precision=precision, clip_norm=clip_norm,
                         micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
         if budget is not None:
-            feed.total = state.steps_in_budget or steps_within(budget, feed, learn, method, optimizer, run)
+            with arithmetic(precision, deterministic=deterministic):  # a GPU's speed depends on it
+                feed.total = state.steps_in_budget or steps_within(budget, feed, learn, method, optimizer, run)
             state.steps_in_budget = feed.total
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = ProgressBar("pretrain", feed.total, show and rank() == 0)
