@@ -177,6 +177,29 @@ def test_a_full_gpu_says_what_fills_it(monkeypatch):
     assert "7.9 GB at most were in use: the images 1.5, weights and gradients 0.2, the step itself 6.2): halve" in said
 
 
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+            "over NCCL (Duplicate GPU detected : rank 1",
+        ),
+        (
+            "socketProgress: Connection closed by remote process there<45201>",
+            "has lost another process, whose own message",
+        ),
+    ],
+)
+def test_what_nccl_says_of_itself_is_passed_on(last, said):
+    error = torch.distributed.DistBackendError(
+        f"NCCL error in: NCCLUtils.cpp:94, NCCL version 2.28.9\nLast error:\n{last}"
+    )
+    known = str(as_diptych_error(error))
+    assert (
+        said in known and known.endswith("the last checkpoint is kept: run again with --resume") and "\n" not in known
+    )
+
+
 def test_what_is_held_on_a_device_is_noted(monkeypatch):
     for place in (device, resident, guard):
         monkeypatch.setattr(place, "held_bytes", (noted := {}) if place is device else noted)
