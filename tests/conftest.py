@@ -27,6 +27,13 @@ os.environ["DIPTYCH_CACHE"] = "off"
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    # torch says these once on a GPU: where a thread of the backward pass is the first to multiply, which it puts right itself,
+    # and where a test forbids waits.
+    for message in ("Attempting to run cuBLAS, but there was no current", "Synchronization debug mode is a prototype"):
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
+
+
 @pytest.fixture(autouse=True)
 def no_network():
     """A test that asked for the network fails, even where the program under test swallowed the refusal."""

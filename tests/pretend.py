@@ -31,8 +31,9 @@ except AttributeError:  # torch before 2.10
 
 aten = torch.ops.aten
 MOVES = {aten._to_copy.default, aten.copy_.default}
+# Of `eigh`: a GPU's says whether it has converged.
 LEAVES_NUMBERS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default,
-                  aten._linalg_check_errors.default}  # fmt: skip
+                  aten._linalg_check_errors.default, aten._linalg_eigh.default}  # fmt: skip
 # The shape of the result depends on numbers, which the CPU must have to allocate it.
 SHAPES = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
           aten.bincount.default, aten.repeat_interleave.Tensor}  # fmt: skip
@@ -128,7 +129,8 @@ class NewTensors(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if function in (torch.tensor, torch.as_tensor) and is_there(kwargs.get("device")):
+        numbers = not (args and isinstance(args[0], Tensor))
+        if function in (torch.tensor, torch.as_tensor) and numbers and is_there(kwargs.get("device")):
             return function(*args, **kwargs | {"device": "cpu"}).to(DEVICE)
         if function is Tensor.new_tensor and isinstance(args[0], There):
             return torch.tensor(*args[1:], dtype=args[0].dtype, **kwargs).to(DEVICE)
@@ -139,7 +141,7 @@ class PretendDevice(TorchDispatchMode):
     """Runs what touches the device, and counts it.
 
     launched: operations by name, without views and allocations. waits: what the CPU would have waited for, by name and shape.
-    uploads: bytes of each copy to the device.
+    uploads: bytes of each copy to the device, which the CPU waits for too unless it is `non_blocking`.
     """
 
     def __init__(self) -> None:
@@ -188,7 +190,7 @@ class PretendDevice(TorchDispatchMode):
         made = function(*plain[0], **plain[1])
         if self.tape is not None:
             self.tape.append((function, plain, made))
-        if self.leaves(function, args, target, made):
+        if self.leaves(function, args, kwargs, target, made):
             return made
         if "out" in kwargs:
             return tree_map(lambda leaf: leaf, kwargs["out"] if not isinstance(made, tuple) else made)
@@ -204,7 +206,7 @@ class PretendDevice(TorchDispatchMode):
             if isinstance(leaf, Tensor) and (place := leaf.untyped_storage().data_ptr()) not in self.memory:
                 self.memory[place] = leaf.untyped_storage(), leaf.untyped_storage().clone()
 
-    def leaves(self, function, args: tuple, target: object, made: object) -> bool:
+    def leaves(self, function, args: tuple, kwargs: dict, target: object, made: object) -> bool:
         """Count an operation; whether its result is for the CPU."""
         name, shape = function.__name__, tuple(getattr(made, "shape", ()))
         if function in MOVES:
@@ -215,6 +217,8 @@ class PretendDevice(TorchDispatchMode):
                 return True
             if not isinstance(source, There):
                 self.uploads.append(source.nbytes)
+                if not kwargs.get("non_blocking", args[2:3] == (True,)):
+                    self.waits.append((f"blocking {name}", shape))
         elif function in SHAPES | LEAVES_NUMBERS or self.chooses_by_mask(function, args):
             self.waits.append((name, shape))
         if not is_view(function):

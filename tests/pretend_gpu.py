@@ -58,6 +58,8 @@ class NewTensors(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function in (torch.tensor, torch.as_tensor) and str(kwargs.get("device")).startswith("cuda"):
             return function(*args, **kwargs | {"device": "cpu"}).to(GPU)
+        if function is Tensor.pin_memory:  # there is no GPU to pin it for
+            return args[0]
         if function is Tensor.new_tensor and isinstance(args[0], OnGpu):
             return torch.tensor(*args[1:], dtype=args[0].dtype, **kwargs).to(GPU)
         return function(*args, **kwargs)

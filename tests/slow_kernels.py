@@ -38,10 +38,13 @@ def batch_norm_elemt(x, weight, bias, mean, inverse, eps):
 
 
 def batch_norm_backward_reduce(gradient, x, mean, inverse, weight, for_x: bool, for_weight: bool, for_bias: bool):
+    assert weight is not None or not (for_weight or for_bias), "on CUDA a gradient has the type of the weight"
+    assert gradient.stride() == x.stride(), "on CUDA both are read in the order of one of them"
     dims, column = layout(x)
     gradient = wide(gradient)
     by_deviation = (gradient * (wide(x) - mean.view(column))).sum(dims)
-    return gradient.sum(dims), by_deviation, by_deviation * inverse, gradient.sum(dims)
+    to_weight = by_deviation * inverse if for_weight else None
+    return gradient.sum(dims), by_deviation, to_weight, gradient.sum(dims) if for_bias else None
 
 
 def batch_norm_backward_elemt(gradient, x, mean, inverse, weight, sum_dy, sum_dy_xmu, counts):

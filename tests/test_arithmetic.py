@@ -1,5 +1,8 @@
 """float32 is float32 on a GPU, tf32 is a recipe's word, and the process gets its own settings back."""
 
+import os
+import sys
+
 import pytest
 import torch
 from pretend import DEVICE, pretended_device
@@ -41,6 +44,16 @@ def test_a_run_has_its_own_settings(precision, word, careless, tmp_path):
     tiny_run(tmp_path / "run", epochs=1, precision=precision, deterministic=precision == "tf32",
              watch=[lambda step, encoder: seen.append(settings()) or {}])  # fmt: skip
     assert set(seen) == {(word, word, precision == "tf32")} and settings() == careless
+
+
+def test_a_budget_is_measured_in_the_runs_own_settings(careless, monkeypatch, tmp_path):
+    """By itself torch convolves as tf32 on a GPU: a run in float32 would take longer than its budget."""
+    seen = []
+    monkeypatch.setattr(
+        sys.modules["diptych.training.pretrain"], "steps_within", lambda *_: seen.append(settings()) or 4
+    )
+    tiny_run(tmp_path / "run", epochs=None, budget="20m", precision="float32")
+    assert seen == [("ieee", "ieee", False)] and settings() == careless
 
 
 class Products(TorchDispatchMode):
@@ -90,6 +103,33 @@ def test_what_cannot_be_deterministic_is_said():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_what_the_environment_must_say_is_said(monkeypatch):
+    """torch reads it at the first product on a GPU of a process, which may come before a run that asks for the same bits."""
+    monkeypatch.delenv(arithmetic.WORKSPACE, raising=False)
+    message = (
+        "Deterministic behavior was enabled with `torch.use_deterministic_algorithms(True)`, but this operation is not "
+    )
+    message += "deterministic because it uses CuBLAS. To enable it, set CUBLAS_WORKSPACE_CONFIG=:4096:8."
+    with pytest.raises(
+        RecipeError, match="has used cuBLAS before this run.*start it with CUBLAS_WORKSPACE_CONFIG=:4096:8, or"
+    ):
+        with arithmetic.arithmetic("float32", deterministic=True):
+            assert os.environ[arithmetic.WORKSPACE] == ":4096:8"
+            raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("warn_only", [True, False])
+def test_two_numbers_are_added_in_any_order(warn_only):
+    with arithmetic.any_order():
+        assert not torch.are_deterministic_algorithms_enabled()
+    with arithmetic.arithmetic("float32", deterministic=True):
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+        with arithmetic.any_order():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
+
+
 def test_the_gain_of_bfloat16_is_measured():
     assert 0.05 < bfloat16_gain(repeats=1) < 20
 
@@ -112,6 +152,22 @@ def test_processes_of_a_machine_share_its_cores(cores, local, own, monkeypatch):
     assert list(threads.in_order(abs, [-1])) == [1] and used == [own]
 
 
+@pytest.mark.parametrize(
+    ("seen", "visible", "local", "own"), [(1, "3", "3", 0), (1, "", "0", 0), (4, "", "2", 2), (4, "4,5,6,7", "2", 2)]
+)
+def test_a_process_takes_its_own_gpu(seen, visible, local, own, monkeypatch):
+    """Also where the system shows it no other, before the processes have met."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    assert device.choose_device("cuda") == torch.device("cuda", own) and chosen == [torch.device("cuda", own)]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert device.own_gpu({"LOCAL_RANK": ""}) == 0
+
+
 def test_a_full_gpu_says_what_fills_it(monkeypatch):
     monkeypatch.setattr(device, "held_bytes", {})
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7_900_000_000)
@@ -120,6 +176,29 @@ def test_a_full_gpu_says_what_fills_it(monkeypatch):
     device.held_bytes |= {"the images": 1_500_000_000, "weights and gradients": 200_000_000}
     said = str(as_diptych_error(error))
     assert "peak use 7.9 GB: the images 1.5, weights and gradients 0.2, the step itself 6.2): halve" in said
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+            "over NCCL (Duplicate GPU detected : rank 1",
+        ),
+        (
+            "socketProgress: Connection closed by remote process there<45201>",
+            "has lost another process, whose own message",
+        ),
+    ],
+)
+def test_what_nccl_says_of_itself_is_passed_on(last, said):
+    error = torch.distributed.DistBackendError(
+        f"NCCL error in: NCCLUtils.cpp:94, NCCL version 2.28.9\nLast error:\n{last}"
+    )
+    known = str(as_diptych_error(error))
+    assert (
+        said in known and known.endswith("the last checkpoint is kept: run again with --resume") and "\n" not in known
+    )
 
 
 def test_what_is_held_on_a_device_is_noted(monkeypatch):

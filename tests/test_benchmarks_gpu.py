@@ -143,3 +143,16 @@ def test_all_questions_are_tried_on_a_cpu(capsys, tmp_path):
     assert len(entries) == len(gpu.QUESTIONS)
     profile = entries[f"{gpu.QUESTIONS['barlow'].what}; 1 thread"]["rows"][0]["profile"]
     assert profile["launches"] > 100 and 0 < profile["busy"] <= 1 and profile["largest"]
+
+
+def test_without_a_profile_the_seconds_are_there(arguments, monkeypatch):
+    """A machine may allow no profile; what was measured before it is not lost."""
+
+    def refused(profiled):
+        raise RuntimeError("CUPTI is not permitted here\nfor this user")
+
+    monkeypatch.setattr(gpu, "ours", lambda *words: lambda readings: [0.5] * readings)
+    monkeypatch.setattr(gpu.Profiled, "__enter__", refused)
+    arguments.without_profile = False
+    row = gpu.step_row("a step", {"pretrain": {"batch_size": 2, "precision": "float32"}}, 8, 3, arguments)
+    assert row.seconds == [0.5] * 3 and row.note == "no profile: ['CUPTI is not permitted here']"

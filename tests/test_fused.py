@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diptych.methods import BarlowTwins
 from diptych.training import optimizers
-from diptych.training.fused import laid_as
+from diptych.training.fused import laid_as, ready
 from diptych.training.learner import Learner
 from diptych.training.optimizers import lamb, lars
 from diptych.training.schedules import constant
@@ -130,3 +130,12 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_not_waited_for(optimizer
     method.bad, learner.fine = frozenset(), torch.ones_like(learner.fine)
     learner.step(first_bad, 9, views)
     assert any(not torch.equal(before[name], now) for name, now in all_bits(learner).items() if name in before)
+
+
+def test_what_a_checkpoint_remembers_of_a_scalar_comes_to_the_device(device):
+    """Such as a learned temperature, whose count of steps has its shape."""
+    temperature = torch.nn.Parameter(torch.ones(()).to(DEVICE))
+    memory = {"step": torch.tensor(3.0), "exp_avg": torch.tensor(0.5), "exp_avg_sq": torch.tensor(0.1), "other": 7}
+    ready(temperature, memory)
+    assert {value.device for value in memory.values() if isinstance(value, Tensor)} == {DEVICE}
+    assert [float(memory[name]) for name in ("step", "exp_avg")] == [3.0, 0.5] and memory["other"] == 7

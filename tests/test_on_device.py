@@ -10,12 +10,15 @@ from diptych import Preprocessing, Trained, evaluate, load
 from diptych.downstream import classify as classify_file
 from diptych.downstream import evaluate as evaluate_file
 from diptych.downstream import overview
-from diptych.downstream.classifier import linear_head
+from diptych.downstream.classifier import fit, linear_head
 from diptych.downstream.classify import classify, label
+from diptych.downstream.finetune import from_scratch
 from diptych.embeddings.diagnose import diagnose
 from diptych.embeddings.nearest import nearest
 from diptych.embeddings.scores import knn_accuracy, linear_probe
+from diptych.networks.encoders import built_with, encoder
 from diptych.networks.inference import embeddings, raw_pixels
+from diptych.training.schedules import constant
 
 
 @pytest.fixture
@@ -112,6 +115,10 @@ def test_a_new_layer_starts_no_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", start)
+    network, small = torch.nn.Linear(2, 2), encoder("small_convolutions", widths=(8, 8, 8))
+    optimizer, batch = torch.optim.SGD(network.parameters(), 0.1), (torch.ones(3, 2), torch.tensor([0, 1, 1]))
     before = torch.get_rng_state()
     assert torch.equal(linear_head(4, 3, 0).weight, linear_head(4, 3, 0).weight)
-    assert torch.equal(torch.get_rng_state(), before)
+    fit(network, optimizer, lambda epoch: iter([batch]), 1, 1, constant(), 0)
+    scratch = from_scratch(Trained(small, Preprocessing(12), built_with(small)), 0)
+    assert scratch is not small and torch.equal(torch.get_rng_state(), before)

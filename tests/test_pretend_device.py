@@ -1,7 +1,9 @@
 """Training on a device that is not there (tests/pretend.py): nothing is mixed or waited for, and the CPU's numbers come out."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from tiny import TinyEncoder, tiny_images
 
 from diptych.base.errors import RecipeError
 from diptych.data.images import images
-from diptych.methods import BarlowTwins, CodingRate, Method, SimSiam
+from diptych.methods import BYOL, DINO, BarlowTwins, CodingRate, Method, MoCo, SimSiam, SwAV
 from diptych.methods.keras import keras_barlow_twins, keras_simsiam
 from diptych.networks.batch_norm import shared_statistics
 from diptych.networks.keras import KerasResNet20v2, KerasResNet34
@@ -122,7 +124,11 @@ def test_the_pretended_device_can_fail(device):
         there + here
     with pytest.raises(RuntimeError, match="mixes"):
         there[torch.tensor([0])]
-    assert device.launched == {"_to_copy.default": 1} and device.waits == [] and device.uploads == [24]
+    assert device.launched == {"_to_copy.default": 1} and device.uploads == [24]
+    assert device.waits == [("blocking _to_copy.default", (3, 2))]
+    with device.counting():
+        torch.zeros_like(there).copy_(here.to(DEVICE, non_blocking=True)).copy_(here, non_blocking=True)
+    assert device.waits == [] and device.uploads == [24, 24]
     with device.counting():
         assert float(there.sum()) == 6 and there[there[:, 0] > 0].shape == (3, 2) and there.t().cpu().shape == (2, 3)
     assert [name for name, _ in device.waits] == ["_local_scalar_dense.default", "index.Tensor", "_to_copy.default"]
@@ -177,7 +183,7 @@ def test_between_looks_nothing_is_waited_for(what, device, monkeypatch):
     make, options = ALL[what]
     train(make, DEVICE, **options)
     assert len(looked) == 3, "after steps 0, 2 and 3"
-    assert looked == [(0, 1)] * 3, "one wait for all that is printed"
+    assert looked[0][1] == 1 and looked[1:] == [(0, 1)] * 2, "one wait for all that is printed, and none before"
 
 
 @pytest.mark.parametrize(("free", "copied"), [(4 * 50 * 48, True), (4 * 50 * 48 - 1, False)])
@@ -251,6 +257,10 @@ CAPTURED = {
     "adamw, bfloat16": (small(CodingRate), {"optimizer": "adamw", "precision": "bfloat16"}),
     "draws and targets": (small(Averages), {}),
     "slow views": (small(BarlowTwins), {"slow_views": True}),
+    "byol": (small(BYOL, predictor=8), {"optimizer": "sgd"}),
+    "moco": (small(MoCo, queue=32, statistics_rows=4), {"optimizer": "sgd", "statistics": 4}),
+    "swav": (small(SwAV, prototypes=12, queue=24, queue_start=0.0), {"optimizer": "sgd"}),
+    "dino": (small(DINO, prototypes=16, warmup=0.5), {"optimizer": "adamw"}),
     "as many steps between looks as are kept": (small(BarlowTwins), {"batch": 6, "epochs": 1}),
     "the Keras ResNet-20": (small(keras_simsiam, KerasResNet20v2, predictor=8), {"optimizer": "lamb"}),
 }
@@ -312,6 +322,42 @@ def test_a_step_that_cannot_be_captured_goes_on_without(device, monkeypatch, cap
                for mine, his in zip(captured.state_dict().values(), eager.state_dict().values(), strict=True))  # fmt: skip
     with pytest.raises(RecipeError, match="cuda_graph: a step cannot be captured: .*; set it to auto or false"):
         train(small(Reads), DEVICE, epochs=2, graph=True)
+
+
+def test_a_step_that_waits_is_not_recorded(device, monkeypatch, capsys):
+    """It is noticed in the step before the recording, which is a step as any other: on a GPU a recording that fails is
+    not without consequences."""
+
+    @contextmanager
+    def noticed(where):
+        before, places = len(device.waits), []
+        yield places
+        places += ["losses.py, line 7"] * (len(device.waits) - before)
+
+    monkeypatch.setattr("diptych.base.graph.waits_noticed", noticed)
+    recorded: list[int] = []
+    monkeypatch.setattr("diptych.base.graph.new_graph", lambda where: recorded.append(1) or PretendGraph(device))
+    eager, wanted = train(small(Reads), DEVICE, "lamb", epochs=2)
+    captured, lines = train(small(Reads), DEVICE, "lamb", epochs=2, graph="auto")
+    assert recorded == [1], "the views alone"
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["note: steps run without a CUDA graph: the device is waited for (losses.py, line 7)"]
+    assert numbers(lines) == numbers(wanted)
+    assert all(torch.equal(mine.cpu(), his.cpu())
+               for mine, his in zip(captured.state_dict().values(), eager.state_dict().values(), strict=True))  # fmt: skip
+    with pytest.raises(RecipeError, match="cuda_graph: a step cannot be captured: the device is waited for"):
+        train(small(Reads), DEVICE, epochs=2, graph=True)
+
+
+def test_a_copy_of_an_optimizer_does_not_warn_of_steps_without_a_graph(device):
+    """`budget` and `plan` take their steps on copies; torch warns on a device, and warnings are errors here."""
+    method = small(BarlowTwins)().to(DEVICE)
+    method, optimizer = copy.deepcopy((method, optimizers.adamw(method, lr=0.05)))
+    feed = Feed(tiny_images(), barlow_twins(12), epochs=1, batch_size=24, device=DEVICE)
+    learner = Learner(method, optimizer, warmup_cosine(0.2))
+    for step, views in feed.starting_at(0):
+        learner.step(step, feed.total, views)
+    assert len(optimizer.state) == len(learner.parameters)
 
 
 def test_a_hindrance_is_said_on_a_device(device, capsys):

@@ -41,11 +41,15 @@ def trace(what: str) -> tuple[GraphModule, list]:
     views, waits = preset(SIZE), []
     ((numbers, chain),) = Together(views).chains
     draws = [views[number].sample(ROWS, random_at("traced", number)) for number in numbers]
+    images, rows = torch.zeros(4 * ROWS, 3, SIZE, SIZE, dtype=torch.uint8), torch.arange(ROWS)
     torch.manual_seed(0)
     method = make()
     with pretended_device():
         method.to(DEVICE).to(memory_format=torch.channels_last)
         learner = Learner(method, getattr(optimizers, optimizer)(method, lr=0.05), constant())
+        chain.apply(
+            images.to(DEVICE), chain.pack(draws, ROWS, SIZE, SIZE).to(DEVICE), rows.to(DEVICE)
+        )  # uploads constants
     method.train()
     rates = [group["lr"] for group in learner.optimizer.param_groups]
 
@@ -57,8 +61,7 @@ def trace(what: str) -> tuple[GraphModule, list]:
             waits.extend(device.waits)
             return taken.held
 
-    inputs = (torch.zeros(4 * ROWS, 3, SIZE, SIZE, dtype=torch.uint8), torch.arange(ROWS),
-              chain.pack(draws, ROWS, SIZE, SIZE), torch.tensor([0.5, *rates]))  # fmt: skip
+    inputs = images, rows, chain.pack(draws, ROWS, SIZE, SIZE), torch.tensor([0.5, *rates])
     return make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs), waits
 
 

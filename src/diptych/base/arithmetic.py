@@ -67,10 +67,11 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
     """Inside, products and convolutions of a run: tf32 if that is its precision, else ieee; afterwards as before.
 
     deterministic: the same sums in the same order each time, on a GPU slower ways for some operations. Raises RecipeError
-    where an operation has no such way.
+    where an operation has no such way, or torch has multiplied on a GPU before: it reads an environment variable of cuBLAS at
+    its first product and never again, so the variable stays set.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    tuned, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
+    tuned = torch.backends.cudnn.benchmark
     if deterministic:
         os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -79,6 +80,11 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
         with float32_as("tf32" if precision == "tf32" else "ieee"):
             yield
     except RuntimeError as error:
+        if deterministic and WORKSPACE in str(error):
+            raise RecipeError(
+                f"deterministic: this process has used cuBLAS before this run, or {WORKSPACE} has another value: "
+                f"start it with {WORKSPACE}=:4096:8, or leave pretrain.deterministic out"
+            ) from error
         if deterministic and "deterministic" in str(error):
             raise RecipeError(
                 f"deterministic: {str(error).split('. ')[0]}; leave pretrain.deterministic out"
@@ -88,8 +94,21 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
         if deterministic:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.backends.cudnn.benchmark = tuned
-            if workspace is None:
-                os.environ.pop(WORKSPACE, None)
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """Inside, `scatter_add_` adds as fast as it can even where the same bits are asked for: at most two numbers other than 0
+    must come together. torch's deterministic way is a sort, and cannot be recorded as a graph in every version."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 MEASURED = "bfloat16_gain"  # its name in the user's cache

@@ -27,13 +27,20 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise RecipeError(f"device {name} was requested, but torch sees no GPU; use device=cpu or auto")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        device = torch.device("cuda", own_gpu(os.environ) if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             last = f" to cuda:{count - 1}" if count > 1 else ""
             raise RecipeError(f"device {device} was requested, but there are {count} GPUs; use cuda or cuda:0{last}")
         torch.cuda.set_device(device)
     return device
+
+
+def own_gpu(env: Mapping[str, str]) -> int:
+    """Which of the GPUs that this process sees is its own: by its number among the processes of this machine, or the only one
+    where the system shows it no other, as with srun --gpus-per-task=1."""
+    alone = torch.cuda.device_count() == 1 and env.get("CUDA_VISIBLE_DEVICES", "").isdecimal()
+    return 0 if alone else int(env.get("LOCAL_RANK") or 0)
 
 
 def waits_for(device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from diptych.base.device import own_gpu
 from diptych.base.errors import DiptychError, RecipeError
 from diptych.base.heartbeat import Heartbeat
 from diptych.base.placement import place
@@ -184,10 +185,9 @@ def start(device: str | torch.device = "cpu", timeout_seconds: float = 1800.0) -
     here = place(os.environ)
     if here is None:
         return device
-    number, world, local = (int(here[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    number, world = (int(here[name]) for name in ("RANK", "WORLD_SIZE"))
     if device.type == "cuda":
-        if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
-            local = 0  # each process sees its own GPU only, as with srun --gpus-per-task=1
+        local = own_gpu(os.environ | here)
         if local >= torch.cuda.device_count():
             gpus = torch.cuda.device_count()
             raise RecipeError(f"LOCAL_RANK is {local}, but torch sees {gpus} GPUs: start one process per GPU")

@@ -85,8 +85,10 @@ def as_diptych_error(error: OSError | RuntimeError | MemoryError) -> DiptychErro
         return RecipeError(f"this machine is out of memory: {LESS_MEMORY}")
     if type(error).__name__.startswith("Dist") or "gloo" in message:
         here, world = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
-        return DiptychError(f"process {here} of {world} has lost another process, whose own message is the cause; the last "
-                            "checkpoint is kept: run again with --resume")  # fmt: skip
+        cause = "has lost another process, whose own message is the cause"
+        if "NCCL" in message and "remote process" not in message:  # such as two processes on one GPU
+            cause = f"cannot go on with the others over NCCL ({message.strip().splitlines()[-1]})"
+        return DiptychError(f"process {here} of {world} {cause}; the last checkpoint is kept: run again with --resume")
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.base.arithmetic import choose_precision
+from diptych.base.arithmetic import arithmetic, choose_precision
 from diptych.base.device import choose_device, free_bytes
 from diptych.base.errors import DataError
 from diptych.base.terminal import ProgressBar, counted
@@ -137,8 +137,9 @@ def plan(sections: dict, photos: Images, pixels: Tensor, rate: float) -> Planned
     size = sections["images"]["size"] or built.views[0].size
     if size is not None and size != pixels.shape[2]:
         pixels = torch.nn.functional.interpolate(pixels.float(), (size, size)).byte()
-    pace = measure_pace(built.method, built.views, built.optimizer, pixels, batch_size=settings["batch_size"], learn=learn,
-                        device=device, within=SECONDS)  # fmt: skip
+    with arithmetic(options["precision"], deterministic=settings["deterministic"]):  # a GPU's speed depends on it
+        pace = measure_pace(built.method, built.views, built.optimizer, pixels, batch_size=settings["batch_size"], learn=learn,
+                            device=device, within=SECONDS)  # fmt: skip
     sections = sections | {"images": sections["images"] | {"size": pixels.shape[2]}}
     return Planned(sections, pace, len(photos), len(photos) / rate, photos.labels is not None, options["precision"])
 

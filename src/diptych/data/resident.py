@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.base.device import free_bytes, held_bytes
+from diptych.base.device import free_bytes, held_bytes, upload
 from diptych.base.errors import DataError
 from diptych.base.graph import stays
 from diptych.base.threads import in_order
@@ -90,7 +90,7 @@ class Decoded:
         parts = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
         if pixels.device.type == device.type:
             for part in parts:
-                yield pixels, part.to(pixels.device, non_blocking=True)
+                yield pixels, upload(part, pixels.device)
             return
         gathered = (
             torch.index_select(pixels, 0, part, out=empty_batch(len(part), pixels.shape[-1], device)) for part in parts

@@ -87,7 +87,10 @@ def fit(
     """
     network.train()
     step, loss = 0, torch.zeros(())
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    gpus = (
+        range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    )  # to ask one for its state is to start it
+    with torch.random.fork_rng(devices=gpus):
         for epoch in range(epochs):
             for inputs, classes in batches(epoch):
                 set_rates(optimizer, schedule(step / total))

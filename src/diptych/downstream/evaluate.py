@@ -164,7 +164,8 @@ def subjects(
             for images in sets
         )
         yield Subject(RAW_PIXELS, train, test, None, trained.folder)
-        if (reference := closed_form(trained, task.train, task.seed, say=progress.say)) is not None:
+        reference = closed_form(trained, task.train, task.seed, say=progress.say, device=task.device)
+        if reference is not None:
             dictionary = embed_sets(reference, sets, **options, what=f"{CLOSED_FORM} encoder")
             yield Subject(
                 CLOSED_FORM, dictionary[0], dictionary[1], None, None

@@ -165,8 +165,10 @@ def from_scratch(trained: Trained, seed: int) -> nn.Module:
     Raises CheckpointError when neither is available.
     """
     if trained.built_with is not None:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed_at(seed, "labels", "init"))
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # weights are drawn on the CPU: to ask a GPU for its state is to start it
+            torch.default_generator.manual_seed(seed_at(seed, "labels", "init"))
             return make_encoder(**trained.built_with)
     untrained = trained.untrained()
     if untrained is None:

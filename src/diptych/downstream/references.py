@@ -38,7 +38,7 @@ def references_of(
         return embeddings(trained.encoder, stream(images, device), expected, device=device, output_device=device)
 
     references = [Reference(RAW_PIXELS, "pixels", pixels)]
-    if (quick := closed_form(trained, train, seed, say=say)) is not None:
+    if (quick := closed_form(trained, train, seed, say=say, device=device)) is not None:
 
         def dictionary(images: Images) -> Tensor:
             return quick(stream(images, device), device=device, output_device=device)

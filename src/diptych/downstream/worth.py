@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from diptych.data.images import Images
 from diptych.embeddings.diagnose import Diagnosis
 from diptych.embeddings.lamps import NOT_MEASURED, Lamp, judge
@@ -38,16 +40,18 @@ class Gain:
         return f"{self.protocol}: {abs(points):.1f} points {position} {name} [{low:+.1f} to {high:+.1f}]"
 
 
-def closed_form(trained: Trained, images: Images, seed: int, say: Callable[[str], object]) -> Trained | None:
+def closed_form(
+    trained: Trained, images: Images, seed: int, say: Callable[[str], object], *, device: torch.device | str = "auto"
+) -> Trained | None:
     """The closed-form encoder of the training images (`training.quick`), the strongest reference that seconds can buy.
 
-    say: called before it is computed. Returns None where it would be no reference: for an encoder of that kind, and for
-    images too few or too small to compute one.
+    say: called before it is computed. device: where it is computed. Returns None where it would be no reference: for an
+    encoder of that kind, and for images too few or too small to compute one.
     """
     if isinstance(trained.encoder, PatchDictionary) or len(images) < FEWEST or images.size < SMALLEST_SIZE:
         return None
     say("closed-form encoder of the training images ...")
-    return quick(images, seed=seed, show=False)
+    return quick(images, seed=seed, device=str(device), show=False)
 
 
 def proposed_for(trained: Trained, train: Images) -> Proposed:

@@ -25,7 +25,8 @@ def follow(target: nn.Module, online: Sequence[nn.Module], share: Tensor | float
     """target <- target + share (online - target), in place, parameters only. share: 1 minus the momentum."""
     targets = [p.detach() for p in target.parameters()]  # the same memory
     step = torch._foreach_sub([p.detach() for network in online for p in network.parameters()], targets)
-    torch._foreach_mul_(step, torch.as_tensor(share, dtype=targets[0].dtype, device=targets[0].device))
+    # A number stays one: as a tensor it would be a copy to the device, which the CPU waits for and no graph may hold.
+    torch._foreach_mul_(step, share.to(targets[0]) if isinstance(share, Tensor) else share)
     torch._foreach_add_(targets, step)
 
 

@@ -200,17 +200,21 @@ class _FusedOverRanks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore
         x, weight, mean, inverse, counts = ctx.saved_tensors
-        gradient = _dense(gradient)
-        sums = KERNELS.batch_norm_backward_reduce(gradient, x, mean, inverse, weight, True, True, True)
+        gradient = _dense(gradient, like=x)
+        affine = weight is not None  # without a weight the kernel has no type for its gradient
+        sums = KERNELS.batch_norm_backward_reduce(gradient, x, mean, inverse, weight, True, affine, affine)
         summed = mean_over_ranks(torch.stack(sums[:2])) * world_size()
         wide = None if weight is None else weight.to(mean.dtype)
         to_x = KERNELS.batch_norm_backward_elemt(gradient, x, mean, inverse, wide, *summed, counts)
-        return to_x, *((None, None) if weight is None else sums[2:]), None
+        return to_x, *(sums[2:] if affine else (None, None)), None
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x as the kernels take it: without gaps, in channels_last or as it is by default."""
-    return x if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """x as the kernels take it: without gaps, in channels_last or as it is by default; with another, in the order of that one,
+    as they read both by the order of one of them."""
+    like = x if like is None else like
+    wide = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
 
 
 def _layout(x: Tensor) -> tuple[list[int], list[int]]:

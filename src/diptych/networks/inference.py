@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.base.arithmetic import float32_as
+from diptych.base.device import upload
 from diptych.base.errors import DataError, RecipeError
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -138,7 +139,9 @@ def prepare(
             images = F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)
         top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
         images = images[:, :, top : top + size, left : left + size]
-    return (images - images.new_tensor(mean).view(1, -1, 1, 1)) / images.new_tensor(std).view(1, -1, 1, 1)
+    shift, scale = (upload(torch.tensor(channels, dtype=images.dtype), images.device).view(1, -1, 1, 1)
+                    for channels in (mean, std))  # fmt: skip
+    return (images - shift) / scale
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

@@ -65,14 +65,15 @@ class Steps:
     """
 
     def __init__(self, learner: Learner, failed: Callable[[str], object], kept: int):
-        self.learner, self.report = learner, failed
+        self.learner = learner
         self.kept = kept
         self.ring: Tensor | None = None
+        self.rows = torch.arange(kept, device=learner.device)[:, None]
         self.row = torch.zeros(1, dtype=torch.int64, device=learner.device)  # of the step that comes next
         self.names: list[str] = []
         self.of_draw: list[str] = []
         self.views = 0
-        self.captured = Captured(self.flat, self.failed)
+        self.captured = Captured(self.flat, failed, undo=self.undo)
 
     def __call__(self, step: int, given: Tensor, views: list[Tensor], draw: Draw) -> tuple[list[str], Tensor]:
         self.of_draw, self.views = list(draw), len(views)
@@ -86,11 +87,12 @@ class Steps:
         self.names, numbers = self.learner.device_step(0, given, list(tensors[: self.views]), draw)
         if self.ring is None:  # at the first step, which is not recorded
             self.ring = numbers.new_zeros(self.kept, len(numbers))
-        self.ring.index_copy_(0, self.row, numbers[None])
+        # Not by an index: where the same bits are asked for, torch writes those by way of a sort.
+        torch.where(self.rows == self.row, numbers, self.ring, out=self.ring)
         self.row.add_(1).remainder_(self.kept)
         return (self.ring,)
 
-    def failed(self, reason: str) -> None:
+    def undo(self) -> None:
+        """What the host has counted while a recording that failed launched nothing."""
         guard = self.learner.guard
-        guard.put_back(guard.memories[-1])  # what the host has counted while nothing was launched
-        self.report(reason)
+        guard.put_back(guard.memories[-1])

@@ -71,6 +71,5 @@ class Feed:
     def views_of_examples(self, examples: Tensor) -> list[Tensor]:
         """Views of `examples`, the same at each call, on the device and of the type of training."""
         pixels = examples.to(self.device)
-        return [
-            view(pixels, random_at(self.seed, "picture", index)).to(self.dtype) for index, view in enumerate(self.views)
-        ]
+        rngs = (random_at(self.seed, "picture", index) for index in range(len(self.views)))
+        return [view(pixels, rng).to(self.dtype) for view, rng in zip(self.views, rngs, strict=True)]

@@ -78,6 +78,8 @@ class Updates:
         self.form = {"fused": True, "foreach": False} if self.torchs_own else {}
         if "capturable" in optimizer.defaults:
             self.form["capturable"] = True
+            # torch does not warn of steps without a graph, but a copy of an optimizer has forgotten that.
+            optimizer._warned_capturable_if_run_uncaptured = True  # pyrefly: ignore[missing-attribute]
         groups = ([p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups)
         honours = self.torchs_own or getattr(type(optimizer), "skips_bad_steps", False)
         self.skips = honours and all(is_fused(parameters) for parameters in groups)
@@ -120,7 +122,6 @@ def ready(p: Tensor, memory: dict) -> None:
     if p.grad is not None:
         p.grad = laid_as(p, p.grad)
     for name, value in memory.items():
-        if isinstance(value, Tensor) and value.shape == p.shape:
-            memory[name] = laid_as(p, value)
-        elif isinstance(value, Tensor) and value.device != p.device:
-            memory[name] = value.to(p.device)  # Adam's count of steps, from a checkpoint
+        if isinstance(value, Tensor):
+            value = value.to(p.device)  # Adam's count of steps, from a checkpoint
+            memory[name] = laid_as(p, value) if value.shape == p.shape else value

@@ -97,7 +97,8 @@ def pretrain(
                     clip_norm=clip_norm, micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
     record = record or describe_arguments(method, images, views, optimizer, settings)
     feed = Feed(images, views, epochs=epochs or 1, batch_size=batch_size, seed=seed, device=where, dtype=dtype)
-    with shared_statistics(method, method.statistics_rows), quick_convolutions(method):
+    numerics = partial(arithmetic, deterministic=deterministic)
+    with numerics(precision), shared_statistics(method, method.statistics_rows), quick_convolutions(method):
         try_method(method, views, images.size, precision)
     run = open_run(out, record, resume, overwrite)
     try:
@@ -112,13 +113,13 @@ def pretrain(
         learn = partial(Learner, schedule=schedule or warmup_cosine(), seed=seed, precision=precision, clip_norm=clip_norm,
                         micro_batch=micro_batch, torch_compile=torch_compile)  # fmt: skip
         if budget is not None:
-            feed.total = state.steps_in_budget or steps_within(budget, feed, learn, method, optimizer, run)
+            with numerics(precision):  # a GPU's speed depends on it
+                feed.total = state.steps_in_budget or steps_within(budget, feed, learn, method, optimizer, run)
             state.steps_in_budget = feed.total
         own_random = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         bar = ProgressBar("pretrain", feed.total, show and rank() == 0)
         statistics = shared_statistics(method, method.statistics_rows)
-        numerics = arithmetic(precision, deterministic=deterministic)
-        with own_random, statistics, numerics, quick_convolutions(method), StopRequest() as request, bar:
+        with own_random, statistics, numerics(precision), quick_convolutions(method), StopRequest() as request, bar:
             learner = learn(method, optimizer)
             capture(learner, feed, cuda_graph, bar.say, hindrance=hindrance, log_steps=log_steps)
             diary = Diary(run, state, total=feed.total, steps_per_epoch=feed.steps_per_epoch, batch_size=batch_size,

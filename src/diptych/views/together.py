@@ -1,16 +1,18 @@
 """All views of a batch in one pass, in the form for a GPU. N images, V views, M = V N rows, view by view."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diptych.base.arithmetic import float32_as
+from diptych.base.arithmetic import any_order, float32_as
 from diptych.base.device import upload
 from diptych.base.graph import Captured
 from diptych.base.random_at import Draw
 from diptych.views import masked, masked_colour
+from diptych.views.geometry import RandomResizedCrop
 from diptych.views.keras_masked import KERAS_TWINS
 from diptych.views.masked import Twin
 from diptych.views.view import View, flips_of_crops
@@ -70,7 +72,8 @@ class Chain:
         """
         images = images if places is None else images[places]
         views, count = len(self.parts), len(images)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), float32_as("ieee"):
+        order = nullcontext() if any(adds_three(link.step) for link in self.links) else any_order()
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), float32_as("ieee"), order:
             most = max(1, VALUES_PER_BLOCK // (views * images[:1].numel()))
             blocks = zip(images.split(most), packed.view(views, count, -1).split(most, 1), strict=True)
             passed = [self._pass(*block) for block in blocks]
@@ -83,6 +86,12 @@ class Chain:
         for link, numbers in zip(self.links, columns, strict=True):
             rows = link.twin.run(link.step, rows, numbers)
         return rows.contiguous(memory_format=torch.channels_last).split(len(images))
+
+
+def adds_three(step: Any) -> bool:
+    """Whether an operation's matrices add up more than two taps of a pixel other than 0: beyond a border, cubic taps without
+    antialias repeat it. All others meet at most once, where an image is reflected."""
+    return isinstance(step, RandomResizedCrop) and step.interpolation == "bicubic" and not step.antialias
 
 
 class Together:
