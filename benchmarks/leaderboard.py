@@ -2,6 +2,7 @@
 
     python -m benchmarks.leaderboard --train TRAIN --test TEST [--minutes 15] [--seeds 3] [--runs FOLDER]
     python -m benchmarks.leaderboard --sets demo --methods byol simclr --minutes 2
+    python -m benchmarks.leaderboard --sets demo --override pretrain.batch_size=32 optimizer.lr=0.0007 --runs FOLDER
     python -m benchmarks.leaderboard --table        (what is there, nothing is trained; --markdown: as in the README)
 
 cifar10 is any labelled SOURCE of 32 pixels, demo are the squares of `diptych demo`, backgrounds those of photographs that
@@ -11,7 +12,7 @@ FOLDER/SET-MINUTESmin/METHOD-SEED. It is judged by kNN and a linear probe on the
 that is done is not done again; one that was stopped goes on.
 
 The CPU-seconds of a step of every method are measured first, in turns, and FOLDER/paces.json keeps them: the budget is a
-number of steps, which other work on the machine does not change afterwards.
+number of steps, which other work on the machine does not change afterwards. Rows with other overrides need a FOLDER of their own.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = options(words)
     torch.set_num_threads(1)
     if arguments.pace is not None:
-        return print(json.dumps(pace(arguments.pace)))
+        return print(json.dumps(pace(arguments.pace, arguments.override)))
     if arguments.row is not None:
         return do(task_of(arguments, *arguments.row), arguments)
     if not arguments.table:
@@ -124,6 +125,7 @@ def options(words: list[str] | None) -> argparse.Namespace:
     command.add_argument(
         "--backgrounds", type=Path, default=Path("/"), help="folder that holds usr/share of Debian's packages"
     )
+    command.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipes, for all rows")
     command.add_argument("--minutes", type=float, default=15.0, help="CPU-minutes of training, each row")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--runs", type=Path, default=ROOT / "runs" / "leaderboard", help="folder of the run folders")
@@ -143,7 +145,8 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
 
 def task_of(arguments: argparse.Namespace, name: str, method: str, seed: int | str) -> Task:
     seconds = known_paces(arguments.runs).get(method, math.nan)
-    return Task(name, method, int(seed), arguments.runs, 0.02 if arguments.quick else arguments.minutes, seconds)
+    minutes = 0.02 if arguments.quick else arguments.minutes
+    return Task(name, method, int(seed), arguments.runs, minutes, seconds, (*SAME, *arguments.override))
 
 
 def in_a_process(task: Task, arguments: argparse.Namespace, words: list[str] | None) -> None:
@@ -176,9 +179,9 @@ def measure_paces(arguments: argparse.Namespace, words: list[str] | None) -> Non
     kept.write_text(json.dumps(known, indent=1) + "\n")
 
 
-def pace(method: str) -> float:
+def pace(method: str, override: Sequence[str]) -> float:
     """CPU-seconds of a step of the method's recipe: views, forward, loss, backward, update."""
-    sections = read_recipe(f"{method}-cifar10-small", SAME)
+    sections = read_recipe(f"{method}-cifar10-small", [*SAME, *override])
     train, _ = photographs(32)  # the pixels make no difference
     return plan(sections, train, train.subset(range(min(256, len(train)))).pixels(), 1.0).pace.cpu
 
@@ -188,7 +191,14 @@ def do(task: Task, arguments: argparse.Namespace) -> None:
     train, test = SETS[task.name](arguments)
     row = references(task, train, test) if task.method == REFERENCES else trained(task, train, test)
     task.result.parent.mkdir(parents=True, exist_ok=True)
-    about = {"set": task.name, "seed": task.seed, "minutes": task.minutes, "commit": commit(), "machine": machine()}
+    about = {
+        "set": task.name,
+        "seed": task.seed,
+        "minutes": task.minutes,
+        "commit": commit(),
+        "machine": machine(),
+        "overrides": task.overrides,
+    }
     temporary = task.result.with_suffix(".tmp")
     temporary.write_text(json.dumps(about | row, indent=1) + "\n")
     temporary.replace(task.result)
