@@ -29,8 +29,8 @@ TAIL = 0.02  # share of a null whose tail is fitted
 
 def why_undecided(alike: float) -> str:
     """Why pairs that are as similar as copies are not called copies, as the second half of a sentence."""
-    return (f"as similar as copies ({ALIKE} or more), and so are {100 * alike:.2g} % of the farther neighbours, "
-            "which are assumed not to be copies: overlapping crops and nearly plain images look like copies")  # fmt: skip
+    return (f"as similar as copies ({ALIKE} or more), but so are {100 * alike:.2g} % of the pairs that are "
+            "assumed not to be copies: overlapping crops or nearly plain images")  # fmt: skip
 
 
 class Pairs(NamedTuple):
