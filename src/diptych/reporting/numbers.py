@@ -89,8 +89,8 @@ def leaks_text(run: Record) -> str:
     more = f" {number(unsure)} test images that are not counted are {why_undecided(alike)}." if unsure > 0 else ""
     if exact + near <= 0:
         return more.strip()
-    text = (f"{number(exact + near)} of {number(tested)} test images are in the training set: {number(exact)} with the same "
-            f"pixels, {number(near)} as near copies.")  # fmt: skip
+    text = (f"{number(exact + near)} of {number(tested)} test images {'is' if exact + near == 1 else 'are'} in the training set: "
+            f"{number(exact)} with the same pixels, {number(near)} as near copies.")  # fmt: skip
     rows = leaks.get("without")
     accuracies = [(clip(row.get("protocol", ""), 40), real(row.get("accuracy"))) for row in rows
                   if isinstance(row, dict) and row.get("subject") == run.main] if isinstance(rows, list) else []  # fmt: skip
