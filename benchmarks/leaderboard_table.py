@@ -55,8 +55,8 @@ def block(name: str, rows: Sequence[dict]) -> str:
         accuracies = "".join(f"{interval(values(rows, subject, protocol)):>16}" for protocol in ("linear", "knn"))
         costs = ""
         for key, width, digits in (("seconds_per_epoch", 10, 1), ("epochs", 8, 1), ("peak_megabytes", 8, 0)):
-            numbers = [row[key] for row in mine if key in row]
-            costs += f"{statistics.fmean(numbers):>{width}.{digits}f}" if numbers else " " * width
+            mean = mean_cost(mine, subject, key)
+            costs += " " * width if mean is None else f"{mean:>{width}.{digits}f}"
         verdicts = ", ".join(dict.fromkeys(row["verdict"] for row in mine if "verdict" in row))
         lines.append(f"  {subject:<42}{accuracies}{costs}{len(mine):>7}  {verdicts}".rstrip())
     return "\n".join(lines)
@@ -120,8 +120,11 @@ def markdown_table(rows: Sequence[dict]) -> str:
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for subject in sorted(subjects, key=lambda subject: -over_sets(sets, subject)):
         cells = [accuracy(mine, subject, protocol) for mine in sets.values() for protocol in ("linear", "knn")]
-        costs = [cost(sets[costly], subject, key) for key in ("seconds_per_epoch", "peak_megabytes")]
-        cells += [f"{rank[subject]:.1f}" if subject in rank else "", *costs]
+        costs = [mean_cost(sets[costly], subject, key) for key in ("seconds_per_epoch", "peak_megabytes")]
+        cells += [
+            f"{rank[subject]:.1f}" if subject in rank else "",
+            *("" if mean is None else f"{mean:,.0f}" for mean in costs),
+        ]
         lines.append(f"| {NAMES.get(subject, subject)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -138,6 +141,7 @@ def accuracy(rows: Sequence[dict], subject: str, protocol: str) -> str:
     return interval(numbers).replace("+-", "±").removesuffix(" ± 0.0") if numbers else ""
 
 
-def cost(rows: Sequence[dict], subject: str, key: str) -> str:
+def mean_cost(rows: Sequence[dict], subject: str, key: str) -> float | None:
+    """None where nothing was trained."""
     numbers = [row[key] for row in rows if subject in row["subjects"] and key in row]
-    return f"{statistics.fmean(numbers):,.0f}" if numbers else ""
+    return statistics.fmean(numbers) if numbers else None

@@ -3,7 +3,7 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,9 +25,9 @@ METHOD = re.compile(r"^method:\s+{?name: (\w+)", re.MULTILINE)
 HARDWARE, TIME = (re.compile(rf"^# {word} +(.+)", re.MULTILINE) for word in ("hardware", "time"))
 
 
-def list_recipes() -> str:
+def list_recipes(groups: Mapping[str, Sequence[str]]) -> str:
     """The names of the recipes, by method, on one screen."""
-    groups, indent = recipes_by_method(), 2 + max(map(len, recipes_by_method()))
+    indent = 2 + max(map(len, groups))
     rows = [
         textwrap.fill(", ".join(names), COLUMNS, initial_indent=f"{method:<{indent}}", subsequent_indent=" " * indent,
                       break_on_hyphens=False)
@@ -36,11 +36,9 @@ def list_recipes() -> str:
     return "\n".join([*rows, "", LEGEND])
 
 
-def describe_recipes(method: str | None = None) -> str:
-    """First line, hardware and time of each recipe of a method; None: of all methods. Raises RecipeError for an unknown one."""
-    groups = recipes_by_method()
-    chosen = groups if method is None else {method: groups[method]}
-    return "\n\n".join("\n\n".join([name, *map(described, names)]) for name, names in chosen.items())
+def describe_recipes(groups: Mapping[str, Sequence[str]]) -> str:
+    """First line, hardware and time of each recipe, by method."""
+    return "\n\n".join("\n\n".join([method, *map(described, names)]) for method, names in groups.items())
 
 
 def described(name: str) -> str:
@@ -69,14 +67,14 @@ def rank_of(name: str) -> int:
 
 def show_recipes(name: str | None, *, every: bool) -> str:
     """What `diptych recipes` prints: names, the descriptions of a method or of all recipes, or the text of one recipe."""
-    method = (name or "").replace("-", "_")
+    groups, method = recipes_by_method(), (name or "").replace("-", "_")
     if every and name is not None:
         raise RecipeError(f"--all describes every recipe: leave out {name}, or leave out --all")
-    if method in (methods := recipes_by_method()):
-        return describe_recipes(method)
     if name is None:
-        return describe_recipes() if every else list_recipes()
-    known = [*recipe_names(), *methods]
+        return describe_recipes(groups) if every else list_recipes(groups)
+    if method in groups:
+        return describe_recipes({method: groups[method]})
+    known = [*recipe_names(), *groups]
     if name not in known and "." not in name:
         fail(f"there is no recipe and no method {name!r}", name, known, "`diptych recipes` lists them")
     return print_recipe(name)
