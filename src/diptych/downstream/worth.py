@@ -114,7 +114,7 @@ def with_worth(
 
 
 def advice(losing: Sequence[Gain], joined: Sequence[Gain], proposed: Proposed, known: bool, *, own: bool) -> list[str]:
-    """What to do where references are better. known: whether the closed form's accuracy is; the rest as of `with_worth`."""
+    """What to do where references are better. known: whether the closed form was measured. The rest: see `with_worth`."""
     better = {gain.reference for gain in losing}
     beside = [gain for gain in joined if gain.reference == CLOSED_FORM]
     clear = [gain for gain in beside if gain.paired.interval[0] > 0]

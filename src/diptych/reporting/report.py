@@ -236,7 +236,7 @@ def sentence(text: str) -> str:
 
 
 def advised(judged: dict) -> str:
-    """The command of the advice; "" where it has placeholders, as of images that were arrays in Python."""
+    """The command of the advice; "" where it has placeholders, as for images given as arrays in Python."""
     named = [part for text in judged["advice"] for part in text.split("`")[1::2] if part.startswith("diptych quick ")]
     return next((command for command in named if not PLACEHOLDERS.intersection(command.split())), "")
 
